@@ -1,0 +1,390 @@
+"""Streaming accumulation of second moments: float32 products, float64 sums, one shift.
+
+Two contractions give the weighted moment of a gradient row metric, M = g gᵀ per sequence:
+
+    short sequences   K = (g gᵀ) F,  G = Fᵀ K     2 S² d + S d² products a sequence
+    long sequences    T = gᵀ F,      G = Tᵀ T       S d² + d³   products a sequence
+
+They cross near S = d/√2 by count; `benchmarks/contraction.py` measures where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
+
+RowMetric = (
+    Literal["identity", "gradient", "diagonal"]
+    | Callable[
+        [Float[Tensor, "batch pos d"], Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos pos"]
+    ]
+)
+"""A name, or a callable (F, g) -> M giving one symmetric, positive semi-definite M a sequence."""
+
+ROW_METRICS = ("identity", "gradient", "diagonal")
+STATISTICS = ("activation", "gradient", "weighted")
+
+_BLOCK = 256
+"""Column blocks of the symmetric products. At width 768, six blocks of nine are computed."""
+
+_CROSSING = 1.0
+"""S/d below which the contraction for short sequences is taken."""
+
+
+def row_metric_name(row_metric: RowMetric) -> str:
+    """The name that goes into files; raises ValueError for what is no row metric."""
+    if isinstance(row_metric, str):
+        if row_metric not in ROW_METRICS:
+            raise ValueError(
+                f"row_metric is {row_metric!r}; expected one of {', '.join(ROW_METRICS)}, "
+                "or a callable (F, g) -> [batch, pos, pos]."
+            )
+        return row_metric
+    if not callable(row_metric):
+        raise ValueError(
+            f"row_metric is a {type(row_metric).__name__}; expected one of "
+            f"{', '.join(ROW_METRICS)}, or a callable (F, g) -> [batch, pos, pos]."
+        )
+    return getattr(row_metric, "__name__", None) or type(row_metric).__name__
+
+
+class NonFiniteError(ValueError):
+    """NaN or infinity among activations or gradients."""
+
+
+@contextlib.contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """No TF32, no reduced-precision sums and no autocast inside; what was set before, after."""
+    # The two APIs of torch for this must not be mixed, so only the oldest, which all versions have.
+    before = torch.backends.cuda.matmul.allow_tf32 if device_type == "cuda" else False
+    if before:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.no_grad(), torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        if before:
+            torch.backends.cuda.matmul.allow_tf32 = True
+
+
+class _Sums:
+    """c, b and G of one moment: products of the batch under way, and float64 sums of those committed.
+
+    Only the block upper triangle of G is computed. A batch that fails half-way is dropped whole.
+    """
+
+    def __init__(self, lead: torch.Size, width: int, device: torch.device) -> None:
+        # MPS has no float64: there the sums live on the CPU.
+        home = torch.device("cpu") if device.type == "mps" else device
+        self.weight = torch.zeros(lead, dtype=torch.float64, device=home)
+        self.first = torch.zeros((*lead, width), dtype=torch.float64, device=home)
+        self.second = torch.zeros((*lead, width, width), dtype=torch.float64, device=home)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, weight: Tensor, first: Tensor, second: Tensor, scale: float) -> None:
+        """Put `scale` times (c, b, G) beside what the batch has given so far."""
+        if scale != 1.0:
+            weight, first, second = weight * scale, first * scale, second.mul_(scale)
+        self._pending.append((weight, first, second))
+
+    def check(self) -> list[Tensor]:
+        """Scalars that are finite exactly when all that is pending is (but for off-diagonal overflow)."""
+        diagonals = [second.diagonal(dim1=-2, dim2=-1).sum() for _, _, second in self._pending]
+        return diagonals + [first.sum() + weight.sum() for weight, first, _ in self._pending]
+
+    def commit(self) -> None:
+        for weight, first, second in self._pending:
+            self.weight += weight.to(self.weight)
+            self.first += first.to(self.first.device)
+            self.second += second.to(self.second.device)
+        self._pending.clear()
+
+    def discard(self) -> None:
+        self._pending.clear()
+
+    def result(self, shift: Tensor) -> SecondMoment:
+        whole = self.second.triu() + self.second.triu(1).mT
+        return SecondMoment(self.weight.clone(), self.first.clone(), whole, shift.clone())
+
+
+def _symmetric_product(
+    left: Float[Tensor, "*head rows d"], right: Float[Tensor, "*head rows d"]
+) -> Float[Tensor, "*head d d"]:
+    """leftᵀ right where that is symmetric: of a wide one only the block upper triangle is filled in."""
+    width = left.shape[-1]
+    if width < 2 * _BLOCK:
+        return left.mT @ right
+    product = left.new_zeros((*left.shape[:-2], width, width))
+    for start in range(0, width, _BLOCK):
+        stop = min(start + _BLOCK, width)
+        torch.matmul(
+            left[..., start:stop].mT, right[..., start:], out=product[..., start:stop, start:]
+        )
+    return product
+
+
+@dataclasses.dataclass
+class _Batch:
+    """The rows of one batch: F − 1σᵀ with the rows left out set to zero."""
+
+    rows: Float[Tensor, "*head batch pos d"]
+    mask: Bool[Tensor, "batch pos"] | None
+    gradients_to_come: int
+
+
+class MomentAccumulator:
+    """Folds batches of activations and gradients at one hook point into `Moments`.
+
+        c += Σ 1ᵀM1,  b += Σ FᵀM1,  G += Σ FᵀMF     for M = I on F, M = I on g, and the row metric
+
+    Any split of the same (F, g) into batches gives the same moments to float32 rounding.
+
+    Args:
+        row_metric: "identity", "gradient" (M = g gᵀ), "diagonal" (M = diag ‖g_s‖²), or a callable
+            (F, g) -> M [batch, pos, pos] that gives a symmetric, positive semi-definite M.
+        statistics: which of "activation", "gradient" and "weighted" to keep.
+        objectives: one name a set of gradients; they share the activations.
+        per_head: treat [batch, pos, head, d_head] as one space a head, not one of head·d_head.
+        provenance: carried into the moments.
+    """
+
+    def __init__(
+        self,
+        row_metric: RowMetric = "gradient",
+        *,
+        statistics: Sequence[str] = STATISTICS,
+        objectives: Sequence[str] = ("",),
+        per_head: bool = False,
+        provenance: Provenance = Provenance(),
+    ) -> None:
+        row_metric_name(row_metric)
+        self.row_metric = row_metric
+        self.statistics = tuple(statistics)
+        self.objectives = tuple(objectives)
+        self.per_head = per_head
+        self.provenance = provenance
+        self.n_tokens = 0
+        self.n_sequences = 0
+        self.shift: Tensor | None = None
+        self._sums: dict[tuple[str, str], _Sums] = {}
+        self._batch: _Batch | None = None
+        self._counts = (0, 0)
+
+    # -- one batch: begin, gradients as they arrive, then commit or discard -------------------------
+
+    def begin(
+        self,
+        activations: Float[Tensor, "batch pos *head d"],
+        mask: Bool[Tensor, "batch pos"] | None = None,
+        *,
+        gradients_to_come: int = 0,
+    ) -> None:
+        """Take the activations of a batch; `gradients_to_come` says how often `gradient` will follow.
+
+        Raises:
+            ValueError: if the width differs from that of earlier batches.
+        """
+        rows = self._to_rows(activations)
+        n_sequences, n_positions = activations.shape[:2]
+        n_tokens = n_sequences * n_positions if mask is None else int(mask.sum())
+        self._counts = (n_tokens, n_sequences)
+        if self.shift is None:
+            if n_tokens == 0:
+                return
+            self._start(rows, mask, n_tokens)
+        assert self.shift is not None
+        if rows.shape[-1] != self.shift.shape[-1] or rows.shape[:-3] != self.shift.shape[:-1]:
+            raise ValueError(
+                f"Activations of shape {tuple(activations.shape)} arrived at a hook point whose earlier "
+                f"ones had width {self.shift.shape[-1]}: collect models of one shape at a time."
+            )
+        with full_precision(rows.device.type):
+            rows = rows - self.shift.to(rows)[..., None, None, :]
+            if mask is not None:
+                rows.masked_fill_(~mask[..., None], 0.0)
+            if ("activation", "") in self._sums:
+                flat = rows.flatten(-3, -2)
+                weight = torch.full(rows.shape[:-3], float(n_tokens), device=rows.device)
+                self._sums["activation", ""].add(
+                    weight, flat.sum(-2), _symmetric_product(flat, flat), 1.0
+                )
+        if gradients_to_come:
+            self._batch = _Batch(rows, mask, gradients_to_come)
+
+    def gradient(
+        self, gradients: Float[Tensor, "batch pos *head d"], objective: str = "", scale: float = 1.0
+    ) -> None:
+        """Fold in one gradient of the batch that `begin` took; `scale` is 1 over the number of samples."""
+        if self._batch is None:
+            return
+        batch = self._batch
+        g = self._to_rows(gradients)
+        with full_precision(g.device.type):
+            if batch.mask is not None:
+                g = g.masked_fill(~batch.mask[..., None], 0.0)
+            if "gradient" in self.statistics:
+                flat = g.flatten(-3, -2)
+                weight = torch.full(g.shape[:-3], float(self._counts[0]), device=g.device)
+                self._sums["gradient", objective].add(
+                    weight, flat.sum(-2), _symmetric_product(flat, flat), scale
+                )
+            if ("weighted", objective) in self._sums:
+                self._sums["weighted", objective].add(*self._weighted(batch, g), scale)
+        batch.gradients_to_come -= 1
+        if batch.gradients_to_come == 0:
+            self._batch = None
+
+    def check(self) -> list[Tensor]:
+        """Scalars of the pending batch that are all finite exactly when it is fit to be committed."""
+        return [scalar for sums in self._sums.values() for scalar in sums.check()]
+
+    def commit(self) -> None:
+        """Add the pending batch to the float64 sums."""
+        for sums in self._sums.values():
+            sums.commit()
+        self.n_tokens += self._counts[0]
+        self.n_sequences += self._counts[1]
+        self._batch, self._counts = None, (0, 0)
+
+    def discard(self) -> None:
+        """Forget the pending batch, whole."""
+        for sums in self._sums.values():
+            sums.discard()
+        self._batch, self._counts = None, (0, 0)
+
+    def update(
+        self,
+        activations: Float[Tensor, "batch pos *head d"],
+        gradients: Float[Tensor, "batch pos *head d"] | None = None,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> MomentAccumulator:
+        """Fold one batch of (F, g) in, and return self.
+
+        Raises:
+            NonFiniteError: on NaN or infinity at a position that counts; the batch is left out.
+        """
+        try:
+            self.begin(activations, mask, gradients_to_come=0 if gradients is None else 1)
+            if gradients is not None:
+                self.gradient(gradients)
+            if not all(bool(torch.isfinite(scalar)) for scalar in self.check()):
+                raise NonFiniteError(
+                    "The activations or gradients of this batch hold NaN or infinity."
+                )
+        except BaseException:
+            self.discard()
+            raise
+        self.commit()
+        return self
+
+    # -- results -------------------------------------------------------------------------------------
+
+    def result(self, objective: str = "") -> Moments:
+        """The moments of all that was committed, with the gradients of one objective."""
+
+        def moment(name: str) -> SecondMoment | None:
+            if name == "weighted" and self.row_metric == "identity":
+                return None if name not in self.statistics else moment("activation")
+            sums = self._sums.get((name, "" if name == "activation" else objective))
+            if sums is None or self.shift is None:
+                return None
+            shift = self.shift.to(sums.first)
+            return sums.result(torch.zeros_like(shift) if name == "gradient" else shift)
+
+        return Moments(
+            activation=moment("activation"),
+            gradient=moment("gradient"),
+            weighted=moment("weighted"),
+            n_tokens=self.n_tokens,
+            n_sequences=self.n_sequences,
+            provenance=self.provenance,
+        )
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _to_rows(self, x: Float[Tensor, "batch pos *head d"]) -> Float[Tensor, "*head batch pos d"]:
+        x = x.detach()
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()
+        if x.ndim == 4:
+            return x.movedim(2, 0) if self.per_head else x.flatten(2)
+        return x
+
+    def _start(self, rows: Tensor, mask: Tensor | None, n_tokens: int) -> None:
+        """Fix the shift at the mean of the first rows seen, and lay out the sums."""
+        kept = rows if mask is None else rows.masked_fill(~mask[..., None], 0.0)
+        mean = kept.sum((-3, -2)) / n_tokens
+        lead, width, device = rows.shape[:-3], rows.shape[-1], rows.device
+        weighted = "weighted" in self.statistics
+        # Under M = I the weighted moment is the activations' own, and is not computed twice.
+        if "activation" in self.statistics or (weighted and self.row_metric == "identity"):
+            names = [("activation", "")]
+        else:
+            names = []
+        for objective in self.objectives:
+            if "gradient" in self.statistics:
+                names.append(("gradient", objective))
+            if weighted and self.row_metric != "identity":
+                names.append(("weighted", objective))
+        # A non-finite first batch is refused at commit; it must not poison the shift.
+        finite = bool(torch.isfinite(mean).all())
+        self.shift = mean if finite else torch.zeros_like(mean)
+        self._sums = {name: _Sums(lead, width, device) for name in names}
+
+    def _weighted(self, batch: _Batch, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(c, b, G) of this batch under the row metric, about the shift."""
+        rows = batch.rows
+        if self.row_metric == "gradient":
+            total = g.sum(-2)  # gᵀ1 of each sequence
+            weight = total.square().sum((-2, -1))
+            row_sums = torch.einsum("...bsd,...bd->...bs", g, total)  # M1 = g gᵀ1
+            first = torch.einsum("...bs,...bsd->...d", row_sums, rows)
+            if rows.shape[-2] < _CROSSING * rows.shape[-1]:
+                mixed = (g @ g.mT) @ rows
+                second = _symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
+            else:
+                crossed = (g.mT @ rows).flatten(-3, -2)
+                second = _symmetric_product(crossed, crossed)
+            return weight, first, second
+        if self.row_metric == "diagonal":
+            squared = g.square().sum(-1, keepdim=True)  # ‖g_s‖²
+            scaled = squared * rows
+            weight, first = squared.sum((-3, -2, -1)), scaled.sum((-3, -2))
+            return weight, first, _symmetric_product(rows.flatten(-3, -2), scaled.flatten(-3, -2))
+        metric = self._called_metric(batch, g)
+        mixed = metric @ rows
+        weight, first = metric.sum((-3, -2, -1)), mixed.sum((-3, -2))
+        return weight, first, _symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
+
+    def _called_metric(self, batch: _Batch, g: Tensor) -> Tensor:
+        """M of a callable row metric, checked, with the rows and columns left out set to zero."""
+        assert callable(self.row_metric) and self.shift is not None
+        activations = batch.rows + self.shift.to(batch.rows)[..., None, None, :]
+        if batch.mask is not None:
+            activations.masked_fill_(~batch.mask[..., None], 0.0)
+        metric = self.row_metric(activations, g)
+        expected = (*g.shape[:-1], g.shape[-2])
+        if not isinstance(metric, Tensor) or metric.shape != expected:
+            got = tuple(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
+            raise ValueError(
+                f"The row metric gave {got}; expected a tensor of shape {tuple(expected)}: "
+                "one [pos, pos] matrix a sequence."
+            )
+        metric = metric.to(batch.rows)
+        if batch.mask is not None:
+            pairs = batch.mask[..., :, None] & batch.mask[..., None, :]
+            metric = metric.masked_fill(~pairs, 0.0)
+        if not torch.allclose(metric, metric.mT, rtol=1e-4, atol=1e-5 * float(metric.abs().max())):
+            raise ValueError(
+                "The row metric gave a matrix that is not symmetric; a second moment FᵀMF needs a "
+                "symmetric, positive semi-definite M: return (M + M.mT) / 2 if that is what you mean."
+            )
+        return metric

@@ -1,0 +1,186 @@
+"""One streaming pass over a model: what is asked of it, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+from tqdm.auto import tqdm
+
+from tl_weighted_pca.accumulator import STATISTICS, MomentAccumulator, RowMetric, row_metric_name
+from tl_weighted_pca.collection import Collection
+from tl_weighted_pca.data import Positions, batches, count_tokens
+from tl_weighted_pca.hook_points import NamesFilter, hooked, model_name, resolve
+from tl_weighted_pca.moments import Provenance
+from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
+from tl_weighted_pca.quiet_model import quiet
+from tl_weighted_pca.recorder import Recorder
+
+
+@overload
+def collect(
+    model: Any,
+    data: Any,
+    hook_points: NamesFilter,
+    *,
+    objective: Objective | None = ...,
+    row_metric: RowMetric = ...,
+    statistics: Sequence[str] | None = ...,
+    positions: Positions = ...,
+    batch_size: int = ...,
+    per_head: bool = ...,
+    max_tokens: int | None = ...,
+    progress: bool = ...,
+) -> Collection: ...
+@overload
+def collect(
+    model: Any,
+    data: Any,
+    hook_points: NamesFilter,
+    *,
+    objective: Mapping[str, Objective],
+    row_metric: RowMetric = ...,
+    statistics: Sequence[str] | None = ...,
+    positions: Positions = ...,
+    batch_size: int = ...,
+    per_head: bool = ...,
+    max_tokens: int | None = ...,
+    progress: bool = ...,
+) -> dict[str, Collection]: ...
+
+
+def collect(
+    model: Any,
+    data: Any,
+    hook_points: NamesFilter,
+    *,
+    objective: Objective | Mapping[str, Objective] | None = next_token_loss,
+    row_metric: RowMetric = "gradient",
+    statistics: Sequence[str] | None = None,
+    positions: Positions = None,
+    batch_size: int = 8,
+    per_head: bool = False,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> Collection | dict[str, Collection]:
+    """Σ_x FᵀF, Σ_x gᵀg and Σ_x FᵀM(F, g)F at hook points, in one pass over the data.
+
+    F are the activations of one sequence at a hook point and g = ∂L(x)/∂F the gradients of its
+    objective, summed over the sequence's positions and never averaged over the batch: the result
+    does not depend on batch size. Parameters get no gradients, the graph starts at the earliest hook
+    point, and each gradient is consumed as it arrives. The model runs in eval mode and is left as it
+    was, also after an exception or Ctrl-C; an exception then carries what was collected before it
+    as its attribute `collection`.
+
+    Args:
+        model: a HookedTransformer, a TransformerBridge, or anything with `hook_dict` and `hooks()`.
+        data: a tensor [n, pos] of tokens, a DataLoader, an iterable of [batch, pos] tensors or of
+            dicts with `input_ids`/`tokens` and `attention_mask`, or a Hugging Face dataset. What it
+            yields goes to the model as it is.
+        hook_points: a name, several, or a predicate: TransformerLens's `names_filter`. Activations
+            [batch, d] are sequences of length 1; [batch, pos, head, d_head] is one space of
+            head·d_head.
+        objective: what to differentiate, or a dict of objectives that share one forward pass and
+            give a dict of collections. None collects activations only, with no graph.
+        row_metric: M of the weighted moment: "gradient" (g gᵀ), "identity", "diagonal"
+            (diag ‖g_s‖²) or a callable (F, g) -> [batch, pos, pos].
+        statistics: which of "activation", "gradient" and "weighted" to keep; all by default.
+        positions: a slice or indices of the positions that count, from the first real token. Others
+            drop out of every sum over positions, but still take part in the model and the objective.
+        batch_size: sequences a batch.
+        per_head: keep one moment a head at hook points of shape [batch, pos, head, d_head].
+        max_tokens: stop before exceeding so many tokens of data.
+        progress: show a progress bar.
+
+    Returns:
+        A `Collection`: `Moments` by hook point name.
+
+    Raises:
+        ValueError: for an unknown hook point (with the nearest names), one that never fires, carries
+            no gradient or is no stream of vectors; for empty data, sequences too short for the
+            objective, tokens outside the vocabulary, or an objective of the wrong shape.
+        NonFiniteError: on NaN or infinity, naming the hook point and the batch.
+    """
+    if isinstance(objective, Mapping):
+        objectives: dict[str, Objective] = dict(objective)
+        if not objectives:
+            raise ValueError("The dict of objectives is empty: pass at least one, or None.")
+    else:
+        objectives = {} if objective is None else {"": objective}
+    kept = _checked_statistics(statistics, objectives, row_metric)
+    # Gradients are what makes the graph: no statistic that needs them, no objective.
+    graph = "gradient" in kept or ("weighted" in kept and row_metric != "identity")
+    needed = objectives if graph else {}
+    names = resolve(model, hook_points)
+    # Several names can mean one hook point (the bridge has aliases): it is recorded once.
+    leader: dict[int, str] = {}
+    for name in names:
+        leader.setdefault(id(model.hook_dict[name]), name)
+    accumulators = {
+        name: MomentAccumulator(
+            row_metric, statistics=kept, objectives=tuple(needed) or ("",), per_head=per_head
+        )
+        for name in leader.values()
+    }
+    metric, whose = row_metric_name(row_metric), model_name(model)
+    settings = {
+        "row_metric": metric,
+        "statistics": list(kept),
+        "positions": None if positions is None else repr(positions),
+        "per_head": per_head,
+    }
+
+    def collection(key: str) -> Collection:
+        what = objective_name(objectives[key]) if key in needed else ""
+        found = {}
+        for name in names:
+            moments = accumulators[leader[id(model.hook_dict[name])]].result(key)
+            found[name] = replace(moments, provenance=Provenance(whose, name, what, metric))
+        return Collection(found, settings)
+
+    def result() -> Collection | dict[str, Collection]:
+        if isinstance(objective, Mapping):
+            return {key: collection(key) for key in objectives}
+        return collection("")
+
+    recorder = Recorder(accumulators, needed, positions)
+    bar = tqdm(
+        total=count_tokens(data, max_tokens), unit="tok", unit_scale=True, desc="Collecting",
+        dynamic_ncols=True, disable=not progress,
+    )  # fmt: skip
+    try:
+        with bar, quiet(model, gradients=bool(needed)), hooked(model, recorder.hooks(model)):
+            for batch in batches(data, batch_size, max_tokens=max_tokens):
+                bar.update(recorder.run(model, batch))
+        if not any(acc.n_tokens for acc in accumulators.values()):
+            raise ValueError(
+                f"positions={positions!r} selects no token of the data: choose others, or None for all."
+            )
+    except BaseException as error:
+        if any(acc.n_sequences for acc in accumulators.values()):
+            error.collection = result()  # type: ignore[attr-defined]
+        raise
+    return result()
+
+
+def _checked_statistics(
+    statistics: Sequence[str] | None, objectives: Mapping[str, Objective], row_metric: RowMetric
+) -> tuple[str, ...]:
+    """The statistics to keep; raises ValueError for unknown ones, or ones that lack an objective."""
+    row_metric_name(row_metric)
+    if statistics is None:
+        return STATISTICS if objectives else ("activation",)
+    chosen = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    unknown = [name for name in chosen if name not in STATISTICS]
+    if unknown or not chosen:
+        raise ValueError(
+            f"statistics is {statistics!r}; expected some of {', '.join(map(repr, STATISTICS))}."
+        )
+    wants_gradient = "gradient" in chosen or ("weighted" in chosen and row_metric != "identity")
+    if wants_gradient and not objectives:
+        raise ValueError(
+            f"statistics={chosen!r} needs gradients, but objective is None: pass an objective such as "
+            "next_token_loss, or ask for 'activation' alone."
+        )
+    return chosen

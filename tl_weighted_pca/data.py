@@ -1,0 +1,218 @@
+"""Batches of sequences out of tensors, loaders, iterables and Hugging Face datasets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+_WINDOW = 64
+"""Sequences of mixed lengths are sorted within this many batches, so that little is padding."""
+
+Positions = slice | Sequence[int] | None
+"""Which positions count: a slice or indices, from the first real token; None for all."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences to feed to a model together."""
+
+    inputs: Shaped[Tensor, "batch ..."]
+    """Token ids [batch, pos], or whatever else the model takes."""
+    mask: Bool[Tensor, "batch pos"] | None
+    """True at real tokens; None where there is no padding."""
+    sequence_index: Int[Tensor, "batch"]
+    """The place of each sequence in the data, whatever the batch size: it seeds what is random."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens; for inputs without positions, sequences."""
+        if self.mask is not None:
+            return int(self.mask.sum())
+        return len(self.inputs) * (self.inputs.shape[1] if self.inputs.ndim > 1 else 1)
+
+
+def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) -> Iterator[Batch]:
+    """Cut data into batches.
+
+    Args:
+        data: a tensor [n, ...]; a DataLoader or any iterable of [batch, pos] tensors, or of dicts with
+            `input_ids` or `tokens` and perhaps `attention_mask` (these keep their own batches); or
+            a `datasets.Dataset` or `IterableDataset` with such columns, of any lengths.
+        batch_size: sequences a batch, where the data comes in single sequences.
+        max_tokens: stop before the batch that would exceed so many real tokens; at least one batch
+            is given.
+
+    Raises:
+        TypeError: for data of another kind.
+        ValueError: for a batch size below one, empty data, or sequences of mixed lengths in one
+            batch with no mask.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    n_tokens = n_batches = 0
+    for batch in _all_batches(data, batch_size):
+        n_batches += 1
+        if max_tokens is not None:
+            n_tokens += batch.n_tokens
+            if n_tokens > max_tokens and n_batches > 1:
+                return
+        yield batch
+    if not n_batches:
+        raise ValueError("The data is empty: pass at least one sequence.")
+
+
+def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
+    """The number of token positions in the data, or the limit, where it can be told unread."""
+    if isinstance(data, Tensor) and data.ndim >= 1:
+        whole = data.shape[0] * (data.shape[1] if data.ndim > 1 else 1)
+        return whole if max_tokens is None else min(whole, max_tokens)
+    return max_tokens
+
+
+def selected(
+    positions: Positions, mask: Bool[Tensor, "batch pos"] | None, shape: tuple[int, int]
+) -> Bool[Tensor, "batch pos"] | None:
+    """Where a position is real and selected; None where every position is.
+
+    Positions count from the first real token of each sequence, negative ones from its last: the
+    same tokens are meant with left padding, right padding and none.
+
+    Raises:
+        TypeError: if `positions` is neither a slice nor a sequence of integers.
+    """
+    if positions is None:
+        return mask
+    if mask is None:
+        return _chosen(positions, shape[1]).expand(shape)
+    chosen = torch.zeros_like(mask)
+    lengths = mask.sum(1)
+    for length in lengths.unique().tolist():
+        rows = lengths == length
+        at = mask[rows].cumsum(1).sub(1).clamp(min=0)
+        if length:
+            chosen[rows] = _chosen(positions, length).to(mask.device)[at] & mask[rows]
+    return chosen
+
+
+def _chosen(positions: slice | Sequence[int], length: int) -> Bool[Tensor, "pos"]:
+    chosen = torch.zeros(length, dtype=torch.bool)
+    if isinstance(positions, slice):
+        # torch slices take no negative step; a set of positions has no order anyway.
+        chosen[list(range(length))[positions]] = True
+        return chosen
+    if isinstance(positions, (str, bytes)) or not isinstance(positions, Sequence):
+        raise TypeError(
+            f"positions is {positions!r}; expected a slice such as slice(1, None), "
+            "or a sequence of integers."
+        )
+    chosen[[p for p in positions if -length <= p < length]] = True
+    return chosen
+
+
+def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
+    if isinstance(data, Tensor):
+        if data.ndim == 0:
+            raise ValueError("The data is a single number; expected a tensor [n, pos] of tokens.")
+        if data.ndim == 1 and not data.is_floating_point():
+            data = data[None]
+        for start in range(0, len(data), batch_size):
+            chunk = data[start : start + batch_size]
+            yield Batch(chunk, None, torch.arange(start, start + len(chunk)))
+    elif _is_hugging_face(data):
+        yield from _from_rows(_rows(data), batch_size)
+    elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"The data is a {type(data).__name__}; expected a tensor [n, pos] of tokens, a DataLoader, "
+            "an iterable of batches, or a datasets.Dataset with a column `input_ids` or `tokens`."
+        )
+    else:
+        start = 0
+        for item in data:
+            inputs, mask = _unpacked(item)
+            if len(inputs):
+                yield Batch(inputs, mask, torch.arange(start, start + len(inputs)))
+            start += len(inputs)
+
+
+def _is_hugging_face(data: Any) -> bool:
+    # Told by module, so that `datasets` is imported only by those who use it.
+    return any(cls.__module__.split(".")[0] == "datasets" for cls in type(data).__mro__)
+
+
+def _rows(dataset: Any) -> Iterator[tuple[list[int], list[int] | None]]:
+    for row in dataset:
+        key = _token_key(row)
+        keep = row.get("attention_mask")
+        yield _as_list(row[key]), None if keep is None else _as_list(keep)
+
+
+def _from_rows(
+    rows: Iterable[tuple[list[int], list[int] | None]], batch_size: int
+) -> Iterator[Batch]:
+    """Batches of single sequences, those of a window sorted by length, padded on the right."""
+    numbered = enumerate(rows)
+    while window := list(itertools.islice(numbered, batch_size * _WINDOW)):
+        if len({len(tokens) for _, (tokens, _) in window}) > 1:
+            window.sort(key=lambda item: len(item[1][0]))
+        for start in range(0, len(window), batch_size):
+            chunk = window[start : start + batch_size]
+            longest = max(len(tokens) for _, (tokens, _) in chunk)
+            inputs = torch.zeros(len(chunk), longest, dtype=torch.long)
+            mask = torch.zeros(len(chunk), longest, dtype=torch.bool)
+            for i, (_, (tokens, keep)) in enumerate(chunk):
+                inputs[i, : len(tokens)] = torch.as_tensor(tokens)
+                mask[i, : len(tokens)] = True if keep is None else torch.as_tensor(keep).bool()
+            index = torch.tensor([number for number, _ in chunk])
+            yield Batch(inputs, None if bool(mask.all()) else mask, index)
+
+
+def _unpacked(item: Any) -> tuple[Tensor, Tensor | None]:
+    """Inputs and mask of one batch, as an iterable gave it."""
+    keep = None
+    if isinstance(item, Mapping):
+        keep = item.get("attention_mask")
+        item = item[_token_key(item)]
+    elif isinstance(item, (list, tuple)) and len(item) == 1 and isinstance(item[0], Tensor):
+        item = item[0]  # a DataLoader over a TensorDataset
+    inputs = _as_tensor(item)
+    if keep is None:
+        return inputs, None
+    mask = _as_tensor(keep).bool()
+    if mask.shape != inputs.shape[:2]:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, but the inputs have {tuple(inputs.shape)}: "
+            "expected one entry a token."
+        )
+    return inputs, None if bool(mask.all()) else mask
+
+
+def _token_key(row: Mapping[str, Any]) -> str:
+    for key in ("input_ids", "tokens"):
+        if key in row:
+            return key
+    raise ValueError(
+        f"The data has the columns {', '.join(map(repr, row))}; expected `input_ids` or `tokens`: "
+        "tokenise text first, for example with transformer_lens.utils.tokenize_and_concatenate."
+    )
+
+
+def _as_tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value if value.ndim != 1 or value.is_floating_point() else value[None]
+    try:
+        return torch.as_tensor(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            "The data has sequences of mixed lengths in one batch and no mask: pad them and pass "
+            "dicts with an `attention_mask`, or pass a datasets.Dataset, which is padded here."
+        ) from error
+
+
+def _as_list(value: Any) -> list[int]:
+    return value.tolist() if hasattr(value, "tolist") else list(value)

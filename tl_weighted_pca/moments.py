@@ -1,0 +1,200 @@
+"""Second moments: what is kept of a stream of activations, and the algebra that it allows.
+
+For each sequence x let F ∈ ℝ^{S×d} be its activations and M(x) ∈ ℝ^{S×S} a row metric. Three sums,
+
+    weight  c = Σ_x 1ᵀ M 1          first  b = Σ_x Fᵀ M 1          second  G = Σ_x Fᵀ M F,
+
+determine the second moment about every centre μ, exactly and after the fact:
+
+    G(μ) = G − b μᵀ − μ bᵀ + c μ μᵀ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """c = Σ 1ᵀM1, b = Σ FᵀM1 and G = Σ FᵀMF, in float64, kept about a shift σ.
+
+    The sums are stored for F − 1σᵀ, so that a mean a thousand times the spread costs no digits;
+    `first` and `second` give them about zero, `about(μ)` about any centre. Leading dimensions, where
+    there are any, are attention heads. Moments add: `a + b` is the moment of both streams together.
+    """
+
+    weight: Float[Tensor, "*head"]
+    """c: the token count when M is the identity."""
+    shifted_first: Float[Tensor, "*head d"]
+    """b of F − 1σᵀ."""
+    shifted_second: Float[Tensor, "*head d d"]
+    """G of F − 1σᵀ."""
+    shift: Float[Tensor, "*head d"]
+    """σ, a vector near the data."""
+
+    @classmethod
+    def about_zero(cls, weight: Tensor, first: Tensor, second: Tensor) -> SecondMoment:
+        """The moment with the given c [*head], b [*head, d] and G [*head, d, d], all about zero."""
+        return cls(
+            weight.double(), first.double(), second.double(), torch.zeros_like(first).double()
+        )
+
+    @property
+    def width(self) -> int:
+        """d, the dimension of the space."""
+        return self.shift.shape[-1]
+
+    @property
+    def first(self) -> Float[Tensor, "*head d"]:
+        """b = Σ FᵀM1 = b_σ + c σ."""
+        return self.shifted_first + self.weight[..., None] * self.shift
+
+    @property
+    def second(self) -> Float[Tensor, "*head d d"]:
+        """G = Σ FᵀMF, about zero."""
+        return self.about(torch.zeros_like(self.shift))
+
+    @property
+    def mean(self) -> Float[Tensor, "*head d"]:
+        """b / c, the mean under the row metric.
+
+        Raises:
+            ValueError: where c is not positive, as can happen under a gradient row metric.
+        """
+        if not bool((self.weight > 0).all()):
+            raise ValueError(
+                "The row metric's weight 1ᵀM1 is zero, so it has no mean of its own: "
+                "centre on the token mean (center=True) or pass a vector."
+            )
+        return self.shift + self.shifted_first / self.weight[..., None]
+
+    def about(self, center: Float[Tensor, "*head d"]) -> Float[Tensor, "*head d d"]:
+        """G(μ) = Σ (F − 1μᵀ)ᵀ M (F − 1μᵀ) = G − bμᵀ − μbᵀ + cμμᵀ.
+
+        Args:
+            center: μ, one vector [d], or one a head [*head, d].
+
+        Raises:
+            ValueError: if the width of `center` differs from that of the moment.
+        """
+        if center.shape[-1:] != self.shift.shape[-1:]:
+            raise ValueError(
+                f"The centre has shape {tuple(center.shape)}, but this moment is over vectors of "
+                f"width {self.width}: pass a vector of that width."
+            )
+        offset = center.to(self.shift) - self.shift
+        cross = self.shifted_first[..., :, None] * offset[..., None, :]
+        outer = offset[..., :, None] * offset[..., None, :]
+        return self.shifted_second - cross - cross.mT + self.weight[..., None, None] * outer
+
+    def reshifted(self, shift: Float[Tensor, "*head d"]) -> SecondMoment:
+        """The same moment kept about another shift."""
+        first = self.shifted_first - self.weight[..., None] * (shift - self.shift)
+        return SecondMoment(self.weight, first, self.about(shift), shift)
+
+    def __add__(self, other: SecondMoment) -> SecondMoment:
+        if not isinstance(other, SecondMoment):
+            return NotImplemented
+        if other.shift.shape != self.shift.shape:
+            raise ValueError(
+                f"Cannot add second moments of shapes {tuple(self.shift.shape)} and "
+                f"{tuple(other.shift.shape)}: they must come from the same hook point."
+            )
+        other = other.to(self.shift.device)
+        # The heavier side keeps its shift: the lighter one is moved, which costs it fewer digits.
+        shift = self.shift if self.weight.abs().sum() >= other.weight.abs().sum() else other.shift
+        mine, theirs = self.reshifted(shift), other.reshifted(shift)
+        return SecondMoment(
+            mine.weight + theirs.weight,
+            mine.shifted_first + theirs.shifted_first,
+            mine.shifted_second + theirs.shifted_second,
+            shift,
+        )
+
+    def to(self, device: torch.device | str) -> SecondMoment:
+        """The same moment on another device."""
+        return SecondMoment(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where numbers come from: enough to refuse to mix them with others."""
+
+    model: str = ""
+    """The model's name, as its configuration gives it."""
+    hook_point: str = ""
+    """The hook point, as the user named it."""
+    objective: str = ""
+    """What the gradients are of; empty where no gradients were collected."""
+    row_metric: str = ""
+    """The row metric M of the weighted moment."""
+
+    def agrees_with(self, other: Provenance) -> bool:
+        """Whether both say the same wherever both say anything."""
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return all(not a or not b or a == b for a, b in zip(mine, theirs, strict=True))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """All that `collect` keeps of one hook point: three second moments and two counts.
+
+    Raises:
+        ValueError: on `a + b`, if the two come from different hook points, models, objectives or
+            row metrics, or hold different statistics.
+    """
+
+    activation: SecondMoment | None
+    """Σ FᵀF: M = I over the activations."""
+    gradient: SecondMoment | None
+    """Σ gᵀg, averaged over the objective's samples: M = I over the gradients."""
+    weighted: SecondMoment | None
+    """Σ FᵀMF with the row metric that was asked for."""
+    n_tokens: int
+    """Positions counted: neither padding nor outside `positions`."""
+    n_sequences: int
+    """Sequences seen."""
+    provenance: Provenance = Provenance()
+
+    def __add__(self, other: Moments) -> Moments:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        if not self.provenance.agrees_with(other.provenance):
+            raise ValueError(
+                f"Cannot add moments of {self.provenance} to moments of {other.provenance}: "
+                "only collections of the same thing merge."
+            )
+
+        def merged(name: str) -> SecondMoment | None:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if (mine is None) != (theirs is None):
+                raise ValueError(
+                    f"Cannot add moments of {self.provenance.hook_point or 'one hook point'!r}: only "
+                    f"one of them has {name!r} statistics; collect both with the same `statistics`."
+                )
+            return None if mine is None else mine + theirs
+
+        return Moments(
+            activation=merged("activation"),
+            gradient=merged("gradient"),
+            weighted=merged("weighted"),
+            n_tokens=self.n_tokens + other.n_tokens,
+            n_sequences=self.n_sequences + other.n_sequences,
+            provenance=self.provenance,
+        )
+
+    def require(self, name: str) -> SecondMoment:
+        """The statistic `name` ("activation", "gradient" or "weighted"), or a clear ValueError."""
+        moment: SecondMoment | None = getattr(self, name)
+        if moment is None or self.n_tokens == 0:
+            what = "no tokens" if moment is not None else f"no {name} statistics"
+            raise ValueError(
+                f"These moments of {self.provenance.hook_point or 'a hook point'!r} hold {what}: "
+                f"collect again with statistics including {name!r} on non-empty data."
+            )
+        return moment

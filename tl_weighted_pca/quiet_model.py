@@ -1,0 +1,76 @@
+"""A model lent for measuring: in eval mode, with no parameter gradients, and given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def quiet(model: Any, *, gradients: bool) -> Iterator[None]:
+    """Run the model in eval mode, its parameters frozen, with or without a graph.
+
+    Modes are kept module by module and flags parameter by parameter, and put back however the block
+    ends. Inference mode, if the caller is in it, is left for the duration.
+    """
+    modes = [(module, module.training) for module in _modules(model)]
+    flags = [(parameter, parameter.requires_grad) for parameter in _parameters(model)]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        try:
+            # Flag by flag: `train()` of some models reaches further than their own modules.
+            for module, _ in modes:
+                module.training = False
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+def _modules(model: Any) -> list[nn.Module]:
+    """Every module once, those of the wrapped model too, which a bridge keeps to itself."""
+    roots = [model, getattr(model, "original_model", None)]
+    found = (module for root in roots if isinstance(root, nn.Module) for module in root.modules())
+    return list({id(module): module for module in found}.values())
+
+
+def _parameters(model: Any) -> list[nn.Parameter]:
+    """Every parameter once, whatever the model's own `parameters()` leaves out."""
+    found = (p for module in _modules(model) for p in module.parameters(recurse=False))
+    return list({id(parameter): parameter for parameter in found}.values())
+
+
+def check_tokens(model: Any, inputs: torch.Tensor) -> None:
+    """Raise ValueError for token ids outside the model's vocabulary."""
+    size = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    if inputs.is_floating_point() or inputs.numel() == 0 or not isinstance(size, int):
+        return
+    lowest, highest = (int(bound) for bound in torch.aminmax(inputs))
+    if lowest < 0 or (size > 0 and highest >= size):
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"The data holds token {wrong}, but the model's vocabulary is 0..{size - 1}: "
+            "tokenise with the model's own tokenizer."
+        )
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model's first parameter lies; the CPU for a model without any."""
+    parameters = _parameters(model)
+    return parameters[0].device if parameters else torch.device("cpu")
+
+
+def run_model(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any) -> Any:
+    """The model's output; a mask is passed on only where there is padding."""
+    if mask is not None:
+        kwargs["attention_mask"] = mask.to(torch.long)
+    return model(inputs, **kwargs)

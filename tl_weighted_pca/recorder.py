@@ -1,0 +1,262 @@
+"""The hooks: activations and gradients of one batch, into accumulators as they arrive.
+
+The only place in the package that runs hooks for gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_weighted_pca.accumulator import MomentAccumulator, NonFiniteError
+from tl_weighted_pca.data import Batch, Positions, selected
+from tl_weighted_pca.hook_points import check_activation, resolve
+from tl_weighted_pca.interrupts import uninterrupted
+from tl_weighted_pca.objectives import Objective, Run, objective_name
+from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
+
+
+class _AllSeen(Exception):
+    """Ends a forward pass whose last hook point has fired."""
+
+
+class _Site:
+    """What one hook point shows of one batch: the tensors that passed, and the gradient so far.
+
+    A hook point may fire several times in one pass, with one value (`ln1.hook_normalized` of
+    HookedTransformer does, for Q, K and V): the activation counts once, the gradients add up.
+    """
+
+    def __init__(self) -> None:
+        self.passed: list[Tensor] = []
+        self.handed_on: list[Tensor] = []
+        self.missing = 0
+        self.gradient: Tensor | None = None
+
+    def expect(self) -> None:
+        self.missing, self.gradient = len(self.passed), None
+
+    def arrive(self, gradient: Tensor) -> bool:
+        """Take the gradient of one firing; whether it was the last."""
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+        self.missing -= 1
+        return self.missing == 0
+
+
+class Recorder:
+    """Runs batches through a hooked model and folds what the hook points see into accumulators.
+
+    Args:
+        accumulators: by hook point name.
+        objectives: by key; none for activations alone, with no graph.
+        positions: which positions count.
+    """
+
+    def __init__(
+        self,
+        accumulators: Mapping[str, MomentAccumulator],
+        objectives: Mapping[str, Objective],
+        positions: Positions,
+    ) -> None:
+        self._accumulators = dict(accumulators)
+        self._objectives = dict(objectives)
+        self._positions = positions
+        self._sites: dict[str, _Site] = {}
+        self._leaves: list[Tensor] = []
+        self._batch: Batch | None = None
+        self._number = -1
+        self._now: tuple[str, float] = ("", 1.0)
+
+    def hooks(self, model: Any) -> list[tuple[str, Callable[..., Any]]]:
+        """Forward hooks for the accumulators' hook points, and for those that objectives look at."""
+        looked_at = [p for o in self._objectives.values() for p in getattr(o, "hook_points", ())]
+        names = dict.fromkeys([*self._accumulators, *(resolve(model, looked_at) if looked_at else ())])
+        return [(name, self._hook(name)) for name in names]
+
+    def run(self, model: Any, batch: Batch) -> int:
+        """Run one batch and commit it; how many tokens it had.
+
+        A batch that fails is left out whole.
+        """
+        self._number += 1
+        try:
+            self._record(model, batch)
+            self._check_finite()
+            with uninterrupted():
+                for accumulator in self._accumulators.values():
+                    accumulator.commit()
+        except BaseException:
+            for accumulator in self._accumulators.values():
+                accumulator.discard()
+            raise
+        finally:
+            self._sites, self._leaves, self._batch = {}, [], None
+        return batch.n_tokens
+
+    def _record(self, model: Any, batch: Batch) -> None:
+        check_tokens(model, batch.inputs)
+        device = device_of(model)
+        # A tensor of our own: the graph may start on the very inputs.
+        inputs = batch.inputs.detach().to(device)
+        inputs = inputs.clone() if inputs.is_inference() else inputs
+        mask = None if batch.mask is None else batch.mask.to(device)
+        self._batch = Batch(inputs, mask, batch.sequence_index)
+        self._sites = {}
+        try:
+            output = run_model(model, inputs, mask)
+        except _AllSeen:
+            output = None
+        for name in self._accumulators:
+            if name not in self._sites:
+                raise ValueError(
+                    f"Hook point {name!r} never fired in a forward pass of this model: it exists, but "
+                    "nothing goes through it; choose another (model.hook_dict lists them)."
+                )
+        if not self._objectives:
+            return
+        activations = {name: site.passed[0] for name, site in self._sites.items()}
+        run = Run(output, inputs, mask, batch.sequence_index, activations)
+        values = {key: self._values(key, objective(run)) for key, objective in self._objectives.items()}
+        del output, run, activations
+        left = sum(len(samples) for samples in values.values())
+        for name, accumulator in self._accumulators.items():
+            accumulator.begin(*self._cut(self._sites[name].passed[0]), gradients_to_come=left)
+        for key, samples in values.items():
+            for sample in samples:
+                left -= 1
+                self._backward(key, sample.sum(), 1.0 / len(samples), last=left == 0)
+
+    def _values(self, key: str, values: Any) -> Tensor:
+        """An objective's values [samples, batch], checked."""
+        name = objective_name(self._objectives[key])
+        assert self._batch is not None
+        n = len(self._batch.inputs)
+        if not isinstance(values, Tensor) or values.ndim not in (1, 2) or values.shape[-1] != n:
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"The objective {name} gave {got}; expected one scalar a sequence, shape ({n},), or "
+                f"(samples, {n})."
+            )
+        if not values.requires_grad:
+            raise ValueError(
+                f"The objective {name} carries no gradient to {', '.join(self._accumulators)}: they do "
+                "not influence it, or it was detached."
+            )
+        if not bool(torch.isfinite(values.detach().sum())):
+            self._name_first_non_finite()
+            raise NonFiniteError(
+                f"The objective {name} is NaN or infinite in batch {self._number}, though all "
+                "activations are finite: look at its inputs."
+            )
+        return values if values.ndim == 2 else values[None]
+
+    def _backward(self, key: str, value: Tensor, scale: float, last: bool) -> None:
+        self._now = (key, scale)
+        for site in self._sites.values():
+            site.expect()
+        torch.autograd.grad(value, self._leaves, retain_graph=not last, allow_unused=True)
+        for name, accumulator in self._accumulators.items():
+            site = self._sites[name]
+            if site.gradient is None and site.missing == len(site.passed):
+                if self._number == 0:
+                    raise ValueError(
+                        f"Hook point {name!r} carries no gradient: the objective "
+                        f"{objective_name(self._objectives[key])} does not depend on it."
+                    )
+                accumulator.gradient(*self._cut(torch.zeros_like(site.passed[0]))[:1], key, scale)
+            elif site.missing:  # some firings lead nowhere
+                self._deliver(name)
+
+    def _hook(self, name: str) -> Callable[..., Any]:
+        recorded = name in self._accumulators
+
+        def see(tensor: Tensor, hook: Any) -> Tensor | None:
+            batch = self._batch
+            if batch is None:
+                return None
+            site = self._sites.setdefault(name, _Site())
+            if any(tensor is ours for ours in site.handed_on):
+                return None  # one firing, told under several names
+            again = bool(site.passed)
+            site.passed.append(tensor)
+            if not recorded:
+                return None
+            if not again:
+                is_tokens = batch.inputs.ndim == 2 and not batch.inputs.is_floating_point()
+                n_positions = batch.inputs.shape[1] if is_tokens else None
+                check_activation(name, tensor, len(batch.inputs), n_positions)
+            elif self._number == 0:
+                self._check_same(name, site, tensor)
+            if not self._objectives:
+                if not again:
+                    self._accumulators[name].begin(*self._cut(tensor))
+                if all(known in self._sites for known in self._accumulators):
+                    raise _AllSeen
+                return None
+            # The graph starts in place, on the tensor itself: where a skip path reads it too, as at
+            # the bridge's hook_resid_mid, a detached copy would lose that path's gradient. And a view
+            # is handed on: where the hook point converts shapes, the model goes on with what it gets.
+            if not tensor.requires_grad:
+                tensor.requires_grad_()
+                self._leaves.append(tensor)
+            tensor.register_hook(lambda gradient: self._arrive(name, gradient))
+            site.handed_on.append(tensor.view_as(tensor))
+            return site.handed_on[-1]
+
+        return see
+
+    def _arrive(self, name: str, gradient: Tensor) -> None:
+        if self._sites[name].arrive(gradient):
+            self._deliver(name)
+
+    def _deliver(self, name: str) -> None:
+        site, (key, scale) = self._sites[name], self._now
+        assert site.gradient is not None
+        self._accumulators[name].gradient(self._cut(site.gradient)[0], key, scale)
+        site.gradient = None
+
+    def _cut(self, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tensor as [batch, pos, …] with the positions that count, and the mask of the rest."""
+        assert self._batch is not None
+        tensor = tensor.detach()
+        if tensor.ndim == 2:
+            return tensor[:, None], None
+        mask, positions = self._batch.mask, self._positions
+        if mask is None and isinstance(positions, slice) and (positions.step or 1) > 0:
+            return tensor[:, positions], None
+        mask = selected(positions, mask, (tensor.shape[0], tensor.shape[1]))
+        return tensor, None if mask is None else mask.to(tensor.device)
+
+    def _check_same(self, name: str, site: _Site, tensor: Tensor) -> None:
+        first = site.passed[0]
+        if tensor.shape != first.shape or not torch.equal(tensor.detach(), first.detach()):
+            raise ValueError(
+                f"Hook point {name!r} fires several times in one pass with different values, so it has "
+                "no single activation: choose a hook point inside or around that module."
+            )
+
+    def _check_finite(self) -> None:
+        flags = {name: acc.check() for name, acc in self._accumulators.items()}
+        for name, scalars in flags.items():
+            if scalars and not bool(torch.isfinite(torch.stack([s.sum() for s in scalars])).all()):
+                self._name_first_non_finite()
+                raise NonFiniteError(
+                    f"The gradients at hook point {name!r} hold NaN or infinity in batch "
+                    f"{self._number}; the batches before it are kept."
+                )
+
+    def _name_first_non_finite(self) -> None:
+        """Raise for the first hook point, in the order of the pass, with a non-finite activation."""
+        for name, site in self._sites.items():
+            if name not in self._accumulators:
+                continue
+            values, mask = self._cut(site.passed[0])
+            values = values if mask is None else values[mask]
+            if not bool(torch.isfinite(values).all()):
+                raise NonFiniteError(
+                    f"The activations at hook point {name!r} hold NaN or infinity in batch "
+                    f"{self._number}; the batches before it are kept."
+                )
