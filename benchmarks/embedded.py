@@ -1,0 +1,35 @@
+"""What the embedded model knows: held-out loss against the exact entropy and a bigram model.
+
+python benchmarks/embedded.py
+"""
+
+import argparse
+
+from tl_weighted_pca import embedded
+from tl_weighted_pca.embedded.score import Bigram, score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stories", type=int, default=1_000, help="number of held-out stories")
+    parser.add_argument("--kind", choices=["HookedTransformer", "TransformerBridge"])
+    args = parser.parse_args()
+
+    heldout = embedded.stories("heldout", args.stories)
+    model = score(embedded.load_model(args.kind, device="cpu"), heldout)
+    bigram = score(Bigram(embedded.stories("train")), heldout)
+
+    print(f"{len(heldout)} held-out stories      nats/token   over entropy   fact tokens right")
+    print(f"exact entropy             {model.entropy:10.4f}")
+    for name, result in (("embedded model", model), ("bigram model", bigram)):
+        print(
+            f"{name:26}{result.loss:10.4f}   {result.excess:+11.1%}   {result.accuracy:16.1%}",
+        )
+    print("\nfact         tokens    model   bigram")
+    for kind, count in model.count_of.items():
+        ours, theirs = model.accuracy_of[kind], bigram.accuracy_of[kind]
+        print(f"{kind:12} {count:6d} {ours:8.1%} {theirs:8.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Telling a text left to right by weighted choices, with the exact surprisal of every token."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+TOKEN = re.compile(r" ?[A-Za-z]+|[^A-Za-z]")
+"""One token: a word with the space before it, or one other character."""
+
+_FIELD = re.compile(r"( ?)\{(\w+)(:?)(\w*)\}")
+
+Pick = Callable[[Sequence[int]], int]
+
+
+class Form(NamedTuple):
+    """A way to begin a sentence; ``{fact}`` stands for a word that was settled earlier.
+
+    ``{name}`` marks its token as carrying the fact of that name, ``{name:fact}`` as carrying
+    another fact, ``{name:}`` as carrying none. What follows ``start`` is up to the caller, who may
+    keep the topic, the thing chosen, the words of a further choice and the sentence's end here.
+    """
+
+    start: str
+    weight: int
+    topic: str = ""
+    choice: str = ""
+    inner: tuple[str, ...] | None = None
+    end: str = ""
+
+
+class Teller:
+    """Collects the tokens of a text together with what is known about them.
+
+    ``tokens`` are the pieces of text; ``surprisal`` their exact −log p given all earlier tokens, in
+    nats; ``entropy`` the −log p of the choices made (the same sum by another route); ``carried``
+    the facts that determine a token, as pairs (index into ``tokens``, fact).
+
+    Words are only ever settled where they are told, and no wording that can be chosen at a point
+    is the beginning of another one there (this is checked). So a text stands for one sequence of
+    choices only, and the probability of a token is a ratio of sums of weights at a single choice.
+    """
+
+    def __init__(self, pick: Pick) -> None:
+        self.pick = pick
+        self.tokens: list[str] = []
+        self.surprisal: list[float] = []
+        self.entropy = 0.0
+        self.facts: dict[str, str] = {}
+        self.carried: list[tuple[int, str]] = []
+
+    def say(self, form: str) -> None:
+        """Tell what is certain."""
+        for token, fact in self._fill(form):
+            if fact:
+                self.carried.append((len(self.tokens), fact))
+            self.tokens.append(token)
+            self.surprisal.append(0.0)
+
+    def word(self, words: Sequence[str]) -> str:
+        """Tell one of ``words``, different single tokens and equally likely, after a space."""
+        chosen = words[self.pick([1] * len(words))]
+        surprisal = math.log(len(words))
+        self.tokens.append(" " + chosen)
+        self.surprisal.append(surprisal)
+        self.entropy += surprisal
+        return chosen
+
+    def tell(self, *forms: Form) -> Form:
+        """Tell one of ``forms`` with a probability proportional to its weight."""
+        chosen = self.pick([form.weight for form in forms])
+        total = sum(form.weight for form in forms)
+        self.entropy += math.log(total / forms[chosen].weight)
+        said = self._fill(forms[chosen].start)
+        # Most rivals differ in the first token; filling in only the others saves half of the time.
+        rivals = [
+            (self._fill(form.start), form.weight)
+            for form in forms
+            if self._first(form.start) == said[0][0]
+        ]
+        for place, (token, fact) in enumerate(said):
+            if any(len(other) == place for other, _ in rivals):
+                raise ValueError(f"a choice begins another one: {[form.start for form in forms]}")
+            if len(rivals) > 1:
+                rivals = [rival for rival in rivals if rival[0][place][0] == token]
+            before, total = total, sum(weight for _, weight in rivals)
+            if fact and total == before:
+                self.carried.append((len(self.tokens), fact))
+            self.tokens.append(token)
+            self.surprisal.append(math.log(before / total))
+        if len(rivals) > 1:
+            raise ValueError(f"a choice begins another one: {[form.start for form in forms]}")
+        return forms[chosen]
+
+    def _first(self, form: str) -> str:
+        """The first token of ``form``; no fact of several words may stand there."""
+        before, name, _ = _parse(form)[0]
+        return before + self.facts[name] if name else before
+
+    def _fill(self, form: str) -> list[tuple[str, str]]:
+        """Tokens of ``form`` with the facts put in, each with the fact it carries, or ""."""
+        filled = []
+        for before, name, fact in _parse(form):
+            if not name:
+                filled.append((before, ""))
+            elif (word := self.facts[name]).isalpha():
+                filled.append((before + word, fact))
+            else:
+                filled += ((token, fact) for token in TOKEN.findall(before + word))
+        return filled
+
+
+@lru_cache(maxsize=8192)
+def _parse(form: str) -> tuple[tuple[str, str, str], ...]:
+    """Split into triples: a token and two empty strings, or a space, a name and a fact."""
+    parsed: list[tuple[str, str, str]] = []
+    literal, *rest = _FIELD.split(form)
+    parsed += ((token, "", "") for token in TOKEN.findall(literal))
+    for space, name, colon, fact, literal in zip(*(rest[i::5] for i in range(5)), strict=True):
+        parsed.append((space, name, fact if colon else name))
+        parsed += ((token, "", "") for token in TOKEN.findall(literal))
+    return tuple(parsed)
