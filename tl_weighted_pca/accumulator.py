@@ -163,14 +163,14 @@ class MomentAccumulator:
         statistics: Sequence[str] = STATISTICS,
         objectives: Sequence[str] = ("",),
         per_head: bool = False,
-        provenance: Provenance = Provenance(),
+        provenance: Provenance | None = None,
     ) -> None:
         row_metric_name(row_metric)
         self.row_metric = row_metric
         self.statistics = tuple(statistics)
         self.objectives = tuple(objectives)
         self.per_head = per_head
-        self.provenance = provenance
+        self.provenance = provenance or Provenance()
         self.n_tokens = 0
         self.n_sequences = 0
         self.shift: Tensor | None = None

@@ -132,6 +132,16 @@ class Basis:
 
         return ablate
 
+    def check_place(self, model: str, hook_point: str) -> None:
+        """Raise ValueError if this basis was made from another model, or at another hook point."""
+        made = self.provenance
+        if made.agrees_with(dataclasses.replace(made, model=model, hook_point=hook_point)):
+            return
+        raise ValueError(
+            f"This basis was made at {made.hook_point!r} of {made.model!r}, and would be used at "
+            f"{hook_point!r} of {model!r}: make one there, or pass anywhere=True if it is meant."
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `Basis.load` reads."""
         tensors = {
@@ -152,7 +162,7 @@ class Basis:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
             raise ValueError(
                 f"{os.fspath(path)!r} is not a readable basis file: {error}."

@@ -66,7 +66,6 @@ class Collection(Mapping[str, Moments]):
                 "n_sequences": moments.n_sequences,
                 "provenance": dataclasses.asdict(moments.provenance),
             }
-            kept: dict[int, str] = {}
             for kind in _KINDS:
                 moment = getattr(moments, kind)
                 if moment is None:
@@ -100,21 +99,23 @@ class Collection(Mapping[str, Moments]):
                 header = json.loads(metadata["moments"])
                 moments = {}
                 for name, entry in header.items():
-                    kinds: dict[str, SecondMoment | None] = {}
-                    for kind in _KINDS:
-                        present = f"{name}/{kind}/weight" in names
-                        kinds[kind] = (
-                            SecondMoment(
-                                *(
-                                    file.get_tensor(f"{name}/{kind}/{field.name}")
-                                    for field in dataclasses.fields(SecondMoment)
-                                )
+                    kinds = [
+                        SecondMoment(
+                            *(
+                                file.get_tensor(f"{name}/{kind}/{field.name}")
+                                for field in dataclasses.fields(SecondMoment)
                             )
-                            if present
-                            else None
                         )
-                    entry["provenance"] = Provenance(**entry["provenance"])
-                    moments[name] = Moments(**kinds, **entry)
+                        if f"{name}/{kind}/weight" in names
+                        else None
+                        for kind in _KINDS
+                    ]
+                    moments[name] = Moments(
+                        *kinds,
+                        n_tokens=entry["n_tokens"],
+                        n_sequences=entry["n_sequences"],
+                        provenance=Provenance(**entry["provenance"]),
+                    )
         except SafetensorError as error:
             raise ValueError(
                 f"{os.fspath(path)!r} is not a readable collection file: {error}."

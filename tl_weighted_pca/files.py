@@ -23,11 +23,15 @@ def write_atomically(
         OSError: if the disk is full or the folder cannot be written, naming the path.
     """
     target = Path(path)
-    data = save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, dict(metadata))
+    data = save(
+        {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, dict(metadata)
+    )
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise OSError(error.errno, f"Cannot write to the folder of {target}: {error.strerror}") from error
+        raise OSError(
+            error.errno, f"Cannot write to the folder of {target}: {error.strerror}"
+        ) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -47,7 +47,9 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-            nearest = f"the nearest are {', '.join(close)}" if close else f"it has {len(known)} others"
+            nearest = (
+                f"the nearest are {', '.join(close)}" if close else f"it has {len(known)} others"
+            )
             raise ValueError(f"The model has no hook point {name!r}: {nearest}.")
     return names
 

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.randomness import signs, uniform
+
 
 @dataclass(frozen=True)
 class Run:
@@ -31,6 +34,8 @@ class Run:
     """The place of each sequence in the data: the seed of what is random."""
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     """Activations by hook point, as part of the graph."""
+    reference: Any = None
+    """For a score of an ablated run: the unablated model's output."""
 
 
 Objective = Callable[[Run], Float[Tensor, "*samples batch"]]
@@ -63,7 +68,7 @@ def counted_targets(run: Run) -> Bool[Tensor, "batch pos-1"] | None:
     return None if run.mask is None else run.mask[:, 1:] & run.mask[:, :-1]
 
 
-def language_logits(run: Run) -> Float[Tensor, "batch pos vocab"]:
+def language_logits(run: Run, *, at_least: int = 2) -> Float[Tensor, "batch pos vocab"]:
     """The run's logits in float32 or wider, checked to be those of a language model."""
     logits = run.output
     if not isinstance(logits, Tensor) or logits.ndim != 3 or run.inputs.is_floating_point():
@@ -76,9 +81,10 @@ def language_logits(run: Run) -> Float[Tensor, "batch pos vocab"]:
             f"The model gave {what}; a token loss needs token ids in and logits [batch, pos, vocab] "
             "out: for another kind of model pass your own objective(run) -> [batch]."
         )
-    if run.inputs.shape[1] < 2:
+    if run.inputs.shape[1] < at_least:
         raise ValueError(
-            f"The sequences have length {run.inputs.shape[1]}; a next-token loss needs at least 2 tokens."
+            f"The sequences have length {run.inputs.shape[1]}; this loss needs at least {at_least} "
+            "tokens in each."
         )
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -86,3 +92,137 @@ def language_logits(run: Run) -> Float[Tensor, "batch pos vocab"]:
 def objective_name(objective: Objective) -> str:
     """A name for files and messages: the function's, or the repr of a configured objective."""
     return getattr(objective, "__name__", None) or repr(objective)
+
+
+@dataclass(frozen=True)
+class sampled_token_loss:
+    """L(x) = −Σ_s log p(y_s | x_{≤s}) with labels y_s sampled from the model itself.
+
+    The expectation of its gradient second moment is the Fisher information Σ_s E_y[g gᵀ]; labels at
+    different positions are independent, so cross-position terms vanish on average. Converges as
+    1/√n in the number of samples. What a sequence draws depends on the seed and its place in the
+    data alone.
+
+    Args:
+        n_samples: independent sets of labels; they share the forward pass.
+        seed: of the labels.
+    """
+
+    n_samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_count("n_samples", self.n_samples)
+
+    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
+        logits = language_logits(run, at_least=1)
+        log_probs = F.log_softmax(logits, -1)
+        cumulative = log_probs.detach().double().exp().cumsum(-1)
+        sequence = run.sequence_index.to(logits.device)[:, None, None]
+        position = _real_positions(run.mask, logits)[..., None]
+        sample = torch.arange(self.n_samples, device=logits.device)
+        draws = uniform(self.seed, sequence, position, sample)  # [batch, pos, samples]
+        # Up to the whole sum, not 1: rounding must not push a draw past the last token.
+        labels = torch.searchsorted(cumulative, draws * cumulative[..., -1:])
+        labels = labels.clamp(max=logits.shape[-1] - 1)
+        losses = -log_probs.gather(-1, labels)  # [batch, pos, samples]
+        if run.mask is not None:
+            losses = losses.masked_fill(~run.mask[..., None], 0.0)
+        return losses.sum(1).T
+
+
+@dataclass(frozen=True)
+class logit_probe:
+    """L(x) = Σ_s v_s · logits_s with random signs v_s: E[g gᵀ] = Σ JᵀJ, the AGOP of the logits.
+
+    Args:
+        n_probes: independent probes; they share the forward pass.
+        seed: of the probes.
+    """
+
+    n_probes: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_count("n_probes", self.n_probes)
+
+    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
+        output = run.output
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            raise ValueError(
+                f"The model gave {type(output).__name__}; a probe of its outputs needs a tensor "
+                "[batch, …, outputs]."
+            )
+        return _probed(run, output, self.n_probes, self.seed)
+
+
+@dataclass(frozen=True)
+class hook_probe:
+    """L(x) = Σ_s v_s · (f_s − μ)E with random signs v_s, f the activations at a later hook point.
+
+    E[g gᵀ] = Σ JᵀEEᵀJ, the second moment of the Jacobian to that hook point's coordinates.
+
+    Args:
+        hook_point: downstream of every hook point that is collected.
+        basis: whose encoder E gives the coordinates; None probes the activations themselves.
+        n_probes: independent probes; they share the forward pass.
+        seed: of the probes.
+    """
+
+    hook_point: str
+    basis: Basis | None = field(default=None, repr=False)
+    n_probes: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_count("n_probes", self.n_probes)
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """What the collector must show in `run.activations`."""
+        return (self.hook_point,)
+
+    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
+        activations = run.activations[self.hook_point]
+        if self.basis is None:
+            coordinates = activations.flatten(2) if activations.ndim == 4 else activations
+        else:
+            coordinates = self.basis.encode(activations)
+        return _probed(run, coordinates, self.n_probes, self.seed)
+
+
+def _probed(
+    run: Run, values: Float[Tensor, "batch *pos outputs"], n_probes: int, seed: int
+) -> Float[Tensor, "samples batch"]:
+    """Σ over positions and outputs of random signs times values."""
+    if values.ndim > 3:
+        values = values.flatten(2)
+    if values.ndim == 2:
+        values = values[:, None]
+    # Masked by the padding of the tokens, where the values have the tokens' positions.
+    mask = run.mask if run.mask is not None and run.mask.shape == values.shape[:2] else None
+    if mask is not None:
+        values = values.masked_fill(~mask[..., None], 0.0)
+    sequence = run.sequence_index.to(values.device)[:, None, None]
+    position = _real_positions(mask, values)[..., None]
+    outputs = torch.arange(values.shape[-1], device=values.device)
+    return torch.stack(
+        [
+            (values * signs(seed, sequence, probe, position, outputs).to(values)).sum((1, 2))
+            for probe in range(n_probes)
+        ]
+    )
+
+
+def _real_positions(
+    mask: Bool[Tensor, "batch pos"] | None, values: Float[Tensor, "batch pos ..."]
+) -> Int[Tensor, "batch pos"]:
+    """Positions counted from the first real token, so that padding changes no draw."""
+    if mask is None:
+        return torch.arange(values.shape[1], device=values.device).expand(values.shape[:2])
+    return mask.cumsum(1) - 1
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name} is {count}; expected at least 1.")

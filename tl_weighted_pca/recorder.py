@@ -1,4 +1,4 @@
-"""The hooks: activations and gradients of one batch, into accumulators as they arrive.
+"""The hooks: activations and gradients of one batch, to their sinks as they arrive.
 
 The only place in the package that runs hooks for gradients.
 """
@@ -6,17 +6,38 @@ The only place in the package that runs hooks for gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tl_weighted_pca.accumulator import MomentAccumulator, NonFiniteError
+from tl_weighted_pca.accumulator import NonFiniteError
 from tl_weighted_pca.data import Batch, Positions, selected
 from tl_weighted_pca.hook_points import check_activation, resolve
 from tl_weighted_pca.interrupts import uninterrupted
 from tl_weighted_pca.objectives import Objective, Run, objective_name
 from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
+
+
+class Sink(Protocol):
+    """What takes the activations and gradients of a hook point, batch by batch."""
+
+    def begin(
+        self, activations: Tensor, mask: Tensor | None = None, *, gradients_to_come: int = 0
+    ) -> None:
+        """The activations [batch, pos, …] of a new batch; where `mask` is False they do not count."""
+
+    def gradient(self, gradients: Tensor, objective: str = "", scale: float = 1.0) -> None:
+        """One gradient of that batch; `scale` is 1 over the objective's number of samples."""
+
+    def check(self) -> list[Tensor]:
+        """Tensors that are finite exactly when the batch is."""
+
+    def commit(self) -> None:
+        """The batch is whole: keep it."""
+
+    def discard(self) -> None:
+        """The batch failed: forget it."""
 
 
 class _AllSeen(Exception):
@@ -47,21 +68,21 @@ class _Site:
 
 
 class Recorder:
-    """Runs batches through a hooked model and folds what the hook points see into accumulators.
+    """Runs batches through a hooked model and hands what the hook points see to sinks.
 
     Args:
-        accumulators: by hook point name.
+        sinks: what takes the activations and gradients, by hook point name.
         objectives: by key; none for activations alone, with no graph.
         positions: which positions count.
     """
 
     def __init__(
         self,
-        accumulators: Mapping[str, MomentAccumulator],
+        sinks: Mapping[str, Sink],
         objectives: Mapping[str, Objective],
         positions: Positions,
     ) -> None:
-        self._accumulators = dict(accumulators)
+        self._sinks = dict(sinks)
         self._objectives = dict(objectives)
         self._positions = positions
         self._sites: dict[str, _Site] = {}
@@ -71,9 +92,9 @@ class Recorder:
         self._now: tuple[str, float] = ("", 1.0)
 
     def hooks(self, model: Any) -> list[tuple[str, Callable[..., Any]]]:
-        """Forward hooks for the accumulators' hook points, and for those that objectives look at."""
+        """Forward hooks for the sinks' hook points, and for those that objectives look at."""
         looked_at = [p for o in self._objectives.values() for p in getattr(o, "hook_points", ())]
-        names = dict.fromkeys([*self._accumulators, *(resolve(model, looked_at) if looked_at else ())])
+        names = dict.fromkeys([*self._sinks, *(resolve(model, looked_at) if looked_at else ())])
         return [(name, self._hook(name)) for name in names]
 
     def run(self, model: Any, batch: Batch) -> int:
@@ -86,11 +107,11 @@ class Recorder:
             self._record(model, batch)
             self._check_finite()
             with uninterrupted():
-                for accumulator in self._accumulators.values():
-                    accumulator.commit()
+                for sink in self._sinks.values():
+                    sink.commit()
         except BaseException:
-            for accumulator in self._accumulators.values():
-                accumulator.discard()
+            for sink in self._sinks.values():
+                sink.discard()
             raise
         finally:
             self._sites, self._leaves, self._batch = {}, [], None
@@ -109,7 +130,7 @@ class Recorder:
             output = run_model(model, inputs, mask)
         except _AllSeen:
             output = None
-        for name in self._accumulators:
+        for name in self._sinks:
             if name not in self._sites:
                 raise ValueError(
                     f"Hook point {name!r} never fired in a forward pass of this model: it exists, but "
@@ -119,11 +140,13 @@ class Recorder:
             return
         activations = {name: site.passed[0] for name, site in self._sites.items()}
         run = Run(output, inputs, mask, batch.sequence_index, activations)
-        values = {key: self._values(key, objective(run)) for key, objective in self._objectives.items()}
+        values = {
+            key: self._values(key, objective(run)) for key, objective in self._objectives.items()
+        }
         del output, run, activations
         left = sum(len(samples) for samples in values.values())
-        for name, accumulator in self._accumulators.items():
-            accumulator.begin(*self._cut(self._sites[name].passed[0]), gradients_to_come=left)
+        for name, sink in self._sinks.items():
+            sink.begin(*self._cut(self._sites[name].passed[0]), gradients_to_come=left)
         for key, samples in values.items():
             for sample in samples:
                 left -= 1
@@ -142,7 +165,7 @@ class Recorder:
             )
         if not values.requires_grad:
             raise ValueError(
-                f"The objective {name} carries no gradient to {', '.join(self._accumulators)}: they do "
+                f"The objective {name} carries no gradient to {', '.join(self._sinks)}: they do "
                 "not influence it, or it was detached."
             )
         if not bool(torch.isfinite(values.detach().sum())):
@@ -158,7 +181,7 @@ class Recorder:
         for site in self._sites.values():
             site.expect()
         torch.autograd.grad(value, self._leaves, retain_graph=not last, allow_unused=True)
-        for name, accumulator in self._accumulators.items():
+        for name, sink in self._sinks.items():
             site = self._sites[name]
             if site.gradient is None and site.missing == len(site.passed):
                 if self._number == 0:
@@ -166,12 +189,12 @@ class Recorder:
                         f"Hook point {name!r} carries no gradient: the objective "
                         f"{objective_name(self._objectives[key])} does not depend on it."
                     )
-                accumulator.gradient(*self._cut(torch.zeros_like(site.passed[0]))[:1], key, scale)
+                sink.gradient(*self._cut(torch.zeros_like(site.passed[0]))[:1], key, scale)
             elif site.missing:  # some firings lead nowhere
                 self._deliver(name)
 
     def _hook(self, name: str) -> Callable[..., Any]:
-        recorded = name in self._accumulators
+        recorded = name in self._sinks
 
         def see(tensor: Tensor, hook: Any) -> Tensor | None:
             batch = self._batch
@@ -192,8 +215,8 @@ class Recorder:
                 self._check_same(name, site, tensor)
             if not self._objectives:
                 if not again:
-                    self._accumulators[name].begin(*self._cut(tensor))
-                if all(known in self._sites for known in self._accumulators):
+                    self._sinks[name].begin(*self._cut(tensor))
+                if all(known in self._sites for known in self._sinks):
                     raise _AllSeen
                 return None
             # The graph starts in place, on the tensor itself: where a skip path reads it too, as at
@@ -215,7 +238,7 @@ class Recorder:
     def _deliver(self, name: str) -> None:
         site, (key, scale) = self._sites[name], self._now
         assert site.gradient is not None
-        self._accumulators[name].gradient(self._cut(site.gradient)[0], key, scale)
+        self._sinks[name].gradient(self._cut(site.gradient)[0], key, scale)
         site.gradient = None
 
     def _cut(self, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -239,7 +262,7 @@ class Recorder:
             )
 
     def _check_finite(self) -> None:
-        flags = {name: acc.check() for name, acc in self._accumulators.items()}
+        flags = {name: sink.check() for name, sink in self._sinks.items()}
         for name, scalars in flags.items():
             if scalars and not bool(torch.isfinite(torch.stack([s.sum() for s in scalars])).all()):
                 self._name_first_non_finite()
@@ -251,7 +274,7 @@ class Recorder:
     def _name_first_non_finite(self) -> None:
         """Raise for the first hook point, in the order of the pass, with a non-finite activation."""
         for name, site in self._sites.items():
-            if name not in self._accumulators:
+            if name not in self._sinks:
                 continue
             values, mask = self._cut(site.passed[0])
             values = values if mask is None else values[mask]

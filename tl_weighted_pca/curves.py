@@ -1,0 +1,202 @@
+"""Ablation curves: scores by rank, kept per sequence, so that every comparison has an interval."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RESAMPLES = 1000
+
+
+class Estimate(float):
+    """A number with its bootstrap interval: compares and computes as the number."""
+
+    low: float
+    """The interval's lower end."""
+    high: float
+    """The interval's upper end."""
+
+    def __new__(cls, value: float, low: float, high: float) -> Estimate:
+        self = super().__new__(cls, value)
+        self.low, self.high = low, high
+        return self
+
+    def __repr__(self) -> str:
+        return f"{float(self):.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> tuple[type[Estimate], tuple[float, float, float]]:
+        return Estimate, (float(self), self.low, self.high)
+
+
+@dataclass(frozen=True)
+class AblationCurves:
+    """score_b(k) = Σ_x s_b(k, x) / Σ_x n(x): what is left of a model's score at rank k of basis b.
+
+    Intervals are paired percentile bootstraps over sequences: every basis and rank sees the same
+    resampled sequences, so that what the sequences share cancels out of a comparison.
+    """
+
+    ranks: list[int]
+    """k, ascending."""
+    width: int
+    """d: at rank d every complete basis is the identity."""
+    per_sequence: dict[str, Float[Tensor, "rank sequence"]]
+    """s_b(k, x) by basis, summed over the positions of each sequence, in the order of the data."""
+    baseline_per_sequence: Float[Tensor, "sequence"]
+    """The same of the unablated model."""
+    counts: Float[Tensor, "sequence"]
+    """n(x): predicted tokens for "loss" and "kl", 1 for a callable score."""
+    hook_point: str = ""
+    """Where was ablated."""
+    unit: str = "score"
+    """What a score is, for tables and pictures."""
+
+    @property
+    def baseline(self) -> float:
+        """The unablated model's score."""
+        return float(self.baseline_per_sequence.sum() / self.counts.sum())
+
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """Scores by basis, one a rank."""
+        total = self.counts.sum()
+        return {name: (s.sum(1) / total).tolist() for name, s in self.per_sequence.items()}
+
+    def excess(self, name: str, *, level: float = 0.95, seed: int = 0) -> list[Estimate]:
+        """score_b(k) − baseline at each rank, with its interval."""
+        draws = self._draws(seed)
+        resampled = self._excess(name, draws)
+        point = self._excess(name, None)[:, 0]
+        return [_estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
+
+    def difference(
+        self, name: str, *, to: str = "pca", level: float = 0.95, seed: int = 0
+    ) -> list[Estimate]:
+        """score_name(k) − score_to(k) at each rank, with its paired interval."""
+        draws = self._draws(seed)
+        point = (self._excess(name, None) - self._excess(to, None))[:, 0]
+        resampled = self._excess(name, draws) - self._excess(to, draws)
+        return [_estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
+
+    def area(self, name: str, *, level: float = 0.95, seed: int = 0) -> Estimate:
+        """∫ (score_b(k) − baseline) dk over the ranks, by trapezoids, divided by their range.
+
+        The mean excess over ranks. Ranks where every basis is hopeless dominate it: to compare
+        bases where it matters, use `relative_excess`.
+        """
+        if len(self.ranks) < 2:
+            raise ValueError(f"An area needs at least two ranks; these curves have {self.ranks}.")
+        at = torch.tensor(self.ranks, dtype=torch.float64)
+
+        def integral(excess: Tensor) -> Tensor:
+            return torch.trapezoid(excess, at, dim=0) / (at[-1] - at[0])
+
+        point = integral(self._excess(name, None))[0]
+        return _estimate(point, integral(self._excess(name, self._draws(seed))), level)
+
+    def relative_excess(
+        self,
+        name: str,
+        *,
+        to: str = "pca",
+        ranks: Sequence[int] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+    ) -> Estimate:
+        """exp mean_k log[(score_b(k) − baseline) / (score_to(k) − baseline)]: below 1 beats `to`.
+
+        The geometric mean over ranks, by default those from d/8 to 7d/8 that were evaluated. An
+        excess that is not positive is floored at its interval's half-width, with a warning.
+
+        Raises:
+            ValueError: if no such rank was evaluated.
+        """
+        if ranks is None:
+            chosen = [k for k in self.ranks if self.width / 8 <= k <= 7 * self.width / 8]
+        else:
+            chosen = list(ranks)
+            missing = [k for k in chosen if k not in self.ranks]
+            if missing:
+                raise ValueError(f"Ranks {missing} were not evaluated; these were: {self.ranks}.")
+        if not chosen:
+            raise ValueError(
+                f"No rank between {self.width}/8 and 7·{self.width}/8 was evaluated; these were: "
+                f"{self.ranks}."
+            )
+        rows = [self.ranks.index(k) for k in chosen]
+        draws = self._draws(seed)
+        logs, floored = [], []
+        for which in (name, to):
+            point, resampled = self._excess(which, None)[rows], self._excess(which, draws)[rows]
+            low, high = (
+                resampled.quantile((1 - level) / 2, 1),
+                resampled.quantile((1 + level) / 2, 1),
+            )
+            floor = ((high - low) / 2).clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+            floored += [(which, k) for k, p in zip(chosen, point[:, 0], strict=True) if p <= 0]
+            logs.append([torch.where(e > 0, e, floor).log().mean(0) for e in (point, resampled)])
+        if floored:
+            where = ", ".join(f"{which} at rank {k}" for which, k in floored)
+            warnings.warn(
+                f"The excess of {where} is not positive; it was floored at its interval's half-width.",
+                stacklevel=2,
+            )
+        point, resampled = ((mine - theirs).exp() for mine, theirs in zip(*logs, strict=True))
+        return _estimate(point[0], resampled, level)
+
+    def to_pandas(self, *, level: float = 0.95) -> pd.DataFrame:
+        """A tidy table: hook_point, basis, rank, score, excess, and the excess's interval."""
+        import pandas as pd
+
+        scores = self.scores
+        rows = [
+            {
+                "hook_point": self.hook_point, "basis": name, "rank": k, "score": scores[name][i],
+                "excess": float(e), "excess_low": e.low, "excess_high": e.high,
+            }
+            for name in self.per_sequence
+            for i, (k, e) in enumerate(zip(self.ranks, self.excess(name, level=level), strict=True))
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def plot(self, **options: Any) -> Any:
+        """A matplotlib figure of the curves, with the baseline and confidence bands."""
+        from tl_weighted_pca.plots import plot_ablation_curves
+
+        return plot_ablation_curves(self, **options)
+
+    def _draws(self, seed: int) -> Float[Tensor, "sequence resample"]:
+        """How often each sequence appears in each bootstrap sample."""
+        n = len(self.counts)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(n, (n, _RESAMPLES), generator=generator)
+        return torch.zeros(n, _RESAMPLES, dtype=torch.float64).scatter_add_(
+            0, drawn, torch.ones_like(drawn, dtype=torch.float64)
+        )
+
+    def _excess(self, name: str, draws: Tensor | None) -> Float[Tensor, "rank resample"]:
+        if name not in self.per_sequence:
+            raise ValueError(
+                f"There is no curve {name!r}; these curves are of {', '.join(self.per_sequence)}."
+            )
+        over = self.per_sequence[name] - self.baseline_per_sequence
+        if draws is None:
+            return over.sum(1, keepdim=True) / self.counts.sum()
+        return (over @ draws) / (self.counts @ draws)
+
+
+def _estimate(point: Tensor, resampled: Tensor, level: float) -> Estimate:
+    tail = (1 - level) / 2
+    low, high = resampled.quantile(torch.tensor([tail, 1 - tail], dtype=resampled.dtype)).tolist()
+    return Estimate(float(point), low, high)

@@ -1,0 +1,105 @@
+"""A stream of (activation, gradient) pairs, for what needs more than their second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_weighted_pca.data import Positions, batches
+from tl_weighted_pca.hook_points import NamesFilter, hooked, resolve
+from tl_weighted_pca.objectives import Objective, next_token_loss
+from tl_weighted_pca.quiet_model import quiet
+from tl_weighted_pca.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """F and g = ∂L/∂F of one batch at one hook point, in the model's dtype."""
+
+    activations: Float[Tensor, "batch pos d"]
+    """F; heads are flattened to head·d_head."""
+    gradients: Float[Tensor, "samples batch pos d"]
+    """g, one for each sample of the objective."""
+    mask: Bool[Tensor, "batch pos"] | None
+    """True where a position counts; None where all do."""
+    sequence_index: Int[Tensor, "batch"]
+    """The place of each sequence in the data."""
+
+    def rows(self) -> tuple[Float[Tensor, "tokens d"], Float[Tensor, "samples tokens d"]]:
+        """Activations and gradients at the positions that count, flattened over the batch."""
+        if self.mask is None:
+            return self.activations.flatten(0, 1), self.gradients.flatten(1, 2)
+        return self.activations[self.mask], self.gradients[:, self.mask]
+
+
+def stream_pairs(
+    model: Any,
+    data: Any,
+    hook_points: NamesFilter,
+    *,
+    objective: Objective | None = next_token_loss,
+    positions: Positions = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+) -> Iterator[dict[str, Pairs]]:
+    """(F, g) at hook points, batch by batch: what `collect` folds into moments, unfolded.
+
+    Between batches the model is as it was. Arguments and errors are those of `collect`; with
+    `objective=None` gradients have no samples.
+
+    Yields:
+        `Pairs` by hook point name.
+    """
+    names = resolve(model, hook_points)
+    sinks = {name: _PairSink() for name in names}
+    recorder = Recorder(sinks, {} if objective is None else {"": objective}, positions)
+    for batch in batches(data, batch_size, max_tokens=max_tokens):
+        # Entered anew for each batch: a suspended generator must not hold the caller's grad mode.
+        with (
+            quiet(model, gradients=objective is not None),
+            hooked(model, recorder.hooks(model)),
+        ):
+            recorder.run(model, batch)
+        yield {name: sink.taken(batch.sequence_index) for name, sink in sinks.items()}
+
+
+@dataclass
+class _PairSink:
+    """Keeps one batch as it is."""
+
+    activations: Tensor | None = None
+    mask: Tensor | None = None
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def begin(
+        self, activations: Tensor, mask: Tensor | None = None, *, gradients_to_come: int = 0
+    ) -> None:
+        self.activations, self.mask, self.gradients = activations, mask, []
+
+    def gradient(self, gradients: Tensor, objective: str = "", scale: float = 1.0) -> None:
+        self.gradients.append(gradients)
+
+    def check(self) -> list[Tensor]:
+        assert self.activations is not None
+        kept = [self.activations, *self.gradients]
+        return [(x if self.mask is None else x[self.mask]).sum() for x in kept]
+
+    def commit(self) -> None:
+        """Nothing to do: `taken` reads it."""
+
+    def discard(self) -> None:
+        self.activations, self.mask, self.gradients = None, None, []
+
+    def taken(self, sequence_index: Tensor) -> Pairs:
+        assert self.activations is not None
+        flat = self.activations.flatten(2)
+        gradients = [g.flatten(2) for g in self.gradients]
+        stacked = torch.stack(gradients) if gradients else flat.new_zeros((0, *flat.shape))
+        pairs = Pairs(flat, stacked, self.mask, sequence_index)
+        self.discard()
+        return pairs
