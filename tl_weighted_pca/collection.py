@@ -52,8 +52,8 @@ class Collection(Mapping[str, Moments]):
             return NotImplemented
         if set(self) != set(other):
             raise ValueError(
-                f"Cannot add collections of different hook points: {', '.join(sorted(set(self) ^ set(other)))} "
-                "are in one of them only."
+                "Cannot add collections of different hook points: only one of them has "
+                f"{', '.join(sorted(set(self) ^ set(other)))}."
             )
         return Collection({name: self[name] + other[name] for name in self}, self.settings)
 
@@ -99,19 +99,10 @@ class Collection(Mapping[str, Moments]):
                 header = json.loads(metadata["moments"])
                 moments = {}
                 for name, entry in header.items():
-                    kinds = [
-                        SecondMoment(
-                            *(
-                                file.get_tensor(f"{name}/{kind}/{field.name}")
-                                for field in dataclasses.fields(SecondMoment)
-                            )
-                        )
-                        if f"{name}/{kind}/weight" in names
-                        else None
-                        for kind in _KINDS
-                    ]
                     moments[name] = Moments(
-                        *kinds,
+                        activation=_read(file, f"{name}/activation", names),
+                        gradient=_read(file, f"{name}/gradient", names),
+                        weighted=_read(file, f"{name}/weighted", names),
                         n_tokens=entry["n_tokens"],
                         n_sequences=entry["n_sequences"],
                         provenance=Provenance(**entry["provenance"]),
@@ -121,3 +112,11 @@ class Collection(Mapping[str, Moments]):
                 f"{os.fspath(path)!r} is not a readable collection file: {error}."
             ) from error
         return cls(moments, json.loads(metadata["settings"]))
+
+
+def _read(file: Any, prefix: str, names: set[str]) -> SecondMoment | None:
+    """One second moment of an open file, or None if it holds none there."""
+    if f"{prefix}/weight" not in names:
+        return None
+    fields = dataclasses.fields(SecondMoment)
+    return SecondMoment(*(file.get_tensor(f"{prefix}/{field.name}") for field in fields))
