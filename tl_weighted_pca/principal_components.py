@@ -122,6 +122,30 @@ def metric_pca(
     return Basis(encoder, decoder, mu, eigenvalues, total, "metric_pca", moments.provenance)
 
 
+def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> Basis:
+    """A rotation drawn at random (the Q of a Gaussian matrix's QR): what any basis must beat.
+
+    Args:
+        moments: with activation statistics, which give the centre and the eigenvalues.
+        center: as in `pca`.
+        seed: of the rotation.
+
+    Returns:
+        An orthonormal basis in the order in which it was drawn; `eigenvalues` are the variances along it.
+    """
+    mu = _center(moments, center)
+    covariance = moments.require("activation").about(mu).cpu() / moments.n_tokens
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(covariance.shape, generator=generator, dtype=torch.float64)
+    axes, upper = torch.linalg.qr(gaussian)
+    # The signs that make the distribution uniform (Mezzadri 2007).
+    axes = axes * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    variances = (axes.mT @ covariance @ axes).diagonal(dim1=-2, dim2=-1)
+    return Basis(
+        axes, axes.mT, mu, variances, variances.sum(-1), "random_basis", moments.provenance
+    )
+
+
 def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:
     if isinstance(center, Tensor):
         like = next(

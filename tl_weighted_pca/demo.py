@@ -1,0 +1,102 @@
+"""The main job, end to end, on the embedded model: which basis keeps the model's loss low for longest?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tl_weighted_pca.ablation import ablation_curves
+from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.collect import collect
+from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.objectives import next_token_loss, sampled_token_loss
+from tl_weighted_pca.principal_components import metric_pca, pca, random_basis, weighted_pca
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found."""
+
+    curves: AblationCurves
+    bases: dict[str, Basis]
+
+    def sentence(self) -> str:
+        """What the table shows, in one sentence."""
+        curves, width = self.curves, self.curves.width
+        middle = min(curves.ranks, key=lambda k: abs(k - width / 2))
+        at = curves.ranks.index(middle)
+        losses = {name: scores[at] for name, scores in curves.scores.items()}
+        best = min(losses, key=lambda name: losses[name])
+        ratio = curves.relative_excess(best, to="PCA")
+        compared = (
+            "PCA itself is best there"
+            if best == "PCA"
+            else f"over the middle ranks its excess is {ratio:.2f} times PCA's "
+            f"(95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+        )
+        return (
+            f"Keeping {middle} of {width} directions at {curves.hook_point}, {best} leaves the lowest "
+            f"loss, {losses[best]:.3f} (PCA {losses['PCA']:.3f}, weighted PCA "
+            f"{losses['weighted PCA']:.3f}, random {losses['random']:.3f}, unablated "
+            f"{curves.baseline:.3f}); {compared}."
+        )
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the picture, the table and the bases; the files' paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        picture, table = folder / "ablation.png", folder / "ablation.csv"
+        self.curves.plot().savefig(picture)
+        self.curves.to_pandas().to_csv(table, index=False)
+        files = [picture, table]
+        for name, basis in self.bases.items():
+            files.append(folder / f"{name.lower().replace(' ', '_').replace(',', '')}.safetensors")
+            basis.save(files[-1])
+        return files
+
+
+def run_demo(
+    model: Any,
+    train: Any,
+    heldout: Any,
+    hook_point: str = "blocks.2.hook_resid_post",
+    *,
+    ranks: Sequence[int] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> Demo:
+    """Collect on `train`, ablate on `heldout`, for six bases at one hook point.
+
+    Args:
+        model: a language model.
+        train: data to make the bases from.
+        heldout: data to score them on.
+        hook_point: where.
+        ranks: how many components to keep; nine by default, from none to all.
+        batch_size: sequences a batch.
+        seed: of the sampled labels and the random basis.
+        progress: show progress bars.
+    """
+    stats = collect(
+        model,
+        train,
+        hook_point,
+        objective={"loss": next_token_loss, "fisher": sampled_token_loss(seed=seed)},
+        batch_size=batch_size,
+        progress=progress,
+    )
+    loss, fisher = stats["loss"][hook_point], stats["fisher"][hook_point]
+    bases = {
+        "PCA": pca(loss),
+        "PCA, uncentred": pca(loss, center=False),
+        "weighted PCA": weighted_pca(loss),
+        "weighted PCA, uncentred": weighted_pca(loss, center=False),
+        "Fisher-metric PCA": metric_pca(fisher),
+        "random": random_basis(loss, seed=seed),
+    }
+    curves = ablation_curves(
+        model, heldout, bases, hook_point, ranks=ranks, batch_size=batch_size, progress=progress
+    )
+    return Demo(curves, bases)
