@@ -370,15 +370,20 @@ class MomentAccumulator:
         activations = batch.rows + self.shift.to(batch.rows)[..., None, None, :]
         if batch.mask is not None:
             activations.masked_fill_(~batch.mask[..., None], 0.0)
-        metric = self.row_metric(activations, g)
-        expected = (*g.shape[:-1], g.shape[-2])
-        if not isinstance(metric, Tensor) or metric.shape != expected:
-            got = tuple(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
-            raise ValueError(
-                f"The row metric gave {got}; expected a tensor of shape {tuple(expected)}: "
-                "one [pos, pos] matrix a sequence."
-            )
-        metric = metric.to(batch.rows)
+        expected = (*g.shape[-3:-1], g.shape[-2])
+        called = []
+        # One call a head: what a user writes for [batch, pos, d] serves heads as well.
+        heads = zip(activations, g, strict=True) if g.ndim == 4 else [(activations, g)]
+        for of_head in heads:
+            metric = self.row_metric(*of_head)
+            if not isinstance(metric, Tensor) or metric.shape != expected:
+                got = tuple(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
+                raise ValueError(
+                    f"The row metric gave {got}; expected a tensor of shape {tuple(expected)}: "
+                    "one [pos, pos] matrix a sequence."
+                )
+            called.append(metric)
+        metric = torch.stack(called).view(*g.shape[:-1], g.shape[-2]).to(batch.rows)
         if batch.mask is not None:
             pairs = batch.mask[..., :, None] & batch.mask[..., None, :]
             metric = metric.masked_fill(~pairs, 0.0)
