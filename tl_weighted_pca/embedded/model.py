@@ -42,12 +42,12 @@ def load_model(
 
 
 def _available() -> list[Kind]:
-    import transformer_lens
-
-    kinds: list[Kind] = ["TransformerBridge"]
-    if hasattr(transformer_lens, "HookedTransformer"):
-        kinds.insert(0, "HookedTransformer")
-    return kinds
+    # Not hasattr: TransformerLens 4 answers for the class it removed with an ImportError.
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return ["TransformerBridge"]
+    return ["HookedTransformer", "TransformerBridge"]
 
 
 def _pretrained(dtype: "torch.dtype | None") -> tuple[Any, Any]:
