@@ -1,0 +1,235 @@
+"""Where a model's weight matrices are, and the hook points on either side of them.
+
+Matrices act from the right, as TransformerLens stores them: x @ W, W [d_in, d_out].
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_weighted_pca.pairs import Pairs, stream_pairs
+
+
+@dataclass(frozen=True)
+class Weight:
+    """h = x A + const: a matrix A, the hook point that carries x, and the one that carries h."""
+
+    name: str
+    """For tables and errors, such as "blocks.0.mlp.W_in"."""
+    matrix: Float[Tensor, "d_in d_out"]
+    """A, from what `reads` carries to what `writes` carries; heads are flattened to head·d_head."""
+    reads: str
+    """Hook point of x."""
+    writes: str | None
+    """Hook point of h, the pre-activation; None where there is none."""
+    layer: int = 0
+    """The layer, for pictures."""
+    kind: str = "W"
+    """"W_in", "W_Q", …: matrices of one kind are compared between layers."""
+    after: str | None = None
+    """Hook point past the non-linearity, of the width of h; None where there is no non-linearity."""
+    alone: bool = True
+    """Whether all that reads x at `reads` are weights of this list: no skip path goes past them."""
+    change: Float[Tensor, "d_in d_in"] | None = None
+    """T, where the claim is about another weight T A, whose input's gradient is T times that at x."""
+
+    @property
+    def claimed(self) -> Float[Tensor, "d_in d_out"]:
+        """T A in float64: the weight that the claim is about."""
+        matrix = self.matrix.detach().double().cpu()
+        return matrix if self.change is None else self.change.double().cpu() @ matrix
+
+
+def model_weights(
+    model: Any, layers: Sequence[int] | None = None, *, folded: bool = False
+) -> list[Weight]:
+    """The weights of a model that read its stream: attention's Q, K and V, the MLP's, the unembedding.
+
+    `folded` says which weight is meant where a layer norm has a gain γ (and a bias): False takes W as
+    it is stored, with the gradient at its own input γ⊙x̂ + β; True takes the folded weight γ⊙W, with
+    the gradient at the normalised x̂ (centred over d_model where the norm centres, as TransformerLens
+    folds it). Where the model came folded, the two are one.
+
+    Args:
+        model: a HookedTransformer, a TransformerBridge, or a module with a method `weights()` that
+            gives a list of `Weight`, as `HookedMLP` has.
+        layers: which; all, and the unembedding, by default. The unembedding counts as layer n_layers.
+        folded: which weight the claim is about.
+
+    Raises:
+        TypeError: for another kind of model.
+        ValueError: for a layer that it does not have.
+    """
+    if hasattr(model, "blocks") and hasattr(model, "unembed"):
+        n_layers = len(model.blocks)
+        found: Iterable[Weight]
+        known = range(n_layers + 1)
+        found = itertools.chain(
+            *(_block_weights(model, layer, folded) for layer in range(n_layers)),
+            _unembedding(model, n_layers, folded),
+        )
+    elif callable(getattr(model, "weights", None)):
+        if folded:
+            raise ValueError("folded=True is about layer norms; this model has none: leave it out.")
+        listed: list[Weight] = model.weights()
+        known, found = range(len(listed)), listed
+    else:
+        raise TypeError(
+            f"The model is a {type(model).__name__}; expected a HookedTransformer, a "
+            "TransformerBridge or a module with weights(): pass layers=[Weight(...), ...] instead, "
+            "one for each matrix."
+        )
+    if layers is None:
+        return list(found)
+    wrong = [layer for layer in layers if layer not in known]
+    if wrong or not layers:
+        raise ValueError(
+            f"layers has {wrong or 'no layers'}; expected some of 0..{len(known) - 1}."
+        )
+    return [weight for weight in found if weight.layer in set(layers)]
+
+
+def check_weights(model: Any, data: Any, weights: Sequence[Weight], positions: Any = None) -> None:
+    """Raise ValueError unless h − xA is constant over the first batch, for each weight.
+
+    It guards against a matrix that was folded, transposed, grouped or rotated otherwise than its
+    hook points say.
+    """
+    written = [weight for weight in weights if weight.writes is not None]
+    if not written:
+        return
+    names = dict.fromkeys(name for w in written for name in (w.reads, str(w.writes)))
+    pairs: dict[str, Pairs] = next(
+        stream_pairs(
+            model,
+            data,
+            list(names),
+            objective=None,
+            positions=positions,
+            batch_size=2,
+            max_tokens=1,
+        )
+    )
+    for weight in written:
+        x, h = (pairs[str(name)].rows()[0].double().cpu() for name in (weight.reads, weight.writes))
+        matrix = weight.matrix.detach().double().cpu()
+        if (x.shape[1], h.shape[1]) != tuple(matrix.shape):
+            raise ValueError(
+                f"{weight.name} has shape {tuple(matrix.shape)}, but {weight.reads!r} carries width "
+                f"{x.shape[1]} and {weight.writes!r} width {h.shape[1]}: name the hook points at its "
+                "own input and output."
+            )
+        rest = h - x @ matrix
+        spread = (rest - rest.mean(0)).norm() / h.norm().clamp(min=1e-30)
+        if spread > (1e-4 if pairs[weight.reads].activations.itemsize >= 4 else 5e-2):
+            raise ValueError(
+                f"{weight.name} does not lead from {weight.reads!r} to {weight.writes!r}: what is left "
+                f"of the output varies by {spread:.1e} of its norm, expected a constant bias. Name "
+                "the hook points at its own input and output."
+            )
+
+
+def _block_weights(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
+    block, known = model.blocks[layer], model.hook_dict
+    at = f"blocks.{layer}"
+    attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    if attention is not None:
+        for letter in "QKV":
+            # HookedTransformer's public W_K repeats grouped heads; hook_k carries each group once.
+            stored = getattr(attention, f"_W_{letter}", None)
+            matrix = stored if stored is not None else getattr(attention, f"W_{letter}", None)
+            if matrix is None:
+                continue
+            matrix = matrix.movedim(0, 1).flatten(1) if matrix.ndim == 3 else matrix
+            yield _behind_norm(
+                model, f"{at}.attn", f"W_{letter}", matrix, layer, getattr(block, "ln1", None),
+                f"{at}.ln1", f"{at}.attn.hook_{letter.lower()}", None, folded,
+            )  # fmt: skip
+    gate = _present(mlp, "W_gate")
+    after = f"{at}.mlp.hook_post"
+    # The bridge calls a gated MLP's two outputs after their modules, HookedTransformer hook_pre(_linear).
+    for kind, ours, theirs in (
+        ("W_gate", "hook_pre", "gate.hook_out"),
+        ("W_in", "hook_pre" if gate is None else "hook_pre_linear", "in.hook_out"),
+    ):
+        matrix = _present(mlp, kind)
+        if matrix is None:
+            continue
+        theirs, ours = f"{at}.mlp.{theirs}", f"{at}.mlp.{ours}"
+        # A block of parallel attention and MLP may have one norm for both.
+        norm = "ln2" if getattr(block, "ln2", None) is not None else "ln1"
+        yield _behind_norm(
+            model, f"{at}.mlp", kind, matrix, layer, getattr(block, norm, None), f"{at}.{norm}",
+            theirs if theirs in known else ours, after if after in known else None, folded,
+        )  # fmt: skip
+
+
+def _unembedding(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
+    writes = "unembed.hook_out" if "unembed.hook_out" in model.hook_dict else None
+    yield _behind_norm(
+        model, "unembed", "W_U", model.W_U, layer, getattr(model, "ln_final", None), "ln_final",
+        writes, None, folded,
+    )  # fmt: skip
+
+
+def _behind_norm(
+    model: Any, module: str, kind: str, matrix: Tensor, layer: int, norm: Any, norm_name: str,
+    writes: str | None, after: str | None, folded: bool,
+) -> Weight:  # fmt: skip
+    """A weight that reads a (perhaps absent) norm's output, at the best hook point there is for it."""
+    known = model.hook_dict
+    gain = _present(norm, "w")
+    gain = gain if gain is not None else _present(norm, "weight")
+    own, normalized = f"{module}.hook_in", f"{norm_name}.hook_normalized"
+    matrix = matrix.detach()
+    change: Tensor | None = None
+    if own in known:
+        reads, alone = own, True
+        if folded and gain is not None:
+            change = _centring(model, len(gain)) * gain.detach().double().cpu()
+    elif normalized in known:
+        # Before the gain: HookedTransformer has no hook point between an unfolded norm and W.
+        reads, alone = normalized, True
+        if gain is not None:
+            gain = gain.detach()
+            if bool((gain == 0).any()):
+                raise ValueError(
+                    f"The gain of {norm_name!r} has zeros, so the gradient at the input of "
+                    f"{module}.{kind} cannot be told from that before it: fold the layer norm."
+                )
+            matrix = gain[:, None] * matrix
+            exact = gain.double().cpu()
+            change = _centring(model, len(gain)) if folded else exact.reciprocal().diag()
+    else:
+        # No norm: the stream itself, which others read too. Only gradients at the output will do.
+        at = norm_name.rpartition(".")[0]
+        side = "pre" if kind in ("W_Q", "W_K", "W_V") else "mid"
+        stream = f"{at}.hook_resid_{side}"
+        reads, alone = (stream if stream in known else f"{at}.hook_resid_pre"), False
+        if not at:
+            reads = f"blocks.{layer - 1}.hook_resid_post"
+            alone = True
+    return Weight(f"{module}.{kind}", matrix, reads, writes, layer, kind, after, alone, change)
+
+
+def _centring(model: Any, width: int) -> Float[Tensor, "d d"]:
+    """I − 11ᵀ/d where the model's norms centre, else I."""
+    eye = torch.eye(width, dtype=torch.float64)
+    centres = str(getattr(model.cfg, "normalization_type", "LN")).startswith("LN")
+    return eye - 1 / width if centres else eye
+
+
+def _present(module: Any, name: str) -> Tensor | None:
+    """A module's tensor, or None: the classes differ in what they lack and how they say so."""
+    try:
+        value = getattr(module, name, None)
+    except (AttributeError, NotImplementedError):
+        return None
+    return value if isinstance(value, Tensor) else None
