@@ -32,8 +32,8 @@ RowMetric = (
 ROW_METRICS = ("identity", "gradient", "diagonal")
 STATISTICS = ("activation", "gradient", "weighted")
 
-_BLOCK = 256
-"""Column blocks of the symmetric products. At width 768, six blocks of nine are computed."""
+_BLOCK = 192
+"""Column blocks of the symmetric products. At width 768, ten blocks of sixteen are computed."""
 
 _CROSSING = 1.0
 """S/d below which the contraction for short sequences is taken."""
@@ -104,7 +104,10 @@ class _Sums:
         for weight, first, second in self._pending:
             self.weight += weight.to(self.weight)
             self.first += first.to(self.first.device)
-            self.second += second.to(self.second.device)
+            second = second.to(self.second.device)
+            # Strip by strip: a float64 copy of the whole would go through memory twice more.
+            for start, stop in _strips(self.second.shape[-1]):
+                self.second[..., start:stop, start:] += second[..., start:stop, start:]
         self._pending.clear()
 
     def discard(self) -> None:
@@ -115,16 +118,22 @@ class _Sums:
         return SecondMoment(self.weight.clone(), self.first.clone(), whole, shift.clone())
 
 
+def _strips(width: int) -> list[tuple[int, int]]:
+    """Rows of the block upper triangle: strip (a, b) holds columns a and up. A narrow one is whole."""
+    block = _BLOCK if width >= 2 * _BLOCK else width
+    return [(start, min(start + block, width)) for start in range(0, width, block)]
+
+
 def _symmetric_product(
     left: Float[Tensor, "*head rows d"], right: Float[Tensor, "*head rows d"]
 ) -> Float[Tensor, "*head d d"]:
-    """leftᵀ right where that is symmetric: of a wide one only the block upper triangle is filled in."""
+    """leftᵀ right where that is symmetric: the block upper triangle, and nothing meant below it."""
     width = left.shape[-1]
-    if width < 2 * _BLOCK:
+    strips = _strips(width)
+    if len(strips) == 1:
         return left.mT @ right
-    product = left.new_zeros((*left.shape[:-2], width, width))
-    for start in range(0, width, _BLOCK):
-        stop = min(start + _BLOCK, width)
+    product = left.new_empty((*left.shape[:-2], width, width))
+    for start, stop in strips:
         torch.matmul(
             left[..., start:stop].mT, right[..., start:], out=product[..., start:stop, start:]
         )

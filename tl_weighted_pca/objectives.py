@@ -38,6 +38,8 @@ class Run:
     """For a score of an ablated run: the unablated model's output."""
 
 
+_NO_TARGET = -100
+
 Objective = Callable[[Run], Float[Tensor, "*samples batch"]]
 
 
@@ -56,11 +58,16 @@ def next_token_loss(run: Run) -> Float[Tensor, "batch"]:
 def target_losses(run: Run) -> Float[Tensor, "batch pos-1"]:
     """−log p(x_{s+1} | x_{≤s}) for each target, zero where the target is padding or follows it."""
     logits = language_logits(run)
-    losses = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), run.inputs[:, 1:].flatten(), reduction="none"
-    ).view(len(run.inputs), -1)
+    # The last position is given no target, instead of being cut off: a slice of the logits would be
+    # copied, forward and backward, and over a large vocabulary that costs as much as the loss.
+    targets = F.pad(run.inputs[:, 1:].long(), (0, 1), value=_NO_TARGET)
     counted = counted_targets(run)
-    return losses if counted is None else losses.masked_fill(~counted, 0.0)
+    if counted is not None:
+        targets = targets.masked_fill(~F.pad(counted, (0, 1)), _NO_TARGET)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=_NO_TARGET
+    )
+    return losses.view(logits.shape[:2])[:, :-1]
 
 
 def counted_targets(run: Run) -> Bool[Tensor, "batch pos-1"] | None:

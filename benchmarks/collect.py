@@ -1,0 +1,321 @@
+"""What does collecting cost, beside the forward and backward pass that it cannot do without?
+
+Three sides take turns in one process, on a GPT-2-shaped model with random weights:
+
+    floor   bare forward, `next_token_loss`, and a backward pass to the earliest hook point that
+            computes no parameter gradient; nothing is kept. The loss is the collector's own, which is
+            faster than TransformerLens's: the floor is as low as it can be.
+    usual   the recipe of notebooks: forward and backward hooks that store, `loss.backward()`, then
+            einsum for Σ FᵀF, Σ gᵀg and Σ Fᵀ(g gᵀ)F
+    ours    `collect`, all three moments
+
+    python benchmarks/collect.py                    # all tables, some ten minutes
+    python benchmarks/collect.py --quick            # small shapes, under a minute: CI
+    python benchmarks/collect.py --only recompute   # one of: time, memory, flat, recompute, kronfluence
+
+Peak memory is the kernel's own high-water mark of resident memory (VmHWM), one process a side, reset
+once the model is built: Linux only. Times are wall time; use a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+warnings.filterwarnings("ignore")
+
+import torch
+from torch import Tensor
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+import tl_weighted_pca as wpca
+
+Side = Callable[[HookedTransformer, Tensor, list[str]], Any]
+
+GPT2 = dict(d_model=768, n_layers=12, n_heads=12, d_vocab=50257, n_ctx=1024)
+SMALL = dict(d_model=256, n_layers=4, n_heads=4, d_vocab=5000, n_ctx=1024)
+
+
+def build(shape: dict[str, int]) -> HookedTransformer:
+    """A model of that shape with random weights, seeded."""
+    torch.manual_seed(0)
+    width = shape["d_model"]
+    config = HookedTransformerConfig(
+        d_head=width // shape["n_heads"], d_mlp=4 * width, act_fn="gelu_new", seed=0, **shape
+    )
+    return HookedTransformer(config)
+
+
+def random_tokens(model: HookedTransformer, n: int, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, model.cfg.d_vocab, (n, length), generator=generator)
+
+
+def hook_points(model: HookedTransformer, which: str) -> list[str]:
+    """Every block's hook_resid_post, or the one at three quarters of the depth."""
+    layers = range(model.cfg.n_layers) if which == "all" else [model.cfg.n_layers * 3 // 4]
+    return [f"blocks.{layer}.hook_resid_post" for layer in layers]
+
+
+# -- the three sides ------------------------------------------------------------------------------
+
+
+def floor(model: HookedTransformer, tokens: Tensor, names: list[str]) -> None:
+    leaves = []
+
+    def start(tensor: Tensor, hook: Any) -> Tensor:
+        leaves.append(tensor.requires_grad_())
+        return tensor.view_as(tensor)
+
+    model.requires_grad_(False)
+    with model.hooks(fwd_hooks=[(names[0], start)]):
+        run = wpca.Run(model(tokens), tokens, None, torch.arange(len(tokens)))
+        torch.autograd.grad(wpca.next_token_loss(run).sum(), leaves)
+
+
+def usual(model: HookedTransformer, tokens: Tensor, names: list[str]) -> list[Tensor]:
+    model.requires_grad_(True)
+    activations, gradients = {}, {}
+
+    def keep_activation(tensor: Tensor, hook: Any) -> None:
+        activations[hook.name] = tensor.detach()
+
+    def keep_gradient(tensor: Tensor, hook: Any) -> None:
+        gradients[hook.name] = tensor.detach()
+
+    with model.hooks(
+        fwd_hooks=[(name, keep_activation) for name in names],
+        bwd_hooks=[(name, keep_gradient) for name in names],
+    ):
+        loss = model(tokens, return_type="loss", loss_per_token=True).sum()
+        loss.backward()
+    model.zero_grad()
+    found = []
+    for name in names:
+        f, g = activations[name], gradients[name]
+        found.append(torch.einsum("bsi,bsj->ij", f, f))
+        found.append(torch.einsum("bsi,bsj->ij", g, g))
+        metric = torch.einsum("bsk,btk->bst", g, g)
+        found.append(torch.einsum("bsi,bsj->ij", f, torch.einsum("bst,btj->bsj", metric, f)))
+    return found
+
+
+def ours(model: HookedTransformer, tokens: Tensor, names: list[str], **options: Any) -> Any:
+    return wpca.collect(model, tokens, names, batch_size=len(tokens), progress=False, **options)
+
+
+def ours_recomputed(model: HookedTransformer, tokens: Tensor, names: list[str]) -> Any:
+    return ours(model, tokens, names, recompute=True)
+
+
+SIDES: dict[str, Side] = {
+    "floor": floor, "usual": usual, "ours": ours, "ours, recompute": ours_recomputed,
+}  # fmt: skip
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+def alternate(calls: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """Seconds of each call in each round, after one round that is not counted.
+
+    The order turns with every round, so that no side always follows the same one.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds + 1):
+        for i in range(len(calls)):
+            which = (i + turn) % len(calls)
+            gc.collect()
+            start = time.perf_counter()
+            calls[which]()
+            if turn:
+                times[which].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """Ratio of medians [quartiles of the ratios by round; ratio of minima]."""
+    by_round = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    quarter = len(by_round) // 4
+    return (
+        f"{statistics.median(ours) / statistics.median(theirs):.2f} "
+        f"[{by_round[quarter]:.2f}–{by_round[-1 - quarter]:.2f}; {min(ours) / min(theirs):.2f}]"
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for line in (header, ["---"] * len(header), *rows):
+        print("| " + " | ".join(line) + " |")
+    print(flush=True)
+
+
+def resident(field: str) -> float:
+    """VmRSS or VmHWM of this process, in MB."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1e3
+
+
+def peak(shape: dict[str, int], side: str, which: str, n: int, length: int, batch: int) -> float:
+    """Peak resident memory above that of the built model, in MB, in a process of its own."""
+    task = json.dumps([shape, side, which, n, length, batch])
+    command = [sys.executable, __file__, "--peak-of", task]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"The memory measurement failed: {done.stderr.strip().splitlines()[-1]}")
+    return float(done.stdout.split()[-1])
+
+
+def peak_here(task: str) -> None:
+    """The inside of `peak`."""
+    shape, side, which, n, length, batch = json.loads(task)
+    model = build(shape)
+    tokens, names = random_tokens(model, n, length), hook_points(model, which)
+    SIDES["floor"](model, tokens[:1, :2], names)  # libraries load and pools form
+    gc.collect()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    if side == "flat":
+        wpca.collect(model, tokens, names, batch_size=batch, progress=False)
+    else:
+        SIDES[side](model, tokens, names)
+    print(resident("VmHWM") - before)
+
+
+# -- the tables -----------------------------------------------------------------------------------
+
+
+def time_table(shapes: Sequence[tuple[dict[str, int], int, int]], rounds: int) -> None:
+    print("Seconds a batch (medians), and ratios: of medians [quartiles by round; of minima].\n")
+    rows = []
+    for shape, n, length in shapes:
+        model = build(shape)
+        tokens = random_tokens(model, n, length)
+        for which in ("all", "3/4 depth"):
+            names = hook_points(model, which)
+            sides = [SIDES[side] for side in ("floor", "usual", "ours")]
+            calls = [lambda s=s, m=model, t=tokens, h=names: s(m, t, h) for s in sides]
+            a, b, c = alternate(calls, rounds)
+            seconds = [f"{statistics.median(t):.3f}" for t in (a, b, c)]
+            rows.append(
+                [f"{n}×{length}", str(shape["d_model"]), which, *seconds, ratio(c, a), ratio(b, c)]
+            )
+    table(
+        ["tokens", "d", "hook points", "floor", "usual", "ours", "ours / floor", "usual / ours"],
+        rows,
+    )
+
+
+def memory_table(shapes: Sequence[tuple[dict[str, int], int, int]]) -> None:
+    print("Peak memory above the model's, MB.\n")
+    rows = []
+    for shape, n, length in shapes:
+        for which in ("all", "3/4 depth"):
+            peaks = [peak(shape, s, which, n, length, n) for s in ("floor", "usual", "ours")]
+            rows.append([f"{n}×{length}", str(shape["d_model"]), which, *(f"{p:.0f}" for p in peaks)])
+    table(["tokens", "d", "hook points", "floor", "usual", "ours"], rows)
+
+
+def flat_table(shape: dict[str, int], length: int, counts: Sequence[int]) -> None:
+    print(f"Peak memory above the model's, MB, by tokens collected (batches of 8×{length}).\n")
+    peaks = [peak(shape, "flat", "all", count // length, length, 8) for count in counts]
+    table([f"{c:,} tokens" for c in counts] + ["ratio"],
+          [[f"{p:.0f}" for p in peaks] + [f"{peaks[-1] / peaks[0]:.3f}"]])  # fmt: skip
+
+
+def recompute_table(shape: dict[str, int], n: int, length: int, rounds: int) -> None:
+    print(f"`recompute=True`, {n}×{length} tokens, width {shape['d_model']}, all hook points.\n")
+    model = build(shape)
+    tokens, names = random_tokens(model, n, length), hook_points(model, "all")
+    sides = ("ours", "ours, recompute")
+    calls = [lambda s=s: SIDES[s](model, tokens, names) for s in sides]
+    plain, again = alternate(calls, rounds)
+    del model
+    peaks = [peak(shape, side, "all", n, length, n) for side in sides]
+    table(
+        ["", "plain", "recompute", "ratio"],
+        [["peak above the weights, MB", *(f"{p:.0f}" for p in peaks), f"{peaks[1] / peaks[0]:.2f}"],
+         ["seconds a batch", *(f"{statistics.median(t):.3f}" for t in (plain, again)),
+          ratio(again, plain)]],
+    )  # fmt: skip
+
+
+def kronfluence_table(shape: dict[str, int], n: int, length: int, rounds: int) -> None:
+    if importlib.util.find_spec("kronfluence") is None:
+        print("kronfluence is not installed, so that comparison is left out: pip install kronfluence\n")
+        return
+    from kronfluence_covariance import fit_covariance
+
+    print(
+        f"Second moments a second against kronfluence's covariance fit: {n}×{length} tokens, the "
+        "inputs and output gradients of the same MLP modules (both sides fold the same activation and "
+        "gradient covariances; ours adds nothing else).\n"
+    )
+    theirs_model, names, ours_points, call = fit_covariance(build(shape), n, length)
+    model = build(shape)
+    tokens = random_tokens(model, n, length)
+
+    def us() -> Any:
+        return [
+            wpca.collect(model, tokens, points, statistics=statistic, batch_size=n, progress=False)
+            for points, statistic in ours_points
+        ]
+
+    del theirs_model
+    mine, theirs = alternate([us, call], rounds)
+    count = 2 * len(names)
+    table(
+        ["", "ours", "kronfluence", "ours / kronfluence"],
+        [["moments a second", *(f"{count / statistics.median(t):.1f}" for t in (mine, theirs)),
+          ratio(theirs, mine)]],
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small shapes, for CI")
+    parser.add_argument("--only", choices=["time", "memory", "flat", "recompute", "kronfluence"])
+    parser.add_argument("--rounds", type=int, default=None, help="rounds of each timing")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak_of:
+        return peak_here(options.peak_of)
+    rounds = options.rounds or (3 if options.quick else 9)
+    if options.quick:
+        shapes, large = [(SMALL, 4, 64)], (SMALL, 2, 128)
+        flat: tuple[dict[str, int], int, list[int]] = (SMALL, 64, [2048, 8192])
+    else:
+        wide = dict(GPT2, d_model=256, n_heads=4)
+        shapes = [(GPT2, 4, 128), (GPT2, 1, 512), (wide, 4, 128), (wide, 1, 1024)]
+        large = (GPT2, 2, 512)
+        flat = (SMALL, 128, [10_240, 102_400])
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, "
+        f"load {os.getloadavg()[0]:.1f} at the start, {rounds} rounds.\n"
+    )
+    wanted = {
+        "time": lambda: time_table(shapes, rounds),
+        "memory": lambda: memory_table(shapes[:2]),
+        "flat": lambda: flat_table(*flat),
+        "recompute": lambda: recompute_table(*large, rounds),
+        "kronfluence": lambda: kronfluence_table(shapes[0][0], *shapes[0][1:], rounds),
+    }
+    for name, run in wanted.items():
+        if options.only in (None, name):
+            run()
+
+
+if __name__ == "__main__":
+    main()
