@@ -1,0 +1,403 @@
+"""Singular value decomposition of a product M = A B, from its factors A [l, m] and B [m, r].
+
+    A = Q_A R_A,   Bᵀ = Q_B R_B,   C = R_A R_Bᵀ = W S Zᵀ   ⇒   M = (Q_A W) S (Q_B Z)ᵀ
+
+The tall factors are only orthonormalised; the SVD itself is that of the small core C [m, m] (Golub and Van
+Loan, *Matrix Computations*, 5.2 and 8.6). Three observations make it quick for float32 factors, with errors
+below those of working in float32 throughout:
+
+1. *Cholesky-QR.* AᵀA = RᵀR gives Q = A R⁻¹ at the price of matrix products. With the Gram matrix in float64
+   ‖QᵀQ − I‖ ≲ 2⁻⁵³ κ², κ = √m ‖D R⁻¹‖_F ≥ cond(A D⁻¹), D the norms of A's columns: columns of different sizes
+   do no harm (van der Sluis 1969). κ is computed, not estimated. Those matrices of a batch for which it is too
+   large, or whose Cholesky breaks down, take Householder's QR instead.
+2. *Half the core.* eigh(CᵀC) in float64 is right to √ε₆₄ ≈ 1e-8 of the largest singular value, less than
+   float32 resolves. C Z then has orthogonal columns W S. Where they span too many orders of magnitude for that
+   to hold, one QR of C Z (Householder's is indifferent to the sizes of columns) makes W orthonormal.
+3. *Q is never formed.* U = A (R_A⁻¹ W): one product with the tall factor.
+
+float64 factors get Householder's QR and LAPACK's SVD: squaring would cost them half of their digits. So do
+small ones, where all of this takes longer than it saves.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Cholesky-QR is used up to this κ: the loss of orthogonality is then 2⁻²⁵, under float32's rounding.
+_SAFE_CONDITION = 2.0**14
+# Up to this κ per column the last product may be in float32: its rounding grows with κ / m.
+_NARROW_CONDITION = 8.0
+# Singular values of the core further apart than this ask for the QR of observation 2: 2⁻⁵³ (2¹²)² = 2⁻²⁹.
+_CORE_RANGE = 2.0**12
+# Bytes of float64 workspace to aim for: enough to keep both cores busy, little enough to stay in cache.
+_CHUNK_BYTES = 16 * 2**20
+# Below this many multiplications it is the calls into torch that take the time.
+_TINY = 2**14
+# Below this many multiplications in AᵀA and BBᵀ the steps of Cholesky-QR cost more than they save.
+_SMALL = 2**20
+
+
+class SVD(NamedTuple):
+    """M = U diag(S) V_T, as from `torch.linalg.svd`: it is the *rows* of V_T that are right vectors."""
+
+    U: Float[Tensor, "*batch l k"]
+    S: Float[Tensor, "*batch k"]
+    V_T: Float[Tensor, "*batch k r"]
+
+
+def svd(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> SVD:
+    """M = A B = U diag(S) V_T, without forming M: `svd(A, B)`, or `svd(M)` of a factored matrix.
+
+    Shapes: A [*batch, l, m] and B [*batch, m, r] give U [*batch, l, k], S [*batch, k] descending and
+    V_T [*batch, k, r] with k = min(l, m, r); leading dimensions broadcast. U has orthonormal columns and V_T
+    orthonormal rows, for rank-deficient input too.
+
+    dtype: float32 in, float32 out, computed partly in float64; float64 stays float64 throughout; float16 and
+    bfloat16 are upcast and give float32; of mixed factors the wider counts.
+
+    Signs: in each left vector u the entry with the largest |u_i| (1 − i / 2l) is positive. That is the
+    largest entry with earlier ones preferred, so that rounding can't decide between two of the same size. The
+    signs are a property of M: how it is split into factors doesn't matter.
+
+    Differentiable, also twice. As for `torch.linalg.svd` a gradient through U or V_T is infinite where
+    singular values coincide or vanish; one through S alone is always finite, and right where S is smooth.
+
+    Raises:
+        TypeError: the argument is neither a factored matrix nor a pair of real floating-point tensors.
+        ValueError: shapes or devices don't fit, or a factor holds NaN or infinity.
+
+    Source: see the head of `svd.py`.
+    """
+    A, B = _factors(matrix, B)
+    if torch.is_grad_enabled() and (A.requires_grad or B.requires_grad):
+        return SVD(*_ThinSVD.apply(A, B))
+    return _decompose(A, B)
+
+
+def svdvals(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> Float[Tensor, "*batch k"]:
+    """S of `svd`: the k = min(l, m, r) largest singular values of M = A B, descending; the others are zero.
+
+    Arguments, dtype and errors are those of `svd`. The gradient is right for repeated and zero values too.
+    """
+    return svd(matrix, B).S
+
+
+def _factors(matrix: Any, B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Check the arguments and bring both factors to the dtype of the result."""
+    A = matrix
+    if B is None:
+        if isinstance(matrix, Tensor) or not hasattr(matrix, "A"):
+            raise TypeError(
+                f"svd was given one {type(matrix).__name__}, which is no factored matrix: give a "
+                "FactoredMatrix or two factors A and B (torch.linalg.svd is for dense tensors)."
+            )
+        A, B = matrix.A, matrix.B
+    for name, X in (("A", A), ("B", B)):
+        if not isinstance(X, Tensor) or not X.is_floating_point():
+            given = X.dtype if isinstance(X, Tensor) else type(X).__name__
+            raise TypeError(f"Factor {name} is {given}: a real floating-point tensor is needed.")
+        if X.ndim < 2:
+            raise ValueError(
+                f"Factor {name} has shape {tuple(X.shape)}: at least two dimensions are needed."
+            )
+    assert isinstance(B, Tensor)
+    if A.shape[-1] != B.shape[-2]:
+        raise ValueError(
+            f"A {tuple(A.shape)} and B {tuple(B.shape)} don't multiply: A's last dimension must equal B's "
+            "last but one."
+        )
+    if A.device != B.device:
+        raise ValueError(f"A is on {A.device} and B on {B.device}: move them to one device.")
+    dtype = torch.promote_types(A.dtype, B.dtype)
+    if dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32
+    try:
+        _broadcast(A, B)
+    except RuntimeError:
+        raise ValueError(
+            f"The leading dimensions of A {tuple(A.shape)} and B {tuple(B.shape)} don't broadcast."
+        ) from None
+    return (A if A.dtype == dtype else A.to(dtype)), (B if B.dtype == dtype else B.to(dtype))
+
+
+class _ThinSVD(torch.autograd.Function):
+    """The decomposition, with its derivative in closed form: products only, and never an l × r matrix."""
+
+    @staticmethod
+    def forward(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return _decompose(A, B)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs, *output)
+        # An unused output must stay None: through S alone the gradient never divides.
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_U: Tensor | None, grad_S: Tensor | None, grad_V_T: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """∂f/∂A = M̄ Bᵀ and ∂f/∂B = Aᵀ M̄, where M̄ = ∂f/∂M = U K V_T + Y V_T + U X, and
+
+            K = diag(S̄) + [ a / (s_j − s_i) + b / (s_i + s_j) ] / 2    a = p + q,  b = p − q,
+            p = UᵀŪ − ŪᵀU,   q = VᵀV̄ − V̄ᵀV,   Y = (I − UUᵀ) Ū S⁻¹,   X = S⁻¹ V̄ᵀ (I − VVᵀ).
+
+        This is the textbook's (p S + S q) / (s_j² − s_i²) taken apart, so that nothing is squared and b, the
+        part that simultaneous rotations of both sides leave alone, is well-behaved for close singular values.
+        Source: Townsend, *Differentiating the singular value decomposition*, 2016, for a factored M.
+        """
+        A, B, U, S, V_T = ctx.saved_tensors
+        K = torch.zeros_like(S).diag_embed() if grad_S is None else grad_S.diag_embed()
+        p = q = torch.zeros_like(K)
+        left, right = None, K
+        if grad_U is not None:
+            UtG = U.mT @ grad_U
+            p = UtG - UtG.mT
+            if U.shape[-2] > U.shape[-1]:
+                left = _ratio(grad_U - U @ UtG, S[..., None, :])
+        if grad_V_T is not None:
+            GV = grad_V_T @ V_T.mT
+            q = GV.mT - GV
+        if grad_U is not None or grad_V_T is not None:
+            row, column = S[..., :, None], S[..., None, :]
+            K = K + (_ratio(p + q, column - row) + _ratio(p - q, column + row)) / 2
+        right = K @ V_T
+        if grad_V_T is not None and V_T.shape[-1] > V_T.shape[-2]:
+            right = right + _ratio(grad_V_T - GV @ V_T, S[..., :, None])
+        # M̄ = U right + left V_T, multiplied from the side that stays thin.
+        grad_A = U @ (right @ B.mT)
+        grad_B = (A.mT @ U) @ right
+        if left is not None:
+            grad_A = grad_A + left @ (V_T @ B.mT)
+            grad_B = grad_B + (A.mT @ left) @ V_T
+        return grad_A.sum_to_size(A.shape), grad_B.sum_to_size(B.shape)
+
+
+def _ratio(x: Tensor, y: Tensor) -> Tensor:
+    """x / y with 0 / 0 = 0: what doesn't enter the function has no gradient, however arbitrary it is."""
+    return x / torch.where((x == 0) & (y == 0), 1, y)
+
+
+def _decompose(A: Tensor, B: Tensor) -> SVD:
+    """Choose the method by size. What is repeated along a leading dimension (stride 0) is computed once."""
+    if A.device.type == "mps":  # has no float64
+        U, S, V_T = _decompose(A.cpu(), B.cpu())
+        return SVD(U.to(A.device), S.to(A.device), V_T.to(A.device))
+    batch = _broadcast(A, B)
+    A, B = _once(A), _once(B)
+    (l, m), r = A.shape[-2:], B.shape[-1]
+    n = math.prod(_broadcast(A, B))
+    work = n * (l + r) * m * m
+    if work * l * r == 0:
+        k = min(l, m, r)
+        return SVD(A.new_empty(*batch, l, k), A.new_empty(*batch, k), A.new_empty(*batch, k, r))
+    if work < _TINY and A.device.type == "cpu":
+        result = _by_numpy(A, B)
+    elif min(l, r) <= 1.25 * m:
+        result = _from_product(A, B)
+    elif work < _SMALL or A.dtype == torch.float64:
+        result = _by_householder(A, B)
+    else:
+        result = _by_cholesky(A, B)
+    if result.S.shape[:-1] != batch:
+        result = SVD(*(X.expand(*batch, *X.shape[len(batch) :]) for X in result))
+    return result
+
+
+def _broadcast(A: Tensor, B: Tensor) -> torch.Size:
+    if A.shape[:-2] == B.shape[:-2]:  # asking torch takes longer than the SVD of a small matrix
+        return A.shape[:-2]
+    return torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+
+
+def _once(X: Tensor) -> Tensor:
+    """X with one copy of what its leading dimensions only repeat."""
+    strides = X.stride()[:-2]
+    return X[tuple(slice(None if s else 1) for s in strides)] if 0 in strides else X
+
+
+def _by_numpy(A: Tensor, B: Tensor) -> SVD:
+    """`_from_product` or `_by_householder` and `_finish`, where calls into torch would take the longest."""
+    A64, B64 = A.detach().double(), B.detach().double()
+    (l, m), r = A.shape[-2:], B.shape[-1]
+    thin = min(l, r) <= 1.25 * m or l * r <= 100
+    if thin:
+        C = A64 @ B64
+    else:
+        # Of LAPACK's routines QR is the one that torch wraps more lightly.
+        Q_A, R_A = torch.linalg.qr(A64)
+        Q_B, R_B = torch.linalg.qr(B64.mT)
+        C = R_A @ R_B.mT
+    if not math.isfinite(C.sum()):
+        _require_finite(A, B)
+    U, S, V_T = np.linalg.svd(C.numpy(), full_matrices=False)
+    if thin:
+        k = min(l, m, r)
+        U, S, V_T = U[..., :k], S[..., :k], V_T[..., :k, :]
+    else:
+        U, V_T = Q_A.numpy() @ U, V_T @ Q_B.mT.numpy()
+    weighted = U * _sign_weights(l)
+    sign = np.copysign(1, weighted.max(-2) + weighted.min(-2))
+    dtype = np.float64 if A.dtype == torch.float64 else np.float32
+    return SVD(
+        *(
+            torch.from_numpy(X.astype(dtype, copy=False))
+            for X in (U * sign[..., None, :], S, V_T * sign[..., :, None])
+        )
+    )
+
+
+def _from_product(A: Tensor, B: Tensor) -> SVD:
+    """LAPACK's SVD of A B in float64, for a product as small as its factors."""
+    C = A.double() @ B.double()
+    if not math.isfinite(C.sum()):
+        _require_finite(A, B)
+    U, S, V_T = torch.linalg.svd(C, full_matrices=False)
+    k = min(*A.shape[-2:], B.shape[-1])
+    return _finish(U[..., :k], S[..., :k], V_T[..., :k, :], A.dtype)
+
+
+def _by_householder(A: Tensor, B: Tensor) -> SVD:
+    Q_A, R_A = torch.linalg.qr(A.double())
+    Q_B, R_B = torch.linalg.qr(B.mT.double())
+    C = R_A @ R_B.mT
+    if not math.isfinite(C.sum()):
+        _require_finite(A, B)
+    W, S, Z_T = torch.linalg.svd(C)
+    return _finish(Q_A @ W, S, Z_T @ Q_B.mT, A.dtype)
+
+
+def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
+    """The quick way for float32, in pieces of the batch that stay in cache."""
+    (l, m), r, batch = A.shape[-2:], B.shape[-1], _broadcast(A, B)
+    A = A.expand(*batch, l, m).reshape(-1, l, m)
+    B = B.expand(*batch, m, r).reshape(-1, m, r)
+    n = A.shape[0]
+    U, S, V_T = A.new_empty(n, l, m), A.new_empty(n, m), A.new_empty(n, m, r)
+    step = max(1, _CHUNK_BYTES // (8 * m * (l + r)))
+    for i in range(0, n, step):
+        part = slice(i, i + step)
+        left = _orthonormalise(A[part])
+        right = _orthonormalise(B[part].mT)
+        C = left.R @ right.R.mT
+        if not math.isfinite(C.sum()):
+            _require_finite(A, B)
+        W, s, Z = _core_svd(C)
+        S[part] = s
+        _rotate(left, W, out=U[part])
+        _rotate(right, Z, out=V_T[part].mT)
+        sign = _signs(U[part])
+        U[part] *= sign.unsqueeze(-2)
+        V_T[part] *= sign.unsqueeze(-1)
+    return SVD(U.view(*batch, l, m), S.view(*batch, m), V_T.view(*batch, m, r))
+
+
+class _Frame(NamedTuple):
+    """A tall matrix Q R with orthonormal Q = X T (T = I where None)."""
+
+    X: Tensor
+    T: Tensor
+    R: Tensor
+
+
+def _orthonormalise(narrow: Tensor) -> _Frame:
+    """Cholesky-QR in float64 of each float32 matrix [n, l, m] where it is safe, else Householder's QR."""
+    X = narrow.double()
+    m = X.shape[-1]
+    G = _gram(X)
+    L, breakdown = torch.linalg.cholesky_ex(G)
+    identity = torch.eye(m, dtype=X.dtype, device=X.device).expand_as(L)
+    T = torch.linalg.solve_triangular(L.mT, identity, upper=True)
+    squares = G.diagonal(dim1=-2, dim2=-1)
+    condition = (m * (T.square().sum(-1) * squares).sum(-1)).sqrt()
+    unsafe = (breakdown != 0) | ~(condition < _SAFE_CONDITION)  # NaN is unsafe
+    if unsafe.any():
+        Q, R = torch.linalg.qr(X[unsafe])
+        X[unsafe], L[unsafe], T[unsafe] = Q, R.mT, identity[unsafe]
+    elif m >= 16 and condition.max() < _NARROW_CONDITION * m:
+        X = narrow
+    return _Frame(X, T, L.mT)
+
+
+def _gram(X: Tensor) -> Tensor:
+    """The lower triangle of XᵀX. The upper right quarter, which Cholesky doesn't read, is left unset."""
+    m = X.shape[-1]
+    G = X.new_empty(X.shape[0], m, m)
+    torch.bmm(X[..., m // 2 :].mT, X, out=G[:, m // 2 :])
+    G[:, : m // 2, : m // 2] = X[..., : m // 2].mT @ X[..., : m // 2]
+    return G
+
+
+def _core_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C [n, m, m] = W diag(s) Zᵀ to √ε of the largest singular value, by way of eigh(CᵀC)."""
+    Z = torch.linalg.eigh(C.mT @ C).eigenvectors.flip(-1)
+    CZ = C @ Z
+    s = torch.linalg.vector_norm(CZ, dim=-2)
+    W = CZ / s[..., None, :]
+    spread = ~(s[..., -1] * _CORE_RANGE > s[..., 0])
+    if spread.any():
+        Q, R = torch.linalg.qr(CZ[spread])
+        d = R.diagonal(dim1=-2, dim2=-1)
+        W[spread], s[spread] = Q * torch.where(d < 0, -1, 1)[..., None, :], d.abs()
+    if (s[..., 1:] > s[..., :-1]).any():  # by rounding, among values that are nearly equal
+        s, order = s.sort(descending=True, stable=True)
+        W = W.take_along_dim(order[..., None, :], -1)
+        Z = Z.take_along_dim(order[..., None, :], -1)
+    return W, s, Z
+
+
+def _rotate(frame: _Frame, W: Tensor, out: Tensor) -> None:
+    """out = Q W."""
+    rotation = (frame.T @ W).to(frame.X.dtype)
+    if frame.X.dtype == out.dtype:
+        torch.bmm(frame.X, rotation, out=out)
+    else:
+        out.copy_(frame.X @ rotation)
+
+
+def _polish(Q: Tensor) -> Tensor:
+    """One Newton step towards the nearest matrix with orthonormal columns: Q − Q (QᵀQ − I) / 2.
+
+    Products of orthogonal matrices drift by some ten ε; from there a single step arrives at rounding.
+    """
+    excess = Q.mT @ Q
+    excess.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return Q - Q @ excess / 2
+
+
+def _finish(U: Tensor, S: Tensor, V_T: Tensor, dtype: torch.dtype) -> SVD:
+    """Results in float64, brought to their signs and `dtype`."""
+    if dtype == torch.float64:
+        U, V_T = _polish(U), _polish(V_T.mT).mT
+    sign = _signs(U)
+    U, V_T = U * sign.unsqueeze(-2), V_T * sign.unsqueeze(-1)
+    return SVD(U.to(dtype), S.to(dtype), V_T.to(dtype))
+
+
+def _signs(U: Tensor) -> Tensor:
+    """±1 for each column u of U: the sign of its entry with the largest |u_i| (1 − i / 2l)."""
+    weighted = U * torch.as_tensor(_sign_weights(U.shape[-2]), dtype=U.dtype, device=U.device)
+    high, low = weighted.amax(-2), weighted.amin(-2)
+    return torch.copysign(torch.ones_like(high), high + low)
+
+
+@lru_cache(maxsize=32)
+def _sign_weights(l: int) -> np.ndarray:
+    return 1 - np.arange(l)[:, None] / (2 * l)
+
+
+def _require_finite(A: Tensor, B: Tensor) -> None:
+    """Name the factor that isn't finite. One NaN reaches every sum, so only the small core C is watched."""
+    for name, X in (("A", A), ("B", B)):
+        if not X.isfinite().all():
+            kind = "NaN" if X.isnan().any() else "infinity"
+            raise ValueError(
+                f"Factor {name} holds {kind}, so its SVD doesn't exist: remove or replace it first."
+            )
