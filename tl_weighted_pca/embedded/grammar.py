@@ -14,7 +14,6 @@ FACTS = (
     "who",
     "place",
     "object",
-    "color",
     "spare",
     "promiser",
     "promise",
@@ -27,10 +26,10 @@ FACTS = (
 )
 """The latent facts of a story, each a column of ``stories(...)``.
 
-``who`` the hero; ``place`` where they meet; ``object`` the thing that is taken, ``color`` its
-color, ``spare`` the hero's other thing; ``promiser`` and ``promise``, ``wisher`` and ``wish`` which
-friend promised (merely wished) to do what; ``culprit`` the friend who took the object, ``innocent``
-the one who did not; ``hideout`` where it was hidden; ``feeling`` what the hero felt about that.
+``who`` the hero; ``place`` where they meet; ``object`` the thing that is taken, ``spare`` the
+hero's other thing; ``promiser`` and ``promise``, ``wisher`` and ``wish`` which friend promised
+(merely wished) to do what; ``culprit`` the friend who took the object, ``innocent`` the one who did
+not; ``hideout`` where it was hidden; ``feeling`` what the hero felt about that.
 """
 
 
@@ -126,8 +125,8 @@ def tell_story(teller: Teller, cast: Cast) -> None:
     _closing(teller)
 
 
-def _belongings(teller: Teller) -> dict[str, str]:
-    """Give the hero two things of different colors; returned are their colors by thing."""
+def _belongings(teller: Teller) -> tuple[str, str]:
+    """Give the hero two things."""
     teller.tell(
         Form(" {who} had a", 3),
         Form(" {who} brought a", 2),
@@ -137,10 +136,10 @@ def _belongings(teller: Teller) -> dict[str, str]:
     color = teller.word(lexicon.COLORS)
     thing = teller.word(lexicon.OBJECTS)
     teller.say(" and a")
-    other_color = teller.word([each for each in lexicon.COLORS if each != color])
+    teller.word([each for each in lexicon.COLORS if each != color])
     other = teller.word([each for each in lexicon.OBJECTS if each != thing])
     teller.say(".")
-    return {thing: color, other: other_color}
+    return thing, other
 
 
 def _promise(teller: Teller, cast: Cast) -> None:
@@ -173,7 +172,7 @@ def _promise(teller: Teller, cast: Cast) -> None:
     )
 
 
-def _theft(teller: Teller, cast: Cast, things: dict[str, str]) -> None:
+def _theft(teller: Teller, cast: Cast, things: tuple[str, str]) -> None:
     forms = []
     for name in cast.friends:
         forms += [
@@ -183,7 +182,7 @@ def _theft(teller: Teller, cast: Cast, things: dict[str, str]) -> None:
             Form(f" Without asking, {name} borrowed the", 1, "left it", name),
         ]
     form = _after_a_pause(teller, cast, forms)
-    thing = teller.word(list(things))
+    thing = teller.word(things)
     (spare,) = set(things) - {thing}
     (innocent,) = set(cast.friends) - {form.choice}
     teller.say(f" and {form.topic} in the")
@@ -191,7 +190,6 @@ def _theft(teller: Teller, cast: Cast, things: dict[str, str]) -> None:
         culprit=form.choice,
         innocent=innocent,
         object=thing,
-        color=things[thing],
         spare=spare,
         hideout=teller.word(lexicon.HIDEOUTS),
     )
@@ -265,10 +263,6 @@ _RECALLS = {
     "wish": (
         Form(" Only {wisher} still wanted to {wish} {wish_rest:}.", 1, "wish"),
         Form(" {wisher} still wanted to {wish} {wish_rest:}.", 1, "wish"),
-    ),
-    "color": (
-        Form(" What color was the {object}? It was {color}.", 1, "color"),
-        Form(" {who} was glad that the {color} {object} was safe.", 1, "color"),
     ),
     "spare": (
         Form(" Nobody had touched the {spare}.", 1, "spare"),
