@@ -108,9 +108,7 @@ def test_both_model_classes_give_the_same(tokens, per_head):
 def test_batch_size_changes_nothing(model, tokens, row_metric):
     names = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post", "blocks.2.attn.hook_z"]
     runs = [
-        wpca.collect(
-            model, tokens, names, row_metric=row_metric, batch_size=size, progress=False
-        )
+        wpca.collect(model, tokens, names, row_metric=row_metric, batch_size=size, progress=False)
         for size in (10, 1, 3, 8)
     ]
     for other in runs[1:]:
@@ -272,7 +270,11 @@ class TestOtherModels:
     def test_vectors_are_sequences_of_length_one(self, mlp):
         x = torch.randn(20, 5, dtype=torch.float64)
         stats = wpca.collect(
-            mlp, x, ["hook_in", "hook_hidden"], objective=lambda run: run.output.sum(1), progress=False
+            mlp,
+            x,
+            ["hook_in", "hook_hidden"],
+            objective=lambda run: run.output.sum(1),
+            progress=False,
         )
         slope = (1 - mlp.first(x).tanh() ** 2) * mlp.second.weight.sum(0)
         gradient = (slope @ mlp.first.weight).detach()

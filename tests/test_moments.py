@@ -182,7 +182,7 @@ def test_wrong_input_is_told_in_a_sentence():
     with pytest.raises(ValueError, match=r"gave \(6, 4\); expected a tensor of shape \(6, 5, 5\)"):
         MomentAccumulator(lambda F, g: g[:, 0]).update(F, g)
     with pytest.raises(ValueError, match="not symmetric"):
-        MomentAccumulator(lambda F, g: (F @ g.mT)).update(F, g)
+        MomentAccumulator(lambda F, g: F @ g.mT).update(F, g)
     with pytest.raises(ValueError, match="earlier ones had width 4"):
         MomentAccumulator().update(F, g).update(F[..., :3], g[..., :3])
     moment = MomentAccumulator().update(F, g).result().activation

@@ -99,6 +99,10 @@ def check_activation(name: str, tensor: Any, n_sequences: int, n_positions: int 
 
 
 def model_name(model: Any) -> str:
-    """The model's name as its configuration gives it, or its class."""
+    """The last part of the name in the model's configuration, or its class.
+
+    The two model classes, and a local folder and the hub, put different things before it.
+    """
     name = getattr(getattr(model, "cfg", None), "model_name", None)
-    return name if isinstance(name, str) and name else type(model).__name__
+    name = name.rstrip("/").rsplit("/", 1)[-1] if isinstance(name, str) else ""
+    return name or type(model).__name__

@@ -1,0 +1,65 @@
+"""The command line as a user meets it."""
+
+import re
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import tl_weighted_pca as wpca
+from tl_weighted_pca.cli import app
+
+SMALL = ["--stories", "40", "--heldout", "20", "--no-progress"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;]*m", "", " ".join(text.split()))
+
+
+def test_the_demo_prints_a_table_and_writes_what_it_says(tmp_path):
+    result = run("demo", "--out", tmp_path / "out", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "Fisher-metric PCA" in result.output
+    assert "Keeping 32 of 64 directions at blocks.2.hook_resid_post" in plain(result.output)
+    table = pd.read_csv(tmp_path / "out" / "ablation.csv")
+    assert set(table["rank"]) == {0, 8, 16, 24, 32, 40, 48, 56, 64}
+    full = table[table["rank"] == 64]["excess"]
+    assert full.abs().max() < 1e-5
+    assert (tmp_path / "out" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
+    basis = wpca.Basis.load(tmp_path / "out" / "weighted_pca_uncentred.safetensors")
+    assert basis.method == "weighted_pca"
+    assert basis.center.abs().max() == 0
+
+
+def test_same_seed_same_numbers(tmp_path):
+    for folder in ("one", "two"):
+        run("demo", "--out", tmp_path / folder, "--seed", "3", "--ranks", "8,32", *SMALL)
+    one, two = (pd.read_csv(tmp_path / folder / "ablation.csv") for folder in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hook", "blocks.2.hook_resid_pst"], "Error: The model has no hook point"),
+        (["--ranks", "8,80"], r"Error: ranks \[80\] are outside 0\.\.64"),
+        (["--ranks", "eight"], "Error: .*eight"),
+        (["--model-class", "GPT"], "Error: .*GPT"),
+    ],
+)
+def test_wrong_input_is_one_sentence(tmp_path, arguments, message):
+    result = run("demo", "--out", tmp_path / "out", *SMALL, *arguments)
+    assert result.exit_code == 1
+    assert re.search(message, plain(result.output))
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_explains_every_option():
+    text = plain(run("demo", "--help").output)
+    for option in ("--hook", "--out", "--stories", "--heldout", "--ranks", "--batch-size", "--seed"):
+        assert option in text

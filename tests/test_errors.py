@@ -1,0 +1,243 @@
+"""Wrong input gets one clear sentence: what was given, what was expected, what to do."""
+
+import pytest
+import torch
+from conftest import TinyMLP
+
+import tl_weighted_pca as wpca
+from tl_weighted_pca import embedded
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+def collect(model, data, hook_points=HOOK, **options):
+    return wpca.collect(model, data, hook_points, progress=False, **options)
+
+
+class TestHookPoints:
+    def test_unknown_names_list_the_nearest(self, model, tokens):
+        with pytest.raises(
+            ValueError, match=r"no hook point 'blocks\.1\.hook_resid_pos'.*hook_resid_post"
+        ):
+            collect(model, tokens, "blocks.1.hook_resid_pos")
+        with pytest.raises(ValueError, match="no hook point 'blocks.9.hook_resid_post'"):
+            collect(model, tokens, [HOOK, "blocks.9.hook_resid_post"])
+
+    def test_a_predicate_that_matches_nothing(self, model, tokens):
+        with pytest.raises(ValueError, match="matches none of the model's"):
+            collect(model, tokens, lambda name: False)
+
+    def test_none_at_all(self, model, tokens):
+        with pytest.raises(ValueError, match="name at least one"):
+            collect(model, tokens, [])
+
+    def test_one_that_never_fires(self, mlp):
+        x = torch.randn(3, 5, dtype=torch.float64)
+        with pytest.raises(ValueError, match="'hook_unused' never fired"):
+            collect(mlp, x, "hook_unused", objective=lambda run: run.output.sum(1))
+        with pytest.raises(ValueError, match="'hook_unused' never fired"):
+            collect(mlp, x, ["hook_in", "hook_unused"], objective=None)
+
+    def test_one_without_gradient(self, mlp, best_model, tokens):
+        x = torch.randn(3, 5, dtype=torch.float64)
+        with pytest.raises(ValueError, match="'hook_dead_end' carries no gradient"):
+            collect(mlp, x, ["hook_in", "hook_dead_end"], objective=lambda run: run.output.sum(1))
+        with pytest.raises(ValueError, match="carries no gradient to blocks.1"):
+            collect(best_model, tokens, objective=lambda run: run.output.detach().sum((1, 2)))
+
+    def test_one_that_is_no_float(self, tokens):
+        class Tokens(TinyMLP):
+            def forward(self, x):
+                return super().forward(self.hook_unused(x.round().long()).double())
+
+        with pytest.raises(
+            ValueError, match="'hook_unused' carries torch.int64, not floating-point"
+        ):
+            collect(Tokens(), torch.randn(3, 5), "hook_unused", objective=None)
+
+    @pytest.mark.parametrize("name", ["hook_pattern", "hook_attn_scores"])
+    def test_attention_patterns(self, model, tokens, name):
+        with pytest.raises(ValueError, match="attention pattern or scores of shape"):
+            collect(model, tokens, f"blocks.1.attn.{name}")
+
+    def test_one_that_is_switched_off(self, model, tokens):
+        with pytest.raises(ValueError, match="use_attn_result|never fired"):
+            collect(model, tokens, "blocks.1.attn.hook_result")
+
+    def test_one_with_several_values_in_a_pass(self, mlp):
+        class Twice(TinyMLP):
+            def forward(self, x):
+                return super().forward(x) + super().forward(2 * x)
+
+        x = torch.randn(3, 5, dtype=torch.float64)
+        with pytest.raises(
+            ValueError, match="fires several times in one pass with different values"
+        ):
+            collect(Twice(), x, "hook_hidden", objective=lambda run: run.output.sum(1))
+
+    def test_models_without_hook_points(self, tokens):
+        with pytest.raises(TypeError, match="a Linear, which has no hook points"):
+            collect(torch.nn.Linear(2, 2), tokens)
+
+
+class TestData:
+    @pytest.mark.parametrize("empty", [torch.empty(0, 5, dtype=torch.long), [], iter(())])
+    def test_empty(self, model, empty):
+        with pytest.raises(ValueError, match="The data is empty"):
+            collect(model, empty)
+        basis = wpca.pca(collect(model, torch.ones(2, 5, dtype=torch.long))[HOOK])
+        with pytest.raises(ValueError, match="The data is empty"):
+            wpca.ablation_curves(model, empty, {"p": basis}, HOOK, progress=False)
+
+    def test_too_short_for_a_next_token(self, model, tokens):
+        with pytest.raises(ValueError, match="length 1; this loss needs at least 2"):
+            collect(model, tokens[:, :1])
+
+    @pytest.mark.parametrize("wrong", [-1, 100_000])
+    def test_tokens_outside_the_vocabulary(self, model, tokens, wrong):
+        spoilt = tokens.clone()
+        spoilt[3, 3] = wrong
+        with pytest.raises(ValueError, match=f"token {wrong}, but the model's vocabulary is 0"):
+            collect(model, spoilt)
+
+    def test_mixed_lengths_without_a_mask(self, model):
+        with pytest.raises(ValueError, match="mixed lengths in one batch and no mask"):
+            collect(model, [[[1, 2, 3], [4, 5]]])
+        with pytest.raises(ValueError, match="mixed lengths in one batch and no mask"):
+            collect(model, [{"input_ids": [[1, 2, 3], [4, 5]]}])
+
+    def test_a_mask_of_another_shape(self, model, tokens):
+        with pytest.raises(ValueError, match="attention_mask has shape .10, 3."):
+            collect(model, [{"input_ids": tokens, "attention_mask": torch.ones(10, 3)}])
+
+    def test_columns_without_tokens(self, model, heldout):
+        with pytest.raises(ValueError, match="expected `input_ids` or `tokens`: tokenise"):
+            collect(model, heldout.select_columns(["text"]))
+
+    @pytest.mark.parametrize("data", ["a story", 3, {"input_ids": [[1, 2]]}])
+    def test_kinds_that_are_no_data(self, model, data):
+        with pytest.raises(TypeError, match="expected a tensor .n, pos. of tokens"):
+            collect(model, data)
+
+    def test_batch_sizes_and_positions(self, model, tokens):
+        with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
+            collect(model, tokens, batch_size=0)
+        with pytest.raises(TypeError, match="expected a slice such as"):
+            collect(model, tokens, positions=3)
+        with pytest.raises(ValueError, match="selects no token of the data"):
+            collect(model, tokens, positions=slice(100, None))
+
+
+class TestObjectives:
+    @pytest.mark.parametrize("shape", ["scalar", "transposed", "nothing"])
+    def test_of_the_wrong_shape(self, model, tokens, shape):
+        def objective(run):
+            losses = wpca.next_token_loss(run)
+            return {"scalar": losses.sum(), "transposed": losses[:, None], "nothing": None}[shape]
+
+        with pytest.raises(
+            ValueError, match=r"The objective objective gave .*one scalar a sequence"
+        ):
+            collect(model, tokens[:4], objective=objective)
+
+    def test_statistics_without_their_objective(self, model, tokens):
+        with pytest.raises(ValueError, match="needs gradients, but objective is None"):
+            collect(model, tokens, objective=None, statistics=["gradient"])
+        with pytest.raises(ValueError, match="expected some of 'activation'"):
+            collect(model, tokens, statistics=["variance"])
+        with pytest.raises(ValueError, match="dict of objectives is empty"):
+            collect(model, tokens, objective={})
+
+    def test_moments_without_gradients(self, model, tokens):
+        m = collect(model, tokens, objective=None)[HOOK]
+        wpca.pca(m)
+        for make in (wpca.gradient_pca, wpca.metric_pca, wpca.weighted_pca):
+            with pytest.raises(ValueError, match="collect again with statistics including"):
+                make(m)
+
+    def test_a_language_loss_of_another_model(self, mlp):
+        with pytest.raises(ValueError, match="for another kind of model pass your own objective"):
+            collect(mlp, torch.randn(3, 5, dtype=torch.float64), "hook_in")
+
+    def test_a_loss_that_is_nan(self, model, tokens):
+        def objective(run):
+            return wpca.next_token_loss(run) * float("nan")
+
+        with pytest.raises(wpca.NonFiniteError, match="is NaN or infinite in batch 0, though all"):
+            collect(model, tokens, objective=objective)
+
+
+class TestNonFinite:
+    def poison(self, model, name, tokens, number, backward=False):
+        calls = []
+
+        def hook(tensor, hook):
+            calls.append(1)
+            if len(calls) - 1 != number:
+                return tensor
+            if backward:
+                tensor = tensor * 1.0
+                tensor.register_hook(lambda g: g * float("inf"))
+                return tensor
+            return tensor * float("nan")
+
+        with model.hooks(fwd_hooks=[(name, hook)]):
+            return collect(model, tokens, ["blocks.0.hook_resid_post", HOOK], batch_size=4)
+
+    def test_activations_name_the_hook_point_and_the_batch(self, model, tokens):
+        with pytest.raises(
+            wpca.NonFiniteError, match=f"activations at .*{HOOK}.* in batch 1"
+        ) as caught:
+            self.poison(model, "blocks.1.hook_mlp_out", tokens, 1)
+        kept, first = caught.value.collection[HOOK], collect(model, tokens[:4])[HOOK]
+        assert kept.n_tokens == first.n_tokens
+        assert torch.allclose(kept.weighted.second, first.weighted.second, rtol=1e-4)
+
+    def test_gradients_too(self, model, tokens):
+        with pytest.raises(wpca.NonFiniteError, match="gradients at hook point .* in batch 2"):
+            self.poison(model, "blocks.2.hook_mlp_out", tokens, 2, backward=True)
+
+
+class TestAblation:
+    @pytest.fixture
+    def basis(self, best_model, tokens):
+        return wpca.pca(collect(best_model, tokens)[HOOK])
+
+    def curves(self, model, tokens, basis, hook_point=HOOK, **options):
+        return wpca.ablation_curves(
+            model, tokens, {"pca": basis}, hook_point, progress=False, **options
+        )
+
+    @pytest.mark.parametrize("ranks", [[65], [-1, 3], []])
+    def test_ranks_outside(self, best_model, tokens, basis, ranks):
+        with pytest.raises(ValueError, match=r"are outside 0\.\.64"):
+            self.curves(best_model, tokens, basis, ranks=ranks)
+        with pytest.raises(ValueError, match=r"are outside 0\.\.8"):
+            self.curves(best_model, tokens, basis.truncate(8), ranks=[9])
+
+    def test_another_width(self, best_model, tokens, basis):
+        name = "blocks.1.mlp.hook_post"
+        with pytest.raises(ValueError, match=r"do not fit this basis, which takes \[\.\.\., 64\]"):
+            self.curves(best_model, tokens, basis, name, anywhere=True)
+
+    def test_another_place_or_model(self, best_model, mlp, tokens, basis):
+        other = "blocks.2.hook_resid_post"
+        with pytest.raises(ValueError, match=f"made at '{HOOK}'.*used at '{other}'.*anywhere=True"):
+            self.curves(best_model, tokens, basis, other)
+        assert self.curves(best_model, tokens, basis, other, anywhere=True).ranks
+
+    def test_the_same_basis_serves_both_classes(self, tokens, basis):
+        bridge = embedded.load_model("TransformerBridge")
+        assert self.curves(bridge, tokens, basis, ranks=[8]).ranks == [8]
+
+    def test_no_bases_and_unknown_scores(self, best_model, tokens, basis):
+        with pytest.raises(ValueError, match="No bases were given"):
+            wpca.ablation_curves(best_model, tokens, {}, HOOK, progress=False)
+        with pytest.raises(ValueError, match="expected 'loss', 'kl' or a callable"):
+            self.curves(best_model, tokens, basis, score="accuracy")
+        with pytest.raises(ValueError, match="The score gave .*; expected one scalar a sequence"):
+            self.curves(best_model, tokens, basis, score=lambda run: run.output)
+
+    def test_an_attention_pattern(self, best_model, tokens, basis):
+        with pytest.raises(ValueError, match="attention pattern"):
+            self.curves(best_model, tokens, basis, "blocks.1.attn.hook_pattern", anywhere=True)
