@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
 
 from tl_weighted_pca.weights import Weight
+
+try:  # where TransformerLens 4 has it, and late releases of 3
+    from transformer_lens.HookedRootModule import HookedRootModule
+except ImportError:
+    from transformer_lens.hook_points import HookedRootModule  # type: ignore[no-redef]
 
 
 class HookedMLP(HookedRootModule):

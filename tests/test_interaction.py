@@ -1,0 +1,371 @@
+"""The local interaction basis and its edges: closed forms, the paper's own steps, and invariances."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from fancy_einsum import einsum
+
+from tl_weighted_pca import ablation_curves, pca
+from tl_weighted_pca.collect import collect
+from tl_weighted_pca.edge_ablation import edge_ablation_curves
+from tl_weighted_pca.hooked_mlp import HookedMLP
+from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis, used
+from tl_weighted_pca.supervised import squared_error
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Matrices this small are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def mlp(widths, activation=torch.tanh, **options):
+    return HookedMLP(widths, activation, **options).double()
+
+
+def inputs(n, d, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return x * torch.linspace(1.5, 0.5, d) + 1
+
+
+def rotation(d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
+
+
+NAMES = ["layers.0.hook_in", "layers.1.hook_in", "layers.2.hook_in", "layers.2.hook_pre"]
+
+
+def assert_same_up_to_sign(a, b, **tolerances):
+    """Columns equal but for their signs."""
+    torch.testing.assert_close(a * (a * b).sum(0).sign(), b, **tolerances)
+
+
+# -- closed forms ----------------------------------------------------------------------------------
+
+
+def test_a_linear_network_s_basis_reads_the_output_s_principal_components():
+    """f_L = f_l M_l: E_l = M_l V_L and Λ_l = Λ_L at every layer, and edges are diag Λ."""
+    model, x = mlp([5, 6, 7, 4], None), inputs(60, 5)
+    bases = local_interaction_basis(model, x, NAMES, **QUIET)
+    w = [layer.W.detach() for layer in model.layers]
+    y = model(x).detach()
+    covariance = torch.cov(y.mT, correction=0)
+    eigenvalues, v = (t.flip(-1) for t in torch.linalg.eigh(covariance))
+    maps = [w[0] @ w[1] @ w[2], w[1] @ w[2], w[2], torch.eye(4).double()]
+    for name, m in zip(NAMES, maps, strict=True):
+        basis = used(bases[name], 1e-9)
+        assert basis.n_components == 4 and bases[name].n_components == len(m)
+        assert bases[name].method == "local_interaction_basis"
+        torch.testing.assert_close(basis.eigenvalues, eigenvalues)
+        assert_same_up_to_sign(basis.encoder, m @ v)
+    graph = interaction_edges(model, x, bases, threshold=1e-9)
+    assert list(graph.edges) == list(pairwise(NAMES))
+    for edges in graph.edges.values():
+        torch.testing.assert_close(edges, eigenvalues.diag(), atol=1e-9, rtol=1e-6)
+
+
+def test_the_recursion_is_that_of_the_paper_step_by_step():
+    """Whiten by PCA, the singular vectors of the Jacobian to the next basis, scale by singular values."""
+    model, x = mlp([4, 6, 5, 3]), inputs(50, 4)
+    bases = local_interaction_basis(model, x, NAMES, **QUIET)
+    f = x
+    layers = [f]
+    for l, layer in enumerate(model.layers):
+        f = f @ layer.W.detach() + layer.b.detach()
+        f = f.tanh() if l < 2 else f
+        layers.append(f)
+    mean = [f.mean(0) for f in layers]
+    d, u = torch.linalg.eigh(torch.cov(layers[3].mT, correction=0))
+    encoder = u
+    for l in (2, 1, 0):
+
+        def onward(row, l=l, encoder=encoder):
+            h = row @ model.layers[l].W.detach() + model.layers[l].b.detach()
+            return (h.tanh() if l < 2 else h) @ encoder
+
+        jacobian = torch.stack(
+            [torch.autograd.functional.jacobian(onward, row) for row in layers[l]]
+        )
+        d, u = torch.linalg.eigh(torch.cov((layers[l] - mean[l]).mT, correction=0))
+        present = d > 1e-12 * d.max()  # six tanh units of four inputs are all present
+        whitening = u[:, present] / d[present].sqrt()
+        dewhitened = u[:, present] * d[present].sqrt()
+        in_white = jacobian @ dewhitened
+        m = einsum("n out i, n out j -> i j", in_white, in_white) / len(x)
+        importance, v = (t.flip(-1) for t in torch.linalg.eigh(m))
+        important = importance > 1e-12 * importance[0]
+        encoder = whitening @ (v[:, important] * importance[important].sqrt())
+        basis = used(bases[NAMES[l]], 1e-11)
+        torch.testing.assert_close(basis.eigenvalues, importance[important])
+        assert_same_up_to_sign(basis.encoder, encoder, rtol=1e-5, atol=1e-6)
+
+
+def block_diagonal(seed=0):
+    """Two networks side by side, of widths 2 and 3 at the input and 3 and 4 inside."""
+    model = mlp([5, 7, 7, 4], seed=seed)
+    splits = [2, 3, 3, 2]
+    with torch.no_grad():
+        for layer, (a, b) in zip(model.layers, pairwise(splits), strict=True):
+            layer.W[:a, b:] = 0
+            layer.W[a:, :b] = 0
+            layer.b.copy_(torch.linspace(-0.5, 0.5, len(layer.b)))
+    first, second = inputs(9, 2, 1), inputs(8, 3, 2)
+    product = torch.cat(
+        [first.repeat_interleave(len(second), 0), second.repeat(len(first), 1)], dim=1
+    )
+    return model, product, splits
+
+
+def mixing(graph, splits):
+    """The share of each pair's strength between features of different blocks."""
+    shares = []
+    for (here, there), edges in graph.edges.items():
+        sides = []
+        for name in (here, there):
+            decoder = graph.bases[name].decoder
+            split = splits[NAMES.index(name)]
+            inside = decoder[:, :split].square().sum(1) > decoder[:, split:].square().sum(1)
+            sides.append(inside)
+        across = sides[0][:, None] != sides[1][None, :]
+        shares.append(float(edges[across].sum() / edges.sum()))
+    return max(shares)
+
+
+def test_a_block_diagonal_network_has_block_diagonal_edges():
+    model, product, splits = block_diagonal()
+    bases = local_interaction_basis(model, product, NAMES, **QUIET)
+    exact = mixing(interaction_edges(model, product, bases), splits)
+    assert exact < 1e-6
+    for name, split in zip(NAMES, splits, strict=True):
+        rows = bases[name].decoder.abs()
+        smaller = torch.minimum(rows[:, :split].amax(1), rows[:, split:].amax(1))
+        assert (smaller / rows.amax(1)).max() < 1e-5
+    # Independent inputs are uncorrelated in a product design only: drawn ones mix the blocks, and so
+    # do sampled probes. benchmarks/interaction.py measures by how much.
+    drawn = product[torch.randint(len(product), (60,), generator=torch.Generator().manual_seed(0))]
+    bases = local_interaction_basis(model, drawn, NAMES, **QUIET)
+    assert mixing(interaction_edges(model, drawn, bases), splits) > 1e-4
+    sampled = local_interaction_basis(model, product, NAMES, exact=False, n_probes=2, **QUIET)
+    assert mixing(interaction_edges(model, product, sampled), splits) > 1e-4
+
+
+# -- accounts and invariances -----------------------------------------------------------------------
+
+
+def test_edges_out_of_a_feature_sum_to_its_importance():
+    model, x = mlp([4, 6, 5, 3]), inputs(50, 4)
+    bases = local_interaction_basis(model, x, NAMES, **QUIET)
+    graph = interaction_edges(model, x, bases, chunk=2, batch_size=7)
+    for (here, _), edges in graph.edges.items():
+        torch.testing.assert_close(
+            edges.sum(1), used(bases[here]).eigenvalues, rtol=1e-6, atol=1e-9
+        )
+        torch.testing.assert_close(graph.variances[here], used(bases[here]).eigenvalues)
+
+
+def test_rotating_or_permuting_a_layer_changes_no_edge():
+    model, x = mlp([4, 6, 5, 3]), inputs(50, 4)
+    graph = interaction_edges(model, x, local_interaction_basis(model, x, NAMES, **QUIET))
+    turned, turn, back = mlp([4, 6, 5, 3]), rotation(4, 0), rotation(3, 1)
+    shuffled = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        turned.layers[0].W.copy_((turn.mT @ model.layers[0].W)[:, shuffled])
+        turned.layers[0].b.copy_(model.layers[0].b[shuffled])
+        turned.layers[1].W.copy_(model.layers[1].W[shuffled])
+        turned.layers[2].W.copy_(model.layers[2].W @ back)
+    there = x @ turn
+    bases = local_interaction_basis(turned, there, NAMES, **QUIET)
+    again = interaction_edges(turned, there, bases)
+    for pair, edges in graph.edges.items():
+        torch.testing.assert_close(again.edges[pair], edges, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            torch.linalg.svdvals(again.edges[pair]), torch.linalg.svdvals(edges)
+        )
+
+
+def transformer():
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError:
+        pytest.skip("this TransformerLens has no HookedTransformer")
+    return HookedTransformer(
+        HookedTransformerConfig(
+            n_layers=2, d_model=6, n_ctx=5, d_head=3, n_heads=2, d_mlp=9, d_vocab=7, seed=0,
+            act_fn="gelu", normalization_type="LN", dtype=torch.float64, device="cpu",
+            initializer_range=0.6,
+        )
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("positions", [None, slice(1, 3), slice(-1, None)])
+def test_positions_that_count_are_source_and_target_alike(positions):
+    model = transformer()
+    x = torch.randint(0, 7, (6, 4), generator=torch.Generator().manual_seed(0))
+    here, there = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+    options = {"positions": positions, "batch_size": 4}
+    bases = local_interaction_basis(model, x, [here, there], **options, **QUIET)
+    graph = interaction_edges(model, x, bases, threshold=1e-9, **options)
+    signed = interaction_edges(model, x, bases, threshold=1e-9, exact=False, **options)
+    a, b = (used(bases[name], 1e-9) for name in (here, there))
+    _, cache = model.run_with_cache(x)
+    at = range(4)[positions] if positions else range(4)
+    metric = torch.zeros(6, 6).double()
+    slow = torch.zeros(a.n_components, b.n_components).double()
+    for row in cache[here].detach():
+
+        def onward(f):
+            return model.blocks[1](f[None])[0] @ b.encoder
+
+        jacobian = torch.autograd.functional.jacobian(onward, row)  # t k s d
+        jacobian = jacobian[list(at)][:, :, list(at)]
+        metric += einsum("t k s i, t k s j -> i j", jacobian, jacobian)
+        slow += einsum("t k s i, a i -> t k s a", jacobian, a.decoder).square().sum((0, 2)).mT
+    n = len(x) * len(at)
+    z = a.encode(cache[here].detach()[:, list(at)])
+    variance = z.square().mean((0, 1))
+    torch.testing.assert_close(variance, a.eigenvalues, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        graph.edges[here, there], variance[:, None] * slow / n, rtol=1e-6, atol=1e-9
+    )
+    if a.n_components == 6:  # Q is EEᵀ where all of the stream is present
+        torch.testing.assert_close(a.encoder @ a.encoder.mT, metric / n, rtol=1e-6, atol=1e-9)
+    # One probe a coordinate with random signs over positions is unbiased.
+    error = torch.dist(signed.edges[here, there], graph.edges[here, there])
+    assert error < (1e-9 if len(at) == 1 else 0.5) * graph.edges[here, there].norm()
+
+
+def test_random_probes_come_near_the_exact_jacobian():
+    model = transformer()
+    x = torch.randint(0, 7, (40, 5), generator=torch.Generator().manual_seed(0))
+    names = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    exact = local_interaction_basis(model, x, names, batch_size=40, **QUIET)
+    errors = []
+    for n_probes in (4, 64):
+        basis = local_interaction_basis(
+            model, x, names, exact=False, n_probes=n_probes, batch_size=40, **QUIET
+        )
+        errors.append(float(torch.dist(basis[names[0]].eigenvalues, exact[names[0]].eigenvalues)))
+    scale = float(exact[names[0]].eigenvalues.norm())
+    assert errors[1] < errors[0] and errors[1] < 0.05 * scale
+
+
+# -- what is kept, and what is cut --------------------------------------------------------------------
+
+
+def test_the_graph_s_views_agree():
+    model, x = mlp([4, 6, 5, 3]), inputs(50, 4)
+    graph = interaction_edges(model, x, local_interaction_basis(model, x, NAMES, **QUIET))
+    pair = (NAMES[0], NAMES[1])
+    edges = graph.edges[pair]
+    kept = graph.strongest(0.9)[pair]
+    assert edges[kept].sum() >= 0.9 * edges.sum() > edges[kept].sum() - edges[kept].min()
+    assert (
+        graph.n_edges(0.9)[pair]
+        == int(kept.sum())
+        == (graph.to_pandas(0.9).from_hook_point == NAMES[0]).sum()
+    )
+    assert graph.n_edges(0)[pair] == 0 and graph.n_edges(1)[pair] <= edges.numel()
+    networkx = pytest.importorskip("networkx")
+    nodes = graph.to_networkx()
+    assert nodes.nodes[NAMES[0], 0]["layer"] == 0
+    assert nodes[NAMES[0], 0][NAMES[1], 0]["weight"] == pytest.approx(
+        float(edges[0, 0] / edges.sum())
+    )
+    halves = networkx.community.greedy_modularity_communities(nodes, weight="weight")
+    assert -0.5 <= networkx.community.modularity(nodes, halves) <= 1
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        graph.strongest(2)
+
+
+def test_cutting_no_edge_keeps_the_model_and_cutting_all_ablates_the_earlier_layer():
+    model, x, _ = block_diagonal()
+    y = model(x).detach() + 0.1
+    here, there = NAMES[1], NAMES[2]
+    bases = local_interaction_basis(model, x, NAMES[1:], **QUIET)
+    stats = collect(model, x, [here, there], objective=None, **QUIET)
+    graphs = {
+        "LIB": interaction_edges(model, x, bases),
+        "PCA": interaction_edges(model, x, {name: pca(stats[name]) for name in (here, there)}),
+    }
+    score = squared_error(y)
+    curves = edge_ablation_curves(
+        model, x, graphs, (here, there), n_edges=[0, 25, 49, 10**6], score=score, batch_size=50
+    )
+    nodes = ablation_curves(
+        model, x, {"PCA": pca(stats[here])}, here, ranks=[0], score=score, **QUIET
+    )
+    for name in graphs:
+        scores = curves.scores[name]
+        assert scores[0] == pytest.approx(nodes.scores["PCA"][0])
+        assert scores[3] == pytest.approx(curves.baseline, rel=1e-6)
+    # Between blocks there is nothing: with half of the edges the LIB graph keeps the model.
+    assert curves.scores["LIB"][1] == pytest.approx(curves.baseline, rel=1e-4)
+
+
+def test_both_model_classes_give_one_basis():
+    from tl_weighted_pca.embedded import load_model, stories
+
+    data = stories("heldout", 6)
+    names = ["blocks.1.hook_resid_post", "blocks.3.hook_resid_post"]
+    found = []
+    for kind in ("TransformerBridge", "HookedTransformer"):
+        try:
+            model = load_model(kind, device="cpu")
+        except ValueError:
+            continue
+        bases = local_interaction_basis(model, data, names, n_probes=2, **QUIET)
+        edges = interaction_edges(
+            model, data, {n: b.truncate(6) for n, b in bases.items()}, batch_size=4
+        )
+        assert edges.edges[tuple(names)].shape == (6, 6)
+        found.append(bases)
+    for name in names:
+        first, last = found[0][name].eigenvalues, found[-1][name].eigenvalues
+        assert torch.dist(first, last) < 1e-3 * first.norm()
+
+
+def test_what_is_wrong_is_said():
+    model, x = mlp([4, 6, 5, 3]), inputs(9, 4)
+    with pytest.raises(ValueError, match="in which the model computes them"):
+        local_interaction_basis(model, x, NAMES[::-1], **QUIET)
+    with pytest.raises(ValueError, match="at least two hook points"):
+        local_interaction_basis(model, x, NAMES[0], **QUIET)
+    with pytest.raises(ValueError, match=r"list\(data\)"):
+        local_interaction_basis(model, iter([x]), NAMES, **QUIET)
+    bases = local_interaction_basis(model, x, NAMES, **QUIET)
+    graph = interaction_edges(model, x, bases)
+    with pytest.raises(ValueError, match="has no edges between"):
+        edge_ablation_curves(model, x, {"LIB": graph}, (NAMES[0], NAMES[2]), n_edges=[1])
+    with pytest.raises(ValueError, match="not below zero"):
+        edge_ablation_curves(model, x, {"LIB": graph}, (NAMES[0], NAMES[1]), n_edges=[-1])
+    still = replace(bases[NAMES[0]], eigenvalues=0 * bases[NAMES[0]].eigenvalues)
+    with pytest.raises(ValueError, match="nothing there varies"):
+        used(still)
+
+
+def test_hooks_for_gradients_are_run_by_the_collector_alone():
+    from pathlib import Path
+
+    import tl_weighted_pca
+
+    folder = Path(tl_weighted_pca.__file__).parent
+    for name in ("ansatz", "interaction", "interaction_graph", "weights"):
+        text = (folder / f"{name}.py").read_text()
+        for word in (
+            "fwd_hooks",
+            "bwd_hooks",
+            "add_hook",
+            "register_hook",
+            "autograd",
+            ".backward(",
+        ):
+            assert word not in text, (name, word)

@@ -1,0 +1,137 @@
+"""Edge ablation: keep the strongest interactions between two layers, cut the others, score the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from tl_weighted_pca.ablation import Downstream, Score, _Scorer
+from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.data import Positions, batches
+from tl_weighted_pca.hook_points import hooked
+from tl_weighted_pca.interaction_graph import InteractionGraph, top_edges
+from tl_weighted_pca.quiet_model import quiet
+
+
+def edge_ablation_curves(
+    model: Any,
+    data: Any,
+    graphs: Mapping[str, InteractionGraph],
+    between: tuple[str, str],
+    *,
+    n_edges: Sequence[int],
+    score: Score = "loss",
+    positions: Positions = None,
+    batch_size: int = 32,
+    max_tokens: int | None = None,
+) -> AblationCurves:
+    """score(n) with ẑ'_j = z'_j(z ∘ m_·j), m the mask of the n strongest edges between two layers.
+
+    Each feature j of the later hook point is computed from those features of the earlier one whose
+    edge to j is kept; the others are at their mean. What is in neither basis is at its mean too. That
+    takes one partial pass of the model for each distinct column of the mask.
+
+    Args:
+        model: as for `collect`.
+        data: as for `ablation_curves`.
+        graphs: from `interaction_edges`, by name.
+        between: the two hook points; all that reaches the later must pass through the earlier.
+        n_edges: how many of the strongest edges to keep; more than there are keeps all.
+        score: as for `ablation_curves`.
+        positions: where to ablate, at both.
+        batch_size: sequences a batch.
+        max_tokens: stop before exceeding so many tokens of data.
+
+    Returns:
+        Scores by number of edges: `AblationCurves` whose `ranks` are `n_edges`.
+
+    Raises:
+        ValueError: for a pair of hook points that a graph has no edges between.
+    """
+    here, there = between
+    for name, graph in graphs.items():
+        if between not in graph.edges:
+            raise ValueError(
+                f"The graph {name!r} has no edges between {here!r} and {there!r}; it has them between "
+                f"{', '.join(map(str, graph.edges))}."
+            )
+    counts = sorted({int(n) for n in n_edges})
+    if not counts or counts[0] < 0:
+        raise ValueError(f"n_edges is {list(n_edges)}; expected numbers not below zero.")
+    scorer = _Scorer(score)
+    sums: dict[str, list[Tensor]] = {name: [] for name in graphs}
+    baseline, terms, order = [], [], []
+    with quiet(model, gradients=False):
+        source = Downstream(model, here, positions)
+        target = Downstream(model, there, positions)
+        for batch in batches(data, batch_size, max_tokens=max_tokens):
+            run = source.start(batch)
+            target.start(batch)
+            scores, n = scorer(run, run.output)
+            baseline.append(scores)
+            terms.append(n)
+            order.append(batch.sequence_index)
+            for name, graph in graphs.items():
+                rows = []
+                for count in counts:
+                    mask = top_edges(graph.edges[between], count)
+                    later = _recomputed(
+                        model, source, there, graph.bases[here], graph.bases[there], mask
+                    )
+                    output = target.resume(partial(_instead, later))
+                    rows.append(scorer(run, output)[0])
+                sums[name].append(torch.stack(rows))
+    by_index = torch.cat(order).argsort(stable=True)
+    return AblationCurves(
+        ranks=counts,
+        width=max(graph.edges[between].numel() for graph in graphs.values()),
+        per_sequence={name: torch.cat(parts, 1)[:, by_index] for name, parts in sums.items()},
+        baseline_per_sequence=torch.cat(baseline)[by_index],
+        counts=torch.cat(terms)[by_index],
+        hook_point=f"{here} → {there}",
+        unit=scorer.unit,
+    )
+
+
+def _instead(later: Tensor, tensor: Tensor) -> Tensor:
+    return later.to(tensor)
+
+
+def _recomputed(
+    model: Any,
+    source: Downstream,
+    there: str,
+    earlier: Basis,
+    later: Basis,
+    mask: Bool[Tensor, "here there"],
+) -> Tensor:
+    """Activations at the later hook point, each feature computed from its own kept edges."""
+    columns, which = mask.mT.unique(dim=0, return_inverse=True)
+    coordinates: Tensor | None = None
+    shape: torch.Size | None = None
+    for number, column in enumerate(columns):
+        seen: list[Tensor] = []
+
+        def edit(tensor: Tensor, column: Tensor = column) -> Tensor:
+            flat = tensor.flatten(2) if tensor.ndim == 4 else tensor
+            kept = earlier.encode(flat) * column.to(flat)
+            return earlier.decode(kept).to(tensor.dtype).reshape(tensor.shape)
+
+        def see(tensor: Tensor, hook: Any, seen: list[Tensor] = seen) -> None:
+            seen.append(tensor)
+
+        with hooked(model, [(there, see)]):
+            source.resume(edit)
+        shape = seen[0].shape
+        z = later.encode(seen[0].flatten(2) if seen[0].ndim == 4 else seen[0])
+        coordinates = torch.empty_like(z) if coordinates is None else coordinates
+        chosen = which == number
+        coordinates[..., chosen] = z[..., chosen]
+    assert coordinates is not None and shape is not None
+    return later.decode(coordinates).reshape(shape)

@@ -1,0 +1,305 @@
+"""The local interaction basis: directions by how much of what is present is also used downstream.
+
+Bushnaq, Heimersheim, Goldowsky-Dill, Braun, Mendel, Hänni, Griffin, Stöhler, Wache and Hobbhahn
+(arXiv 2405.10928) whiten activations by PCA, rotate them to the right singular vectors of the Jacobian
+to the next layer's basis, and scale them by its singular values. In one formula that is metric PCA,
+
+    Q_l = Σ_{x,s,t} J_tsᵀ E'E'ᵀ J_ts / n_tokens,       J = ∂f_{l+1} / ∂f_l,  E' the next basis's encoder
+
+from the last layer, where Q = I, to the first. A coordinate z_i = (f − μ)E_i then has variance Λ_i, is
+uncorrelated with the others, and moves what follows by Σ_j ⟨(∂z'_j/∂z_i)²⟩ = 1: its importance is in
+its scale. What is absent or unused has Λ = 0 and drops out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.collect import collect
+from tl_weighted_pca.data import Positions, selected
+from tl_weighted_pca.hook_points import NamesFilter, resolve
+from tl_weighted_pca.interaction_graph import InteractionGraph
+from tl_weighted_pca.objectives import Run, hook_probe
+from tl_weighted_pca.pairs import stream_pairs
+from tl_weighted_pca.principal_components import Center, metric_pca
+from tl_weighted_pca.randomness import signs
+
+METHOD = "local_interaction_basis"
+
+_NARROW = 128
+"""Coordinates of one sequence up to which each gets a unit probe of its own: exact Jacobians."""
+
+
+def local_interaction_basis(
+    model: Any,
+    batches: Any,
+    hook_points: NamesFilter,
+    *,
+    n_probes: int = 8,
+    exact: bool | None = None,
+    center: Center = True,
+    positions: Positions = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Basis]:
+    """E_l = Q_l^½ V, V the eigenvectors of Q_l^½ C_l Q_l^½, Q_l = Σ JᵀE'E'ᵀJ / n (arXiv 2405.10928).
+
+    One pass collects all activations; then, from the last hook point to the first, one pass each
+    collects the gradients of probes of the next basis. The last basis is plain PCA.
+
+    Args:
+        model: as for `collect`.
+        batches: data, as for `collect`, but it is read once a hook point: no iterator.
+        hook_points: from first to last, each of which must carry all that reaches the next: the
+            residual stream does, an MLP's hidden layer beside a skip path does not.
+        n_probes: random sign probes a sequence, where Jacobians are estimated.
+        exact: give each coordinate at each position a unit probe, so that Q is exact; None does so
+            where a sequence has at most 128 of them.
+        center: as in `pca`.
+        positions: which positions count, at every hook point.
+        batch_size: sequences a batch.
+        max_tokens: stop before exceeding so many tokens of data.
+        seed: of the probes.
+        progress: show progress bars.
+
+    Returns:
+        A `Basis` for each hook point, in the order given. Its eigenvalues Λ are the variances of its
+        coordinates. Directions with Λ = 0 complete it, so that rank d is the identity;
+        `used(basis)` leaves them out.
+
+    Raises:
+        ValueError: for hook points out of order, fewer than two, or data that can be read only once.
+    """
+    names = _several(model, hook_points)
+    _check_rereadable(batches)
+    options: dict[str, Any] = {
+        "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens,
+        "progress": progress,
+    }  # fmt: skip
+    stats = collect(model, batches, names, objective=None, **options)
+    width = stats[names[-1]].require("activation").width
+    identity = torch.eye(width, dtype=torch.float64)
+    bases = {names[-1]: _named(metric_pca(stats[names[-1]], identity, center=center), "")}
+    for here, there in reversed(list(pairwise(names))):
+        probe = jacobian_probe(there, used(bases[there]), n_probes, exact, positions, seed)
+        gradient = collect(
+            model, batches, here, objective=probe, statistics=("gradient",),
+            row_metric="identity", **options,
+        )[here]  # fmt: skip
+        metric = gradient.require("gradient").second / gradient.n_tokens
+        basis = metric_pca(stats[here], metric, center=center)
+        bases[here] = _named(basis, f"Jacobian to the basis at {there}")
+    return {name: bases[name] for name in names}
+
+
+def interaction_edges(
+    model: Any,
+    batches: Any,
+    bases: Mapping[str, Basis],
+    *,
+    threshold: float = 0.0,
+    exact: bool | None = None,
+    chunk: int = 64,
+    positions: Positions = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> InteractionGraph:
+    """W_ij = Var(z_i) Σ_{x,s,t} (∂z'_tj / ∂z_si)² / n_tokens: interactions of neighbouring layers.
+
+    The variance of z'_j that z_i accounts for to first order. In the local interaction basis the
+    edges out of a feature sum to its eigenvalue Λ_i; in a linear network those into one sum to Λ'_j.
+    Squares carry no sign, so nothing depends on the signs of basis vectors; since the bases turn with
+    the activations, nothing depends on how a layer's units are permuted or rotated, either.
+
+    Args:
+        model: as for `collect`.
+        batches: data, as for `collect`.
+        bases: by hook point, from first to last; any kind, such as PCA's for comparison.
+        threshold: leave out components whose eigenvalue is at most this share of their basis's largest.
+        exact: one unit probe for each coordinate *and* position; otherwise one for each coordinate,
+            with random signs over positions: unbiased, and exact for sequences of length one. None
+            is exact where a sequence has at most 128 coordinates.
+        chunk: coordinates a pass; gradients of so many are held in memory for one batch.
+        positions: which positions count, on both sides.
+        batch_size: sequences a batch.
+        max_tokens: stop before exceeding so many tokens of data.
+        seed: of the signs.
+
+    Returns:
+        An `InteractionGraph`.
+
+    Raises:
+        ValueError: for hook points out of order, fewer than two, or a basis with no component used.
+    """
+    names = _several(model, list(bases))
+    kept = {name: used(bases[name], threshold) for name in names}
+    _check_rereadable(batches)
+    variances: dict[str, Tensor] = {}
+    edges: dict[tuple[str, str], Tensor] = {}
+    n_tokens = 0
+    for here, there in pairwise(names):
+        source, parts = kept[here], []
+        for start in range(0, kept[there].n_components, chunk):
+            probe = _unit_probe(there, kept[there], start, start + chunk, exact, positions, seed)
+            stream = stream_pairs(
+                model, batches, here, objective=probe, positions=positions,
+                batch_size=batch_size, max_tokens=max_tokens,
+            )  # fmt: skip
+            energy: Tensor | float = 0.0
+            squares, n_tokens = torch.zeros(source.n_components, dtype=torch.float64), 0
+            for pairs in stream:
+                f, g = pairs[here].rows()
+                slopes = g.double() @ source.decoder.mT.to(g.device)  # ∂z'/∂z, samples first
+                size = min(chunk, kept[there].n_components - start)
+                # Samples are [position,] coordinate: positions are summed over.
+                energy = energy + slopes.square().sum(1).unflatten(0, (-1, size)).sum(0).cpu()
+                squares += source.encode(f.double()).square().sum(0).cpu()
+                n_tokens += len(f)
+            assert isinstance(energy, Tensor)
+            parts.append(energy.mT / n_tokens)
+            variances[here] = squares / n_tokens
+        edges[here, there] = variances[here][:, None] * torch.cat(parts, dim=1)
+    last = names[-1]
+    # The last layer's are only for the picture: those that its basis was made with.
+    variances[last] = kept[last].eigenvalues
+    return InteractionGraph(variances, edges, kept, n_tokens)
+
+
+def used(basis: Basis, threshold: float = 0.0) -> Basis:
+    """The components with Λ_i > threshold · Λ_1: those both present and used.
+
+    Raises:
+        ValueError: if there are none, or for a basis per head.
+    """
+    if basis.per_head:
+        raise ValueError("A basis per head has no interactions here: make one over all heads.")
+    n = int((basis.eigenvalues > threshold * basis.eigenvalues[0]).sum())
+    if n == 0:
+        raise ValueError(
+            f"No component at {basis.provenance.hook_point!r} has an eigenvalue above the threshold "
+            f"{threshold}: nothing there varies and is used downstream."
+        )
+    return basis.truncate(n)
+
+
+@dataclass(frozen=True)
+class jacobian_probe:
+    """E[g gᵀ] = Σ JᵀEEᵀJ over samples g, J the Jacobian to the activations at a later hook point.
+
+    `hook_probe` with random signs; or, for narrow layers, exactly, with unit probes: √N times each of
+    the N coordinates of a sequence, so that the mean over samples is their sum.
+
+    Args:
+        hook_point: downstream of what is collected.
+        basis: whose encoder E gives the coordinates.
+        n_probes: of random signs.
+        exact: unit probes; None: where a sequence has at most 128 coordinates.
+        positions: which count at `hook_point`.
+        seed: of the random signs.
+    """
+
+    hook_point: str
+    basis: Basis = field(repr=False)
+    n_probes: int = 8
+    exact: bool | None = None
+    positions: Positions = None
+    seed: int = 0
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """What the collector must show in `run.activations`."""
+        return (self.hook_point,)
+
+    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
+        run = _restricted(run, self.hook_point, self.positions)
+        coordinates = _coordinates(run, self.hook_point, self.basis)
+        n = coordinates[0].numel()
+        if self.exact or (self.exact is None and n <= _NARROW):
+            return coordinates.flatten(1).mT * n**0.5
+        return hook_probe(self.hook_point, self.basis, self.n_probes, self.seed)(run)
+
+
+@dataclass(frozen=True)
+class _unit_probe:
+    """One sample for each coordinate start..stop, and for each position where that is `exact`."""
+
+    hook_point: str
+    basis: Basis = field(repr=False)
+    start: int
+    stop: int
+    exact: bool | None
+    positions: Positions
+    seed: int
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        return (self.hook_point,)
+
+    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
+        run = _restricted(run, self.hook_point, self.positions)
+        coordinates = _coordinates(run, self.hook_point, self.basis)
+        exact = coordinates[0].numel() <= _NARROW if self.exact is None else self.exact
+        chosen = coordinates[..., self.start : self.stop]
+        if exact:
+            return chosen.flatten(1).mT
+        at = torch.arange(chosen.shape[1], device=chosen.device)
+        sequence = run.sequence_index.to(chosen.device)[:, None]
+        drawn = signs(self.seed, sequence, at).to(chosen)
+        return (chosen * drawn[..., None]).sum(1).mT
+
+
+def _restricted(run: Run, hook_point: str, positions: Positions) -> Run:
+    """The run with a mask of the positions that count at a hook point."""
+    activations = run.activations[hook_point]
+    if not activations.requires_grad:
+        raise ValueError(
+            f"Nothing that is collected influences {hook_point!r}: give the hook points in the order "
+            "in which the model computes them."
+        )
+    if activations.ndim == 2:
+        return replace(run, mask=None)
+    shape = (activations.shape[0], activations.shape[1])
+    mask = selected(positions, run.mask, shape)
+    return replace(run, mask=None if mask is None else mask.to(activations.device))
+
+
+def _coordinates(run: Run, hook_point: str, basis: Basis) -> Float[Tensor, "batch pos k"]:
+    """(f − μ)E, zero where the mask leaves positions out; vectors are sequences of length one."""
+    activations = run.activations[hook_point]
+    if activations.ndim == 2:
+        return basis.encode(activations)[:, None]
+    coordinates = basis.encode(activations.flatten(2))
+    return coordinates if run.mask is None else coordinates.masked_fill(~run.mask[..., None], 0.0)
+
+
+def _several(model: Any, hook_points: NamesFilter) -> list[str]:
+    names = resolve(model, hook_points)
+    if len(names) < 2:
+        raise ValueError(
+            f"Only {names[0]!r} was given; interactions need at least two hook points, from first to "
+            "last."
+        )
+    return names
+
+
+def _check_rereadable(data: Any) -> None:
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"The data is a {type(data).__name__}, which can be read only once, but every hook point "
+            "takes a pass: pass a tensor, a dataset, or list(data)."
+        )
+
+
+def _named(basis: Basis, objective: str) -> Basis:
+    return replace(basis, method=METHOD, provenance=replace(basis.provenance, objective=objective))
