@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -46,11 +47,13 @@ def stream_pairs(
     positions: Positions = None,
     batch_size: int = 8,
     max_tokens: int | None = None,
+    skip: int = 0,
 ) -> Iterator[dict[str, Pairs]]:
     """(F, g) at hook points, batch by batch: what `collect` folds into moments, unfolded.
 
     Between batches the model is as it was. Arguments and errors are those of `collect`; with
-    `objective=None` gradients have no samples.
+    `objective=None` gradients have no samples, and `skip` batches are left out at the start, the
+    model unasked: how a run that stopped goes on.
 
     Yields:
         `Pairs` by hook point name.
@@ -58,7 +61,7 @@ def stream_pairs(
     names = resolve(model, hook_points)
     sinks = {name: _PairSink() for name in names}
     recorder = Recorder(sinks, {} if objective is None else {"": objective}, positions)
-    for batch in batches(data, batch_size, max_tokens=max_tokens):
+    for batch in islice(batches(data, batch_size, max_tokens=max_tokens), skip, None):
         # Entered anew for each batch: a suspended generator must not hold the caller's grad mode.
         with (
             quiet(model, gradients=objective is not None),
