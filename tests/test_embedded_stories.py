@@ -42,7 +42,7 @@ def test_no_cast_of_a_heldout_story_occurs_in_training(train, heldout):
     assert not casts(train) & casts(heldout)
 
 
-@pytest.mark.parametrize(("split", "checksum"), [("train", 4067513447), ("heldout", 3419382448)])
+@pytest.mark.parametrize(("split", "checksum"), [("train", 1900658608), ("heldout", 3330335727)])
 def test_stories_never_change(split, checksum, request):
     text = "\n".join(request.getfixturevalue(split)["text"])
     assert zlib.crc32(text.encode()) == checksum
@@ -75,7 +75,7 @@ def test_columns(heldout):
 
 def test_vocabulary_is_a_few_hundred_words(train):
     ids = vocabulary.vocabulary()
-    assert 300 <= len(ids) <= 500
+    assert 300 <= len(ids) <= 400
     assert sorted(ids.values()) == list(range(len(ids)))
     used = {token for row in train["input_ids"] for token in row}
     assert used == set(ids.values()) - {ids["<pad>"], ids["<unk>"]}
@@ -110,7 +110,7 @@ def test_facts_agree_with_the_text(heldout):
         assert {row["promiser"], row["wisher"]} == {row["culprit"], row["innocent"]}
         assert any(f"{row['culprit']} {verb} the {row['object']}" in row["text"] for verb in verbs)
         assert f" it in the {row['hideout']}." in row["text"]
-        assert f"a {row['color']} {row['object']}" in row["text"]
+        assert f" {row['object']}" in sentences[1]
         assert f" {row['spare']}" in sentences[1]
         deed = f" to {row['promise']} {past[row['promise']].split(' ', 1)[1]}"
         assert any(
