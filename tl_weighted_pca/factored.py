@@ -214,7 +214,7 @@ def _result_dtype(M: transformer_lens.FactoredMatrix) -> torch.dtype:
 
 
 def _matmul(a: Any, b: Any) -> Any:
-    return a @ b
+    return a.__matmul__(b) if isinstance(a, FactoredMatrix) else b.__rmatmul__(a)
 
 
 def _scale(a: Any, b: Any) -> Any:
@@ -261,18 +261,18 @@ def _norm(
 
 
 def _old_norm(
-    input: FactoredMatrix, p: Any = "fro", dim: Any = None, *rest: Any, **more: Any
+    input: FactoredMatrix, p: Any = "fro", dim: Any = None, keepdim: bool = False, **rest: Any
 ) -> Any:
-    if p not in ("fro", 2) or dim is not None or rest or more:
+    """`torch.norm`: of all entries, unless `dim` says otherwise."""
+    if p not in ("fro", 2) or dim is not None or any(x is not None for x in rest.values()):
         return NotImplemented
-    return torch.linalg.vector_norm(input.norm())
+    return _norm(input, keepdim=keepdim)
 
 
 _QUICK: dict[Callable, Callable] = {
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
-    Tensor.__rmatmul__: lambda a, b: b @ a,
     # `tensor * M`: TransformerLens has a product with scalars only, and says so. torch.mul is elementwise.
     Tensor.mul: _scale,
     Tensor.__mul__: _scale,
