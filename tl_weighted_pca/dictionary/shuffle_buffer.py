@@ -1,0 +1,114 @@
+"""Rows of a stream in random order, in flat memory, from any place in the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_weighted_pca.data import Positions
+from tl_weighted_pca.objectives import Objective
+from tl_weighted_pca.pairs import stream_pairs
+
+Rows = tuple[Float[Tensor, "tokens d"], Float[Tensor, "tokens d"] | None]
+"""Activations, and gradients where there are any."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """How much of a stream is used up: passes over the data, batches of this pass, rows of a batch."""
+
+    epoch: int = 0
+    batch: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class PairStream:
+    """(x, g) row by row from a model, over the data again and again, from any `Place` on.
+
+    Where the objective has several samples, rows take them in turn.
+    """
+
+    model: Any
+    data: Any
+    hook_point: str
+    objective: Objective | None
+    positions: Positions
+    batch_size: int
+
+    def rows(self, place: Place) -> Iterator[tuple[Rows, Place]]:
+        """Rows of one batch after another, each with its own place; ends only with one-shot data.
+
+        Raises:
+            ValueError: if a whole pass over the data gives no row.
+        """
+        while True:
+            found = place.row > 0 or place.batch > 0
+            pairs = stream_pairs(
+                self.model,
+                self.data,
+                self.hook_point,
+                objective=self.objective,
+                positions=self.positions,
+                batch_size=self.batch_size,
+                skip=place.batch,
+            )
+            for number, batch in enumerate(pairs, start=place.batch):
+                x, samples = batch[self.hook_point].rows()
+                g = None
+                if len(samples):
+                    token = torch.arange(len(x), device=x.device)
+                    g = samples[token % len(samples), token][place.row :]
+                x = x[place.row :]
+                found = found or len(x) > 0
+                yield (x, g), Place(place.epoch, number, place.row)
+                place = Place(place.epoch, number + 1)
+            if not found:
+                raise ValueError(
+                    f"positions={self.positions!r} selects no token of the data: choose others, or None "
+                    "for all."
+                )
+            if is_one_shot(self.data):
+                return
+            place = Place(place.epoch + 1)
+
+
+def shuffled_blocks(
+    stream: PairStream, capacity: int, seed: int, place: Place
+) -> Iterator[tuple[Rows, Place]]:
+    """Blocks of `capacity` rows in random order, each with the place in the stream where it ends.
+
+    The order within a block depends on the seed and on where the block ends, and nothing is carried
+    from one block to the next but the place: whoever starts again there gets the same blocks.
+    """
+    x = g = torch.empty(0)
+    filled = 0
+    for (new_x, new_g), at in stream.rows(place):
+        if not x.numel():
+            x = new_x.new_empty((capacity, new_x.shape[1]))
+            g = x if new_g is None else torch.empty_like(x)
+        used = 0
+        while used < len(new_x):
+            n = min(capacity - filled, len(new_x) - used)
+            x[filled : filled + n] = new_x[used : used + n]
+            if new_g is not None:
+                g[filled : filled + n] = new_g[used : used + n]
+            filled, used = filled + n, used + n
+            if filled == capacity:
+                end = Place(at.epoch, at.batch, at.row + used)
+                generator = torch.Generator().manual_seed(
+                    hash((seed, end.epoch, end.batch, end.row)) % 2**63
+                )
+                order = torch.randperm(capacity, generator=generator).to(x.device)
+                yield (x[order], None if new_g is None else g[order]), end
+                filled = 0
+
+
+def is_one_shot(data: Any) -> bool:
+    """Whether data can be gone through only once: an iterator, such as a generator."""
+    return hasattr(data, "__next__")

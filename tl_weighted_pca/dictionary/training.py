@@ -1,0 +1,241 @@
+"""Training a dictionary on a model's stream of activations and gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.collect import collect
+from tl_weighted_pca.data import Positions
+from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder
+from tl_weighted_pca.dictionary.recipe import Recipe, Units
+from tl_weighted_pca.dictionary.shuffle_buffer import (
+    PairStream,
+    Place,
+    is_one_shot,
+    shuffled_blocks,
+)
+from tl_weighted_pca.dictionary.trainer import Trainer
+from tl_weighted_pca.files import write_atomically
+from tl_weighted_pca.hook_points import model_name, resolve
+from tl_weighted_pca.moments import Moments, Provenance
+from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
+from tl_weighted_pca.quiet_model import device_of
+
+_FORMAT = "tl_weighted_pca.DictionaryCheckpoint/1"
+_DEFAULT = Recipe()
+_TOKENS_FOR_UNITS = 2**15
+"""Enough for scales: second moments of so many tokens are good to about a percent."""
+
+
+def train_dictionary(
+    model: Any,
+    data: Any,
+    hook_point: str,
+    recipe: Recipe = _DEFAULT,
+    *,
+    n_features: int,
+    n_tokens: int,
+    kind: Kind = "prolu_relu",
+    tied: bool = True,
+    relu_where_positive: bool = False,
+    basis: Basis | None = None,
+    moments: Moments | None = None,
+    objective: Objective = next_token_loss,
+    positions: Positions = None,
+    batch_size: int = 32,
+    buffer_tokens: int = 2**16,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> SparseAutoencoder:
+    """argmin E[‖x − x̂‖² + λ₁ Σ_i|f_i| + λ_a attribution + λ_u (g·(x − x̂))²] over dictionaries, by Adam.
+
+    x are activations at the hook point and g the objective's gradients there, streamed from the model
+    into a shuffle buffer: memory is flat in `n_tokens`. Without λ_a and λ_u no gradients are taken and
+    the model runs only as far as the hook point. The terms and their units are those of `Recipe`.
+
+    Args:
+        model: as for `collect`; left as it was.
+        data: as for `collect`; gone through again where it is shorter than `n_tokens`.
+        hook_point: one name. [batch, pos, head, d_head] is one space of head·d_head.
+        recipe: weights of the terms, and the schedule.
+        n_features: m, of the dictionary.
+        n_tokens: tokens to train on, which sets the length of the schedule.
+        kind: "relu", "prolu_ste" or "prolu_relu".
+        tied: whether the bias before the encoder is the decoder's.
+        relu_where_positive: for ProLU, take ReLU where the bias is positive.
+        basis: to start from, such as `pca` or `metric_pca` (see `SparseAutoencoder`).
+        moments: of this hook point, for the units; by default collected from the data's beginning.
+        objective: what gradients are of.
+        positions: which positions to train on.
+        batch_size: sequences a batch of the model (the recipe's batches are of tokens).
+        buffer_tokens: rows to shuffle together.
+        checkpoint: a file, written after each buffer and read, if there is one, to go on from there:
+            the result is the same, to the bit, as of a run that never stopped.
+        progress: show a progress bar.
+
+    Returns:
+        The dictionary, in the model's units.
+
+    Raises:
+        ValueError: for what `collect`, `Recipe` and `SparseAutoencoder` refuse; for one-shot data
+            without `moments`; for a checkpoint of another run, or a damaged one.
+        NonFiniteError: on NaN or infinity, naming the hook point and the batch.
+    """
+    (hook_point,) = resolve(model, [hook_point])
+    n_steps = n_tokens // recipe.batch_size
+    if n_steps < 1:
+        raise ValueError(
+            f"n_tokens is {n_tokens}, less than one batch of {recipe.batch_size} tokens: train on more, "
+            "or set the recipe's batch_size."
+        )
+    gradients = recipe.needs_gradients
+    what = objective_name(objective) if gradients else ""
+    provenance = Provenance(model_name(model), hook_point, what)
+    # What a checkpoint must agree with. The data itself is the user's word.
+    run = {
+        "recipe": asdict(recipe), "n_features": n_features, "n_tokens": n_tokens, "kind": kind,
+        "tied": tied, "relu_where_positive": relu_where_positive, "provenance": asdict(provenance),
+        "positions": repr(positions), "batch_size": batch_size, "buffer_tokens": buffer_tokens,
+    }  # fmt: skip
+    saved = _read(checkpoint, run)
+    if saved is not None:
+        units, place = saved.units, saved.place
+    else:
+        place = Place()
+        if moments is None:
+            moments = _first_moments(model, data, hook_point, objective, positions, batch_size, run)
+        units = Units.of(moments)
+    device = device_of(model)
+    units = units.to(device)
+    dictionary = SparseAutoencoder(
+        len(units.center), n_features, kind, tied=tied, relu_where_positive=relu_where_positive,
+        seed=recipe.seed, provenance=provenance,
+    )  # fmt: skip
+    if basis is not None:
+        basis.check_place(provenance.model, hook_point)
+        dictionary = SparseAutoencoder(
+            len(units.center), n_features, kind, tied=tied, relu_where_positive=relu_where_positive,
+            basis=basis, seed=recipe.seed, provenance=provenance,
+        ).in_units(recipe.unit / units.scale, -units.center.cpu() * recipe.unit / units.scale)  # fmt: skip
+    trainer = Trainer(dictionary.to(device), recipe, units, n_steps)
+    if saved is not None:
+        trainer.restore(saved.tensors)
+    stream = PairStream(
+        model, data, hook_point, objective if gradients else None, positions, batch_size
+    )
+    size = recipe.batch_size
+    capacity = max(1, min(buffer_tokens, n_steps * size) // size) * size
+    bar = tqdm(
+        total=n_steps * size, initial=trainer.step_number * size, unit="tok", unit_scale=True,
+        desc="Training", dynamic_ncols=True, disable=not progress,
+    )  # fmt: skip
+    with bar:
+        blocks = shuffled_blocks(stream, capacity, recipe.seed, place)
+        while trainer.step_number < n_steps:
+            block = next(blocks, None)
+            if block is None:
+                warnings.warn(
+                    f"The data ended after {trainer.step_number * size} of {n_tokens} tokens, before "
+                    "the schedule did: pass data that can be gone through again, or fewer n_tokens.",
+                    stacklevel=2,
+                )
+                break
+            (x, g), place = block
+            for start in range(0, capacity, size):
+                if trainer.step_number == n_steps:
+                    break
+                rows = slice(start, start + size)
+                trainer.step(x[rows], None if g is None else g[rows])
+                bar.update(size)
+            if checkpoint is not None:
+                _write(checkpoint, trainer, units, place, run)
+    return trainer.finished()
+
+
+def _first_moments(
+    model: Any,
+    data: Any,
+    hook_point: str,
+    objective: Objective,
+    positions: Positions,
+    batch_size: int,
+    run: dict[str, Any],
+) -> Moments:
+    """Moments of the beginning of the data, enough for units."""
+    if is_one_shot(data):
+        raise ValueError(
+            f"The data is a {type(data).__name__}, which can be gone through only once, and units are "
+            "needed before training: pass `moments` of this hook point, or data such as a tensor, a "
+            "DataLoader or a datasets.Dataset."
+        )
+    gradients = bool(run["provenance"]["objective"])
+    collection = collect(
+        model, data, hook_point,
+        objective=objective if gradients else None,
+        statistics=("activation", "gradient") if gradients else ("activation",),
+        positions=positions, batch_size=batch_size, max_tokens=_TOKENS_FOR_UNITS, progress=False,
+    )  # fmt: skip
+    return collection[hook_point]
+
+
+class _Saved:
+    """A checkpoint as it was read."""
+
+    def __init__(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        self.tensors = tensors
+        self.place = Place(**json.loads(metadata["place"]))
+        scales = json.loads(metadata["units"])
+        self.units = Units(
+            tensors["units/center"], scales["scale"], tensors["units/covariance"],
+            scales["attribution"],
+        )  # fmt: skip
+
+
+def _write(
+    path: str | os.PathLike[str], trainer: Trainer, units: Units, place: Place, run: dict[str, Any]
+) -> None:
+    tensors = trainer.state()
+    tensors |= {"units/center": units.center, "units/covariance": units.covariance}
+    metadata = {
+        "format": _FORMAT,
+        "run": json.dumps(run),
+        "place": json.dumps(asdict(place)),
+        "units": json.dumps({"scale": units.scale, "attribution": units.attribution}),
+    }
+    write_atomically(path, tensors, metadata)
+
+
+def _read(path: str | os.PathLike[str] | None, run: dict[str, Any]) -> _Saved | None:
+    """The checkpoint, if there is one, checked to be of this very run."""
+    if path is None or not os.path.exists(path):
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a readable checkpoint: {error}.") from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{os.fspath(path)!r} holds {metadata.get('format', 'no format mark')!r}, expected "
+            f"{_FORMAT!r}: pass another path for the checkpoint."
+        )
+    before, now = json.loads(metadata["run"]), json.loads(json.dumps(run))
+    different = [
+        f"{k} (was {before.get(k)!r}, is {now[k]!r})" for k in now if before.get(k) != now[k]
+    ]
+    if different:
+        raise ValueError(
+            f"The checkpoint {os.fspath(path)!r} is of another run: it differs in {'; '.join(different)}. "
+            "Remove it to start anew, or ask for what it was."
+        )
+    return _Saved(tensors, metadata)
