@@ -1,0 +1,91 @@
+"""Is W Wᵀ proportional to the average gradient outer product, and how much of that is chance?
+
+python benchmarks/ansatz.py                # a regression network through training, several seeds
+python benchmarks/ansatz.py --embedded     # the embedded language model, three objectives
+"""
+
+import argparse
+
+import pandas as pd
+import torch
+
+from tl_weighted_pca import logit_probe, next_token_loss, sampled_token_loss
+from tl_weighted_pca.ansatz import feature_ansatz
+from tl_weighted_pca.hooked_mlp import HookedMLP
+from tl_weighted_pca.small_networks import low_rank_regression, train
+from tl_weighted_pca.supervised import squared_error
+
+COLUMNS = [
+    "cosine", "identity", "rotated", "centred", "other_layers", "replaced", "left", "left_identity",
+    "captured", "captured_by_chance", "tight_before", "tight_after", "tight_weight",
+]  # fmt: skip
+
+
+def regression(seeds: int, steps: int, width: int) -> pd.DataFrame:
+    """Checkpoints of an MLP on a task in which three of 32 directions matter."""
+    tables = []
+    for seed in range(seeds):
+        x, y = low_rank_regression(seed=seed)
+        fresh = torch.randn(1000, x.shape[1], generator=torch.Generator().manual_seed(1000 + seed))
+        model = HookedMLP([x.shape[1], width, width, 1], scale=0.5, seed=seed)
+
+        def measure(step: int, model=model, x=x, y=y, fresh=fresh, seed=seed) -> None:
+            # Gradients on inputs that were not trained on; the residuals' on those that were.
+            for data, objective in (
+                (fresh, {"output": logit_probe()}),
+                (x, {"squared error": squared_error(y)}),
+            ):
+                found = feature_ansatz(
+                    model, data, objective=objective, batch_size=1000, progress=False
+                )
+                table = found.to_pandas()
+                with torch.no_grad():
+                    table["loss"] = float(0.5 * (model(x) - y).square().mean())
+                tables.append(table.assign(step=step, seed=seed))
+
+        at = [0, steps // 30, steps // 10, steps // 3, steps]
+        train(
+            model, x, y, steps=steps, batch_size=200, learning_rate=3e-3, weight_decay=0.1,
+            seed=seed, at=at, then=measure,
+        )  # fmt: skip
+    return pd.concat(tables)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--embedded", action="store_true", help="the embedded language model")
+    parser.add_argument("--stories", type=int, default=300)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pd.set_option("display.width", 250, "display.max_columns", 40, "display.max_rows", 200)
+    if args.embedded:
+        from tl_weighted_pca import embedded
+
+        found = feature_ansatz(
+            embedded.load_model(),
+            embedded.stories("heldout", args.stories),
+            objective={
+                "logit probes": logit_probe(),
+                "loss": next_token_loss,
+                "sampled labels": sampled_token_loss(),
+            },
+            batch_size=32,
+            progress=False,
+        )
+        table = found.to_pandas().set_index(["objective", "kind", "layer"])[COLUMNS].sort_index()
+        print(table.round(3).to_string())
+        return
+    table = regression(args.seeds, args.steps, args.width)
+    groups = table.groupby(["objective", "name", "step"])
+    print(f"mean over {args.seeds} seeds")
+    print(groups[["loss", *COLUMNS]].mean().round(3).to_string())
+    print("\nsmallest and largest over seeds")
+    print(groups[["cosine", "identity", "rotated"]].agg(["min", "max"]).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
