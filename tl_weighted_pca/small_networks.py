@@ -71,7 +71,7 @@ def train(
     for step in range(steps):
         if then is not None and step in moments:
             then(step)
-        rows = slice(None)
+        rows: Tensor | slice = slice(None)
         if batch_size is not None:
             rows = torch.randint(len(inputs), (batch_size,), generator=generator)
         optimizer.zero_grad()
