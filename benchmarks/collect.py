@@ -37,11 +37,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 
-import torch
-from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformer_lens import HookedTransformer, HookedTransformerConfig  # noqa: E402
 
-import tl_weighted_pca as wpca
+import tl_weighted_pca as wpca  # noqa: E402
 
 Side = Callable[[HookedTransformer, Tensor, list[str]], Any]
 
@@ -165,7 +165,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def resident(field: str) -> float:
     """VmRSS or VmHWM of this process, in MB."""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1e3
+    return (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1e3
+    )
 
 
 def peak(shape: dict[str, int], side: str, which: str, n: int, length: int, batch: int) -> float:
@@ -224,7 +226,9 @@ def memory_table(shapes: Sequence[tuple[dict[str, int], int, int]]) -> None:
     for shape, n, length in shapes:
         for which in ("all", "3/4 depth"):
             peaks = [peak(shape, s, which, n, length, n) for s in ("floor", "usual", "ours")]
-            rows.append([f"{n}×{length}", str(shape["d_model"]), which, *(f"{p:.0f}" for p in peaks)])
+            rows.append(
+                [f"{n}×{length}", str(shape["d_model"]), which, *(f"{p:.0f}" for p in peaks)]
+            )
     table(["tokens", "d", "hook points", "floor", "usual", "ours"], rows)
 
 
@@ -254,7 +258,9 @@ def recompute_table(shape: dict[str, int], n: int, length: int, rounds: int) -> 
 
 def kronfluence_table(shape: dict[str, int], n: int, length: int, rounds: int) -> None:
     if importlib.util.find_spec("kronfluence") is None:
-        print("kronfluence is not installed, so that comparison is left out: pip install kronfluence\n")
+        print(
+            "kronfluence is not installed, so that comparison is left out: pip install kronfluence\n"
+        )
         return
     from kronfluence_covariance import fit_covariance
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -82,12 +82,17 @@ class _Sums:
     """
 
     def __init__(self, lead: torch.Size, width: int, device: torch.device) -> None:
-        # MPS has no float64: there the sums live on the CPU.
-        home = torch.device("cpu") if device.type == "mps" else device
+        home = _home(device)
         self.weight = torch.zeros(lead, dtype=torch.float64, device=home)
         self.first = torch.zeros((*lead, width), dtype=torch.float64, device=home)
         self.second = torch.zeros((*lead, width, width), dtype=torch.float64, device=home)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def move(self, device: torch.device) -> None:
+        """Bring the sums to where activations on `device` are summed."""
+        home = _home(device)
+        self.weight, self.first = self.weight.to(home), self.first.to(home)
+        self.second = self.second.to(home)
 
     def add(self, weight: Tensor, first: Tensor, second: Tensor, scale: float) -> None:
         """Put `scale` times (c, b, G) beside what the batch has given so far."""
@@ -116,6 +121,11 @@ class _Sums:
     def result(self, shift: Tensor) -> SecondMoment:
         whole = self.second.triu() + self.second.triu(1).mT
         return SecondMoment(self.weight.clone(), self.first.clone(), whole, shift.clone())
+
+
+def _home(device: torch.device) -> torch.device:
+    """Where float64 sums over activations on `device` live: beside them, but MPS has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _strips(width: int) -> list[tuple[int, int]]:
@@ -210,6 +220,10 @@ class MomentAccumulator:
                 return
             self._start(rows, mask, n_tokens)
         assert self.shift is not None
+        if self.shift.device != rows.device:  # restored from a file
+            self.shift = self.shift.to(rows.device)
+            for sums in self._sums.values():
+                sums.move(rows.device)
         if rows.shape[-1] != self.shift.shape[-1] or rows.shape[:-3] != self.shift.shape[:-1]:
             raise ValueError(
                 f"Activations of shape {tuple(activations.shape)} arrived at a hook point whose earlier "
@@ -294,6 +308,33 @@ class MomentAccumulator:
         self.commit()
         return self
 
+    # -- to a file and back --------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """The shift and the sums of all that was committed, as they are; empty before any token."""
+        if self.shift is None:
+            return {}
+        found = {"shift": self.shift}
+        for (kind, objective), sums in self._sums.items():
+            for part in ("weight", "first", "second"):
+                found[f"{kind}/{objective}/{part}"] = getattr(sums, part)
+        return found
+
+    def restore(self, state: Mapping[str, Tensor], n_tokens: int, n_sequences: int) -> None:
+        """Go on from what `state` gave, to the bit.
+
+        Raises:
+            KeyError: if the state is that of an accumulator of other statistics or objectives.
+        """
+        self.n_tokens, self.n_sequences = n_tokens, n_sequences
+        if not state:
+            return
+        self.shift = state["shift"]
+        self._lay_out(self.shift.shape[:-1], self.shift.shape[-1], self.shift.device)
+        for (kind, objective), sums in self._sums.items():
+            for part in ("weight", "first", "second"):
+                getattr(sums, part).copy_(state[f"{kind}/{objective}/{part}"])
+
     # -- results -------------------------------------------------------------------------------------
 
     def result(self, objective: str = "") -> Moments:
@@ -331,7 +372,13 @@ class MomentAccumulator:
         """Fix the shift at the mean of the first rows seen, and lay out the sums."""
         kept = rows if mask is None else rows.masked_fill(~mask[..., None], 0.0)
         mean = kept.sum((-3, -2)) / n_tokens
-        lead, width, device = rows.shape[:-3], rows.shape[-1], rows.device
+        # A non-finite first batch is refused at commit; it must not poison the shift.
+        finite = bool(torch.isfinite(mean).all())
+        self.shift = mean if finite else torch.zeros_like(mean)
+        self._lay_out(rows.shape[:-3], rows.shape[-1], rows.device)
+
+    def _lay_out(self, lead: torch.Size, width: int, device: torch.device) -> None:
+        """Empty sums for every statistic that is kept."""
         weighted = "weighted" in self.statistics
         # Under M = I the weighted moment is the activations' own, and is not computed twice.
         if "activation" in self.statistics or (weighted and self.row_metric == "identity"):
@@ -343,9 +390,6 @@ class MomentAccumulator:
                 names.append(("gradient", objective))
             if weighted and self.row_metric != "identity":
                 names.append(("weighted", objective))
-        # A non-finite first batch is refused at commit; it must not poison the shift.
-        finite = bool(torch.isfinite(mean).all())
-        self.shift = mean if finite else torch.zeros_like(mean)
         self._sums = {name: _Sums(lead, width, device) for name in names}
 
     def _weighted(self, batch: _Batch, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, overload
 
-from tqdm.auto import tqdm
-
 from tl_weighted_pca.accumulator import STATISTICS, MomentAccumulator, RowMetric, row_metric_name
+from tl_weighted_pca.checkpoint import Checkpoint, fingerprint
 from tl_weighted_pca.collection import Collection
-from tl_weighted_pca.data import Positions, batches, count_tokens
+from tl_weighted_pca.data import Positions, batches, is_share
 from tl_weighted_pca.hook_points import NamesFilter, hooked, model_name, resolve
 from tl_weighted_pca.moments import Provenance
 from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
+from tl_weighted_pca.progress import Progress
 from tl_weighted_pca.quiet_model import quiet
+from tl_weighted_pca.recompute import recomputed
 from tl_weighted_pca.recorder import Recorder
 
 
@@ -31,6 +34,9 @@ def collect(
     batch_size: int = ...,
     per_head: bool = ...,
     max_tokens: int | None = ...,
+    recompute: bool = ...,
+    checkpoint: str | os.PathLike[str] | None = ...,
+    checkpoint_every: int = ...,
     progress: bool = ...,
 ) -> Collection: ...
 @overload
@@ -46,6 +52,9 @@ def collect(
     batch_size: int = ...,
     per_head: bool = ...,
     max_tokens: int | None = ...,
+    recompute: bool = ...,
+    checkpoint: str | os.PathLike[str] | None = ...,
+    checkpoint_every: int = ...,
     progress: bool = ...,
 ) -> dict[str, Collection]: ...
 
@@ -62,6 +71,9 @@ def collect(
     batch_size: int = 8,
     per_head: bool = False,
     max_tokens: int | None = None,
+    recompute: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
     progress: bool = True,
 ) -> Collection | dict[str, Collection]:
     """Σ_x FᵀF, Σ_x gᵀg and Σ_x FᵀM(F, g)F at hook points, in one pass over the data.
@@ -91,6 +103,11 @@ def collect(
         batch_size: sequences a batch.
         per_head: keep one moment a head at hook points of shape [batch, pos, head, d_head].
         max_tokens: stop before exceeding so many tokens of data.
+        recompute: keep only the inputs of each block for the backward pass and compute the rest
+            again there: less memory for one more forward pass.
+        checkpoint: a file to go on from if it exists, and to write to. The moments are those of a run
+            without interruption, to the bit. The file stays when the run is done.
+        checkpoint_every: batches between two writes.
         progress: show a progress bar.
 
     Returns:
@@ -100,6 +117,9 @@ def collect(
         ValueError: for an unknown hook point (with the nearest names), one that never fires, carries
             no gradient or is no stream of vectors; for empty data, sequences too short for the
             objective, tokens outside the vocabulary, or an objective of the wrong shape.
+            Also for a checkpoint that is damaged, foreign, or of other settings, model or data: it is
+            left as it is.
+        OSError: if the checkpoint cannot be written; the last one written is still there.
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
     if isinstance(objective, Mapping):
@@ -145,15 +165,39 @@ def collect(
         return collection("")
 
     recorder = Recorder(accumulators, needed, positions)
-    bar = tqdm(
-        total=count_tokens(data, max_tokens), unit="tok", unit_scale=True, desc="Collecting",
-        dynamic_ncols=True, disable=not progress,
-    )  # fmt: skip
+    file = None
+    if checkpoint is not None:
+        asked = {
+            **settings,
+            "model": whose,
+            "weights": fingerprint(model),
+            "hook_points": names,
+            "objective": {key: objective_name(value) for key, value in objectives.items()},
+            "batch_size": batch_size,
+            "max_tokens": max_tokens,
+        }
+        file = Checkpoint(checkpoint, checkpoint_every, asked, accumulators)
+        file.resume()
+    blocks = recomputed(model, recorder.again) if recompute and needed else nullcontext()
     try:
-        with bar, quiet(model, gradients=bool(needed)), hooked(model, recorder.hooks(model)):
+        with (
+            Progress(data, batch_size, max_tokens, progress) as bar,
+            quiet(model, gradients=bool(needed)),
+            blocks,
+            hooked(model, recorder.hooks(model)),
+        ):
             for batch in batches(data, batch_size, max_tokens=max_tokens):
-                bar.update(recorder.run(model, batch))
-        if not any(acc.n_tokens for acc in accumulators.values()):
+                if file is not None and file.skips(batch):
+                    recorder.skip()
+                    bar.skip(batch)
+                    continue
+                recorder.run(model, batch)
+                if file is not None:
+                    file.advance()
+                bar.advance(batch)
+            if file is not None:
+                file.finish()
+        if not is_share(data) and not any(acc.n_tokens for acc in accumulators.values()):
             raise ValueError(
                 f"positions={positions!r} selects no token of the data: choose others, or None for all."
             )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from tl_weighted_pca.files import write_atomically
 from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
+from tl_weighted_pca.reduction import KINDS, all_reduce_moments
+from tl_weighted_pca.sharding import running
 
 _FORMAT = "tl_weighted_pca.Collection/1"
-_KINDS = ("activation", "gradient", "weighted")
 
 
 class Collection(Mapping[str, Moments]):
@@ -55,7 +57,25 @@ class Collection(Mapping[str, Moments]):
                 "Cannot add collections of different hook points: only one of them has "
                 f"{', '.join(sorted(set(self) ^ set(other)))}."
             )
-        return Collection({name: self[name] + other[name] for name in self}, self.settings)
+        return Collection({n: _merged(self[n], other[n]) for n in self}, self.settings)
+
+    def all_reduce(self, timeout: float | None = None) -> Collection:
+        """The sum of every process's collection, in every process; this one is left as it is.
+
+        All processes of torch.distributed's default group must call it, those too that had no data.
+        Without torch.distributed there is one process, and the collection is its own sum.
+
+        Args:
+            timeout: seconds to wait for the last process, on the gloo backend; by default, and on
+                other backends, the process group's own timeout.
+
+        Raises:
+            ValueError: in every process, if they collected different things.
+            RuntimeError: if a process has died or does not arrive in time.
+        """
+        if not running():
+            return self
+        return Collection(all_reduce_moments(self, timeout), self.settings)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `Collection.load` reads; a file in its place is replaced whole."""
@@ -66,7 +86,7 @@ class Collection(Mapping[str, Moments]):
                 "n_sequences": moments.n_sequences,
                 "provenance": dataclasses.asdict(moments.provenance),
             }
-            for kind in _KINDS:
+            for kind in KINDS:
                 moment = getattr(moments, kind)
                 if moment is None:
                     continue
@@ -112,6 +132,14 @@ class Collection(Mapping[str, Moments]):
                 f"{os.fspath(path)!r} is not a readable collection file: {error}."
             ) from error
         return cls(moments, json.loads(metadata["settings"]))
+
+
+def _merged(mine: Moments, theirs: Moments) -> Moments:
+    """The sum; a share without tokens has no statistics to add, only its count of sequences."""
+    if theirs.n_tokens and mine.n_tokens:
+        return mine + theirs
+    full = mine if mine.n_tokens else theirs
+    return replace(full, n_sequences=mine.n_sequences + theirs.n_sequences)
 
 
 def _read(file: Any, prefix: str, names: set[str]) -> SecondMoment | None:

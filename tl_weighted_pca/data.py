@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from tl_weighted_pca.sharding import Shard
+
 _WINDOW = 64
 """Sequences of mixed lengths are sorted within this many batches, so that little is padding."""
 
@@ -43,7 +45,8 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
     Args:
         data: a tensor [n, ...]; a DataLoader or any iterable of [batch, pos] tensors, or of dicts with
             `input_ids` or `tokens` and perhaps `attention_mask` (these keep their own batches); or
-            a `datasets.Dataset` or `IterableDataset` with such columns, of any lengths.
+            a `datasets.Dataset` or `IterableDataset` with such columns, of any lengths; or a `shard`
+            of any of these, which may be empty.
         batch_size: sequences a batch, where the data comes in single sequences.
         max_tokens: stop before the batch that would exceed so many real tokens; at least one batch
             is given.
@@ -63,16 +66,34 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
             if n_tokens > max_tokens and n_batches > 1:
                 return
         yield batch
-    if not n_batches:
+    if not n_batches and not is_share(data):
         raise ValueError("The data is empty: pass at least one sequence.")
+
+
+def is_share(data: Any) -> bool:
+    """Whether the data are one share of several."""
+    return isinstance(data, Shard) and data.world_size > 1
 
 
 def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
     """The number of token positions in the data, or the limit, where it can be told unread."""
-    if isinstance(data, Tensor) and data.ndim >= 1:
-        whole = data.shape[0] * (data.shape[1] if data.ndim > 1 else 1)
-        return whole if max_tokens is None else min(whole, max_tokens)
-    return max_tokens
+    share = data if isinstance(data, Shard) else Shard(data, 0, 1)
+    if not isinstance(share.data, Tensor) or share.data.ndim == 0:
+        return max_tokens
+    shape = share.data.shape
+    whole = len(share.rows(shape[0])) * (shape[1] if len(shape) > 1 else 1)
+    return whole if max_tokens is None else min(whole, max_tokens)
+
+
+def count_batches(data: Any, batch_size: int) -> int | None:
+    """The number of batches in the data, where it can be told unread."""
+    share = data if isinstance(data, Shard) else Shard(data, 0, 1)
+    try:
+        count = len(share.data)
+    except TypeError:  # a stream
+        return None
+    by_rows = isinstance(share.data, Tensor) or _is_hugging_face(share.data)
+    return -(-len(share.rows(count)) // batch_size) if by_rows else len(share.rows(count))
 
 
 def selected(
@@ -116,16 +137,19 @@ def _chosen(positions: slice | Sequence[int], length: int) -> Bool[Tensor, "pos"
 
 
 def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
+    share = data if isinstance(data, Shard) else Shard(data, 0, 1)
+    data = share.data
     if isinstance(data, Tensor):
         if data.ndim == 0:
             raise ValueError("The data is a single number; expected a tensor [n, pos] of tokens.")
         if data.ndim == 1 and not data.is_floating_point():
             data = data[None]
-        for start in range(0, len(data), batch_size):
-            chunk = data[start : start + batch_size]
+        mine = share.rows(len(data))
+        for start in mine[::batch_size]:
+            chunk = data[start : min(start + batch_size, mine.stop)]
             yield Batch(chunk, None, torch.arange(start, start + len(chunk)))
     elif _is_hugging_face(data):
-        yield from _from_rows(_rows(data), batch_size)
+        yield from _from_rows(_numbered_rows(share), batch_size)
     elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise TypeError(
             f"The data is a {type(data).__name__}; expected a tensor [n, pos] of tokens, a DataLoader, "
@@ -133,9 +157,9 @@ def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
         )
     else:
         start = 0
-        for item in data:
+        for turn, item in enumerate(data):
             inputs, mask = _unpacked(item)
-            if len(inputs):
+            if len(inputs) and turn % share.world_size == share.rank:
                 yield Batch(inputs, mask, torch.arange(start, start + len(inputs)))
             start += len(inputs)
 
@@ -145,30 +169,42 @@ def _is_hugging_face(data: Any) -> bool:
     return any(cls.__module__.split(".")[0] == "datasets" for cls in type(data).__mro__)
 
 
-def _rows(dataset: Any) -> Iterator[tuple[list[int], list[int] | None]]:
-    for row in dataset:
-        key = _token_key(row)
+_Row = tuple[int, list[int], list[int] | None]
+"""A sequence's place in the whole data, its tokens, and its attention mask."""
+
+
+def _numbered_rows(share: Shard) -> Iterator[_Row]:
+    dataset, first, step = share.data, 0, 1
+    if share.world_size > 1:
+        from datasets.distributed import split_dataset_by_node
+
+        # A map-style dataset is split into runs, a stream dealt out row by row. (Where it is dealt out
+        # file by file instead, the numbers are not places any more, but no two processes share one.)
+        stream = not hasattr(dataset, "__len__")
+        first = share.rank if stream else share.rows(len(dataset)).start
+        if not stream and not share.rows(len(dataset)):
+            return  # `datasets` cannot split into more shares than there are rows
+        step = share.world_size if stream else 1
+        dataset = split_dataset_by_node(dataset, share.rank, share.world_size)
+    for number, row in zip(itertools.count(first, step), dataset, strict=False):
         keep = row.get("attention_mask")
-        yield _as_list(row[key]), None if keep is None else _as_list(keep)
+        yield number, _as_list(row[_token_key(row)]), None if keep is None else _as_list(keep)
 
 
-def _from_rows(
-    rows: Iterable[tuple[list[int], list[int] | None]], batch_size: int
-) -> Iterator[Batch]:
+def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:
     """Batches of single sequences, those of a window sorted by length, padded on the right."""
-    numbered = enumerate(rows)
-    while window := list(itertools.islice(numbered, batch_size * _WINDOW)):
-        if len({len(tokens) for _, (tokens, _) in window}) > 1:
-            window.sort(key=lambda item: len(item[1][0]))
+    while window := list(itertools.islice(rows, batch_size * _WINDOW)):
+        if len({len(tokens) for _, tokens, _ in window}) > 1:
+            window.sort(key=lambda row: len(row[1]))
         for start in range(0, len(window), batch_size):
             chunk = window[start : start + batch_size]
-            longest = max(len(tokens) for _, (tokens, _) in chunk)
+            longest = max(len(tokens) for _, tokens, _ in chunk)
             inputs = torch.zeros(len(chunk), longest, dtype=torch.long)
             mask = torch.zeros(len(chunk), longest, dtype=torch.bool)
-            for i, (_, (tokens, keep)) in enumerate(chunk):
+            for i, (_, tokens, keep) in enumerate(chunk):
                 inputs[i, : len(tokens)] = torch.as_tensor(tokens)
                 mask[i, : len(tokens)] = True if keep is None else torch.as_tensor(keep).bool()
-            index = torch.tensor([number for number, _ in chunk])
+            index = torch.tensor([number for number, _, _ in chunk])
             yield Batch(inputs, None if bool(mask.all()) else mask, index)
 
 

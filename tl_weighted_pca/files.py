@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -23,27 +26,26 @@ def write_atomically(
         OSError: if the disk is full or the folder cannot be written, naming the path.
     """
     target = Path(path)
-    data = save(
-        {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, dict(metadata)
-    )
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, f"Cannot write {target}: it is no ordinary file")
+    handle, temporary = _temporary_beside(target)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"Cannot write to the folder of {target}: {error.strerror}"
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a result is as readable as any other file of the user's.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OSError(error.errno, f"Cannot write {target}: {error.strerror}") from error
+        os.close(handle)
+        try:
+            save_file(_apart(tensors), temporary, dict(metadata))
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            # Temporary files are private; a result is as readable as any other file of the user's.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, target)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            code = getattr(error, "errno", None) or errno.EIO
+            raise OSError(
+                code, f"Cannot write {target}: {reason}; what was there before is untouched"
+            ) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -53,3 +55,39 @@ def write_atomically(
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise OSError now rather than after hours, if `write_atomically` could not write `path`."""
+    handle, temporary = _temporary_beside(Path(path))
+    os.close(handle)
+    os.unlink(temporary)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove the temporary files of processes that were killed while they wrote `path`."""
+    target = Path(path)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def _temporary_beside(target: Path) -> tuple[int, str]:
+    try:
+        return tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"Cannot write to the folder of {target}: {error.strerror}"
+        ) from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, no two of them sharing memory."""
+    found, places = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.data_ptr() in places:
+            tensor = tensor.clone()
+        places.add(tensor.data_ptr())
+        found[name] = tensor
+    return found

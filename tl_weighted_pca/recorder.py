@@ -17,6 +17,7 @@ from tl_weighted_pca.hook_points import check_activation, resolve
 from tl_weighted_pca.interrupts import uninterrupted
 from tl_weighted_pca.objectives import Objective, Run, objective_name
 from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
+from tl_weighted_pca.recompute import SecondRun
 
 
 class Sink(Protocol):
@@ -90,12 +91,18 @@ class Recorder:
         self._batch: Batch | None = None
         self._number = -1
         self._now: tuple[str, float] = ("", 1.0)
+        self.again = SecondRun()
+        """While part of the model is computed again, its hooks show nothing new."""
 
     def hooks(self, model: Any) -> list[tuple[str, Callable[..., Any]]]:
         """Forward hooks for the sinks' hook points, and for those that objectives look at."""
         looked_at = [p for o in self._objectives.values() for p in getattr(o, "hook_points", ())]
         names = dict.fromkeys([*self._sinks, *(resolve(model, looked_at) if looked_at else ())])
         return [(name, self._hook(name)) for name in names]
+
+    def skip(self) -> None:
+        """Count a batch that an earlier run has recorded."""
+        self._number += 1
 
     def run(self, model: Any, batch: Batch) -> int:
         """Run one batch and commit it; how many tokens it had.
@@ -200,6 +207,8 @@ class Recorder:
             batch = self._batch
             if batch is None:
                 return None
+            if self.again.now:  # what follows must be what followed the first time
+                return tensor.view_as(tensor) if recorded else None
             site = self._sites.setdefault(name, _Site())
             if any(tensor is ours for ours in site.handed_on):
                 return None  # one firing, told under several names
