@@ -106,10 +106,10 @@ def fact_accuracy(model, stories: list[Example]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, help="stop by then (annealed by the clock)")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--stories", type=int, default=60_000, help="size of the training set")
+    parser.add_argument("--stories", type=int, default=100_000, help="size of the training set")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--fact-weight", type=float, default=9.0, help="added, at first")
     parser.add_argument("--layers", type=int, default=4)
