@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.dictionary.prolu import prolu
+from tl_weighted_pca.dictionary.prolu import GradientRule, prolu
 from tl_weighted_pca.files import write_atomically
 from tl_weighted_pca.moments import Provenance
 
@@ -72,6 +72,8 @@ class SparseAutoencoder(nn.Module):
         self.kind: Kind = kind
         self.tied = tied
         self.relu_where_positive = relu_where_positive
+        self.unit = 1.0
+        """The unit in which the straight-through rule measures m; of no effect on values."""
         self.provenance = provenance or Provenance()
         decoder = torch.randn(n_features, width, generator=torch.Generator().manual_seed(seed))
         decoder /= decoder.norm(dim=1, keepdim=True)
@@ -121,12 +123,10 @@ class SparseAutoencoder(nn.Module):
         m = (x.to(self.W_enc) - self.b_in) @ self.W_enc
         if self.kind == "relu":
             return torch.relu(m + self.b_enc)
-        return prolu(
-            m,
-            self.b_enc,
-            "ste" if self.kind == "prolu_ste" else "relu",
-            relu_where_positive=self.relu_where_positive,
-        )
+        rule: GradientRule = "ste" if self.kind == "prolu_ste" else "relu"
+        u, positive = self.unit, self.relu_where_positive
+        # φ is homogeneous, φ(um, ub) = uφ(m, b); the rule's 1 + m is not.
+        return prolu(u * m, u * self.b_enc, rule, relu_where_positive=positive) / u
 
     def decode(self, f: Float[Tensor, "... features"]) -> Float[Tensor, "... d"]:
         """x̂ = f W_dec + b_dec."""
@@ -152,7 +152,7 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def normalize_decoder(self) -> None:
         """Make the rows of W_dec unit vectors."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
     @torch.no_grad()
     def in_units(self, scale: float, center: Float[Tensor, "d"]) -> SparseAutoencoder:

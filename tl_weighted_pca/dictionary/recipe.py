@@ -15,16 +15,19 @@ from tl_weighted_pca.moments import Moments
 Penalty = Literal["l1", "sqrt"]
 """Σ|f|, or Σ√|f| which punishes a large feature less than many small ones."""
 
-GradientScale = Literal["token", "stream"]
-"""Gradients in units of their own token's expected attribution, or of the whole stream's."""
+AttributionUnit = Literal["total", "token", "stream"]
+"""In units of what a token's attributions add up to, of what was expected of the token's gradient, or
+of the stream's mean: see `Recipe.attribution_unit`."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """loss = ‖x − x̂‖² + λ₁ Σ_i |f_i| + λ_a Σ_i |f_i (g·d_i)| + λ_u (g·(x − x̂))², mean over tokens.
 
-    Every term is a pure number, so that one recipe fits models of any scale: activations are centred
-    and scaled to E‖x‖² = 1, and attributions are in units of the total attribution (see `Units`).
+    g = ∂L/∂x, and a_i = f_i (g·d_i) is the attribution of feature i: to first order, what L loses with
+    it. Every term is a pure number, so that one recipe fits models of any scale: activations are
+    centred and scaled to E‖x‖² = 1, and attributions are divided by their unit. Source: Taggart 2024 for
+    the first two terms; attribution dictionary learning (2024) for the last two.
     """
 
     sparsity: float = 0.1
@@ -32,13 +35,14 @@ class Recipe:
     attribution: float = 0.0
     """λ_a: sparsity in what features do."""
     unexplained: float = 0.0
-    """λ_u: what the reconstruction error does."""
+    """λ_u: what the reconstruction error does, in units of its token or stream."""
     penalty: Penalty = "l1"
     """How features are summed in the λ₁ term."""
-    gradient_scale: GradientScale = "token"
-    """The unit of attribution."""
-    detach_decoder: bool = False
-    """Whether the attribution term shapes features only, and leaves directions alone."""
+    attribution_unit: AttributionUnit = "total"
+    """"total": Σ_i|a_i| / √Σ_i a_i², from 1 for one feature that does all to √n for n that do the same.
+    It asks for fewer, not for smaller, attributions: nothing is gained by shrinking them, and that is
+    what makes λ_a forgiving. "token": Σ_i|a_i| / √(gᵀCg). "stream": Σ_i|a_i| / √tr(QC). The latter two
+    shrink the features that matter most (docs/dictionaries.md has measurements)."""
     learning_rate: float = 3e-3
     """Of Adam, at its height."""
     batch_size: int = 1024
@@ -51,30 +55,32 @@ class Recipe:
     """Until this share of the steps, dead features are started again; 0 for never."""
     resample_times: int = 4
     """How often, evenly spaced until then."""
-    seed: int = 0
-    """Of resampling and shuffling."""
     unit: float = 1.0
-    ratio: str = "none"
+    """The root mean square of a coordinate of x when the straight-through rule looks at m: only its
+    factor 1 + m depends on a unit. Larger values drive biases further down, to sparser features."""
+    seed: int = 0
+    """Of the first weights, of resampling and of shuffling."""
 
     def __post_init__(self) -> None:
         for name in ("sparsity", "attribution", "unexplained"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 0.")
         for name in ("warmup", "decay", "resample"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; expected a share of the steps, 0 to 1."
                 )
-        if self.learning_rate <= 0 or self.batch_size < 1 or self.resample_times < 1:
+        positive = (self.learning_rate, self.batch_size, self.resample_times, self.unit)
+        if not all(value > 0 for value in positive):
             raise ValueError(
-                f"learning_rate={self.learning_rate}, batch_size={self.batch_size} and "
-                f"resample_times={self.resample_times}; expected all to be positive."
+                f"learning_rate={self.learning_rate}, batch_size={self.batch_size}, "
+                f"resample_times={self.resample_times} and unit={self.unit}; expected all to be positive."
             )
         if self.penalty not in get_args(Penalty):
             raise ValueError(f"penalty is {self.penalty!r}; expected 'l1' or 'sqrt'.")
-        if self.gradient_scale not in get_args(GradientScale):
+        if self.attribution_unit not in get_args(AttributionUnit):
             raise ValueError(
-                f"gradient_scale is {self.gradient_scale!r}; expected 'token' or 'stream'."
+                f"attribution_unit is {self.attribution_unit!r}; expected 'total', 'token' or 'stream'."
             )
 
     @property
@@ -91,6 +97,13 @@ class Recipe:
     def warm(self, done: float) -> float:
         """The factor of the λ's, rising from 0 to 1."""
         return min(1.0, done / self.warmup) if self.warmup else 1.0
+
+
+_TINY = 1e-30
+_FLOOR = 0.05
+"""Attributions that together are below this share of what was expected of a token count for less."""
+_ROUND = 1e-3
+"""Below this size √|f| is rounded off: its slope at zero is infinite."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +160,18 @@ class Units:
         return (x.float() - self.center.to(x.device)) / self.scale
 
     def gradients(
-        self, g: Float[Tensor, "tokens d"], kind: GradientScale
+        self, g: Float[Tensor, "tokens d"], unit: AttributionUnit
     ) -> Float[Tensor, "tokens d"]:
-        """g such that g·x of scaled activations is an attribution in its unit.
+        """g such that g·x, with x the scaled activations, is an attribution in its unit.
 
-        Tokens whose gradient all but vanishes stay small: the unit of a token is at least 1% of the
-        stream's.
+        The unit of a token is at least 1% of the stream's, so that tokens whose gradient all but
+        vanishes (such as the last of a sequence) do not speak up.
         """
         g = g.float() * self.scale
-        if kind == "stream":
-            return g / max(self.attribution, 1e-30)
+        if unit == "stream":
+            return g / max(self.attribution, _TINY)
         own = ((g @ self.covariance.to(g)) * g).sum(-1, keepdim=True).clamp(min=0).sqrt()
-        return g / own.clamp(min=max(0.01 * self.attribution, 1e-30))
+        return g / own.clamp(min=max(0.01 * self.attribution, _TINY))
 
     def to(self, device: torch.device | str) -> Units:
         """The same on another device."""
@@ -191,25 +204,18 @@ def losses(
     g: Float[Tensor, "tokens d"] | None,
     recipe: Recipe,
 ) -> tuple[Losses, Float[Tensor, "tokens features"]]:
-    """The terms of a `Recipe` on scaled activations and gradients, and the features."""
-    u = recipe.unit
+    """The terms of a `Recipe` on activations and gradients as `Units` gives them, and the features."""
     f = dictionary.encode(x)
     error = x - dictionary.decode(f)
-    size = f / u if recipe.penalty == "l1" else ((f / u + 1e-6).sqrt() - 1e-3)
-    nothing = error.new_zeros(())
-    attribution = unexplained = nothing
+    attribution = unexplained = error.new_zeros(())
     if g is not None and recipe.attribution > 0:
-        directions = dictionary.W_dec.detach() if recipe.detach_decoder else dictionary.W_dec
-        a = (f / u) * (g @ directions.T)
-        if recipe.ratio == "none":
-            attribution = a.abs().sum(1).mean()
-        elif recipe.ratio == "l2":
-            attribution = (a.abs().sum(1) / (a.square().sum(1) + 0.05**2).sqrt()).mean()
-        else:
-            attribution = ((a.abs() + 1e-4).sqrt().sum(1) / (a.abs().sum(1) + 0.05).sqrt()).mean()
+        attributions = f * (g @ dictionary.W_dec.T)
+        whole = attributions.abs().sum(1)
+        if recipe.attribution_unit == "total":
+            whole = whole / (attributions.square().sum(1) + _FLOOR**2).sqrt()
+        attribution = whole.mean()
     if g is not None and recipe.unexplained > 0:
-        unexplained = (g * error).sum(1).square().mean() / u**2
-    terms = Losses(
-        error.square().sum(1).mean() / u**2, size.sum(1).mean(), attribution, unexplained
-    )
+        unexplained = (g * error).sum(1).square().mean()
+    sparsity = f if recipe.penalty == "l1" else (f + _ROUND**2).sqrt() - _ROUND
+    terms = Losses(error.square().sum(1).mean(), sparsity.sum(1).mean(), attribution, unexplained)
     return terms, f

@@ -30,12 +30,9 @@ class Trainer:
     ) -> None:
         self.dictionary, self.recipe, self.units, self.n_steps = dictionary, recipe, units, n_steps
         self.step_number = 0
-        matrices = [dictionary.W_enc, dictionary.W_dec]
-        biases = [p for p in dictionary.parameters() if p.ndim == 1]
-        # Biases have the unit of the activations, and Adam steps by the learning rate itself.
-        self.optimizer = torch.optim.Adam(
-            [{"params": matrices, "unit": 1.0}, {"params": biases, "unit": recipe.unit}]
-        )
+        # E‖x‖² = 1 in the units of the stream, so a coordinate's mean square is 1/d.
+        dictionary.unit = recipe.unit * dictionary.width**0.5
+        self.optimizer = torch.optim.Adam(dictionary.parameters())
         device = dictionary.W_dec.device
         self.fired = torch.zeros(dictionary.n_features, device=device)
         every = int(recipe.resample * n_steps / recipe.resample_times)
@@ -49,10 +46,10 @@ class Trainer:
         """One step on raw activations and gradients."""
         recipe, dictionary = self.recipe, self.dictionary
         done = self.step_number / self.n_steps
-        x = self.units.activations(x) * recipe.unit
-        g = None if g is None else self.units.gradients(g, recipe.gradient_scale)
+        x = self.units.activations(x)
+        g = None if g is None else self.units.gradients(g, recipe.attribution_unit)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["unit"] * recipe.learning_rate_at(done)
+            group["lr"] = recipe.learning_rate_at(done)
         with torch.enable_grad():
             terms, f = losses(dictionary, x, g, recipe)
             self.optimizer.zero_grad(set_to_none=True)
@@ -133,4 +130,4 @@ class Trainer:
 
     def finished(self) -> SparseAutoencoder:
         """The dictionary in the model's own units."""
-        return self.dictionary.in_units(self.units.scale / self.recipe.unit, self.units.center)
+        return self.dictionary.in_units(self.units.scale, self.units.center)

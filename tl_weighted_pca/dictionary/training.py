@@ -125,7 +125,7 @@ def train_dictionary(
         dictionary = SparseAutoencoder(
             len(units.center), n_features, kind, tied=tied, relu_where_positive=relu_where_positive,
             basis=basis, seed=recipe.seed, provenance=provenance,
-        ).in_units(recipe.unit / units.scale, -units.center.cpu() * recipe.unit / units.scale)  # fmt: skip
+        ).in_units(1 / units.scale, -units.center.cpu() / units.scale)  # fmt: skip
     trainer = Trainer(dictionary.to(device), recipe, units, n_steps)
     if saved is not None:
         trainer.restore(saved.tensors)
