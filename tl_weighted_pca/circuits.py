@@ -122,9 +122,9 @@ def _release() -> None:
 def _patched(circuit: str, original: property | None, build: Callable[[Any], Any]) -> property:
     """The property `original`, or where there was none `build`, converted for user code in contexts that ask.
 
-    Whether user code asks is told from the module of the calling frame. TransformerLens itself reads `self.OV`
-    (in all_composition_scores, say) and relies on what its own class returns: to give it the original, whatever
-    it does with it, is the one rule that needs no knowledge of its insides.
+    Whether user code asks is told from the module of the calling frame. TransformerLens itself reads
+    `self.OV` (in all_composition_scores, say) and relies on what its own class returns: to give it the
+    original, whatever it does with it, is the one rule that needs no knowledge of its insides.
     """
 
     def get(self: Any) -> Any:

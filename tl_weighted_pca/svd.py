@@ -7,12 +7,12 @@ Loan, *Matrix Computations*, 5.2 and 8.6). Three observations make it quick for 
 below those of working in float32 throughout:
 
 1. *Cholesky-QR.* AᵀA = RᵀR gives Q = A R⁻¹ at the price of matrix products. With the Gram matrix in float64
-   ‖QᵀQ − I‖ ≲ 2⁻⁵³ κ², κ = √m ‖D R⁻¹‖_F ≥ cond(A D⁻¹), D the norms of A's columns: columns of different sizes
-   do no harm (van der Sluis 1969). κ is computed, not estimated. Those matrices of a batch for which it is too
-   large, or whose Cholesky breaks down, take Householder's QR instead.
+   ‖QᵀQ − I‖ ≲ 2⁻⁵³ κ², κ = √m ‖D R⁻¹‖_F ≥ cond(A D⁻¹), D the norms of A's columns: columns of different
+   sizes do no harm (van der Sluis 1969). κ is computed, not estimated. Those matrices of a batch for which
+   it is too large, or whose Cholesky breaks down, take Householder's QR instead.
 2. *Half the core.* eigh(CᵀC) in float64 is right to √ε₆₄ ≈ 1e-8 of the largest singular value, less than
-   float32 resolves. C Z then has orthogonal columns W S. Where they span too many orders of magnitude for that
-   to hold, one QR of C Z (Householder's is indifferent to the sizes of columns) makes W orthonormal.
+   float32 resolves. C Z then has orthogonal columns W S. Where they span too many orders of magnitude for
+   that to hold, one QR of C Z (Householder's doesn't mind columns of different sizes) makes W orthonormal.
 3. *Q is never formed.* U = A (R_A⁻¹ W): one product with the tall factor.
 
 float64 factors get Householder's QR and LAPACK's SVD: squaring would cost them half of their digits. So do
@@ -22,6 +22,8 @@ small ones, where all of this takes longer than it saves.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -32,16 +34,18 @@ from torch import Tensor
 
 # Cholesky-QR is used up to this κ: the loss of orthogonality is then 2⁻²⁵, under float32's rounding.
 _SAFE_CONDITION = 2.0**14
-# Up to this κ per column the last product may be in float32: its rounding grows with κ / m.
-_NARROW_CONDITION = 8.0
+# Up to this ‖D R⁻¹‖_F = κ / √m the last product is in float32, which rounds a vector of U by 2⁻²⁴ as much.
+_NARROW_CONDITION = 2.0**5
 # Singular values of the core further apart than this ask for the QR of observation 2: 2⁻⁵³ (2¹²)² = 2⁻²⁹.
 _CORE_RANGE = 2.0**12
-# Bytes of float64 workspace to aim for: enough to keep both cores busy, little enough to stay in cache.
-_CHUNK_BYTES = 16 * 2**20
+# Bytes of a piece of the batch in float64: enough to make calls worth it, little enough to stay in cache.
+_PIECE_BYTES = 8 * 2**20
 # Below this many multiplications it is the calls into torch that take the time.
 _TINY = 2**14
 # Below this many multiplications in AᵀA and BBᵀ the steps of Cholesky-QR cost more than they save.
 _SMALL = 2**20
+# Above this many, pieces of the batch are worth threads of their own.
+_LARGE = 2**25
 
 
 class SVD(NamedTuple):
@@ -281,22 +285,48 @@ def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
     B = B.expand(*batch, m, r).reshape(-1, m, r)
     n = A.shape[0]
     U, S, V_T = A.new_empty(n, l, m), A.new_empty(n, m), A.new_empty(n, m, r)
-    step = max(1, _CHUNK_BYTES // (8 * m * (l + r)))
-    for i in range(0, n, step):
-        part = slice(i, i + step)
+
+    def decompose(part: slice) -> None:
         left = _orthonormalise(A[part])
         right = _orthonormalise(B[part].mT)
         C = left.R @ right.R.mT
         if not math.isfinite(C.sum()):
-            _require_finite(A, B)
+            _require_finite(A[part], B[part])
         W, s, Z = _core_svd(C)
         S[part] = s
         _rotate(left, W, out=U[part])
-        _rotate(right, Z, out=V_T[part].mT)
         sign = _signs(U[part])
         U[part] *= sign.unsqueeze(-2)
-        V_T[part] *= sign.unsqueeze(-1)
+        _rotate(right, Z * sign.unsqueeze(-2), out=V_T[part].mT)
+
+    threads = torch.get_num_threads() if A.is_cpu and n * (l + r) * m**2 > _LARGE else 1
+    step = max(1, min(_PIECE_BYTES // (8 * m * (l + r)), math.ceil(n / threads)))
+    _for_each([slice(i, i + step) for i in range(0, n, step)], decompose, threads)
     return SVD(U.view(*batch, l, m), S.view(*batch, m), V_T.view(*batch, m, r))
+
+
+def _for_each(pieces: list[slice], task: Callable[[slice], None], threads: int) -> None:
+    """task of each piece, in threads that compute by themselves.
+
+    LAPACK takes the matrices of a batch one by one, and gains next to nothing from a second core for matrices
+    of this size; pieces of the batch gain all of it.
+    """
+    if threads == 1 or len(pieces) == 1:
+        for piece in pieces:
+            task(piece)
+        return
+    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+
+    def alone(piece: slice) -> None:
+        with mode():  # of the thread, as the number of threads is
+            task(piece)
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        results = [pool.submit(alone, piece) for piece in pieces]
+    # What was set for a thread is the default of those to come: put that right.
+    torch.set_num_threads(threads)
+    for result in results:
+        result.result()
 
 
 class _Frame(NamedTuple):
@@ -321,17 +351,17 @@ def _orthonormalise(narrow: Tensor) -> _Frame:
     if unsafe.any():
         Q, R = torch.linalg.qr(X[unsafe])
         X[unsafe], L[unsafe], T[unsafe] = Q, R.mT, identity[unsafe]
-    elif m >= 16 and condition.max() < _NARROW_CONDITION * m:
+    elif m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m):
         X = narrow
     return _Frame(X, T, L.mT)
 
 
 def _gram(X: Tensor) -> Tensor:
-    """The lower triangle of XᵀX. The upper right quarter, which Cholesky doesn't read, is left unset."""
+    """The lower triangle of XᵀX by blocks; those above it, which Cholesky doesn't read, are left unset."""
     m = X.shape[-1]
     G = X.new_empty(X.shape[0], m, m)
-    torch.bmm(X[..., m // 2 :].mT, X, out=G[:, m // 2 :])
-    G[:, : m // 2, : m // 2] = X[..., : m // 2].mT @ X[..., : m // 2]
+    for i in range(0, m, 32):
+        torch.bmm(X[..., i : i + 32].mT, X[..., : i + 32], out=G[:, i : i + 32, : i + 32])
     return G
 
 
