@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import KINDS
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
@@ -87,7 +88,7 @@ def test_scores_are_those_of_the_whole_model(model, tokens, hook_point):
 
 
 def test_only_what_lies_downstream_runs_again(tokens, moments):
-    if not hasattr(__import__("transformer_lens"), "HookedTransformer"):
+    if "HookedTransformer" not in KINDS:
         pytest.skip("which bridges can start at a layer is their own affair")
     model = embedded.load_model("HookedTransformer")
     first, last = [], []

@@ -47,6 +47,7 @@ def slow_moments(model, tokens, hook_point):
         def keep(tensor, hook, passed=passed):
             tensor.retain_grad()
             passed.append(tensor)
+            return tensor  # where the bridge reshapes for the hook, only this leads on
 
         with model.hooks(fwd_hooks=[(hook_point, keep)]):
             logits = model(sequence[None])

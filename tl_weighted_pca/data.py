@@ -88,6 +88,7 @@ def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
 def count_batches(data: Any, batch_size: int) -> int | None:
     """The number of batches in the data, where it can be told unread."""
     share = data if isinstance(data, Shard) else Shard(data, 0, 1)
+    batch_size = max(batch_size, 1)  # what is wrong with it, `batches` will say
     try:
         count = len(share.data)
     except TypeError:  # a stream

@@ -1,0 +1,148 @@
+"""A basis trained through the model: the limit that computed bases are held against."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_weighted_pca.ablation import Downstream
+from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.data import Batch, Positions, batches
+from tl_weighted_pca.hook_points import model_name, resolve
+from tl_weighted_pca.objectives import Run, counted_targets, language_logits, target_losses
+from tl_weighted_pca.quiet_model import quiet
+
+
+def optimize_basis(
+    model: Any,
+    data: Any,
+    basis: Basis,
+    k: int,
+    *,
+    hook_point: str | None = None,
+    loss: Literal["loss", "kl"] = "loss",
+    steps: int = 300,
+    lr: float = 0.01,
+    positions: Positions = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Basis:
+    """argmin over E, D, μ of the model's loss with f ↦ μ + (f − μ)ED: a rank-k bottleneck, trained.
+
+    Starts from the first k components of `basis` and takes Adam through the model, whose own parameters
+    stay as they are; where the model class can start at a layer, only what lies downstream of the hook
+    point runs again. This is the limit to quote beside bases that are computed. Nothing is kept that
+    is worse than the start on the last tenth of the batches.
+
+    Args:
+        model: as for `collect`.
+        data: as for `collect`; read again from its beginning when it runs out.
+        basis: where to start.
+        k: components to keep, 1..n_components.
+        hook_point: where; by default where the basis was made.
+        loss: "loss" (next-token loss) or "kl" (Kullback-Leibler divergence from the unablated model).
+        steps: batches to train on.
+        lr: Adam's first step size, in units of the coordinates' and directions' own scales; it falls to
+            zero as a cosine.
+        positions: where the bottleneck applies.
+        batch_size: sequences a batch.
+        progress: show a progress bar.
+
+    Returns:
+        A basis of k components that is as good as its start or better on held-out batches. Its
+        eigenvalues are those of the start.
+
+    Raises:
+        ValueError: if k is outside 1..n_components, or there are too few batches to hold one out.
+    """
+    place = basis.provenance.hook_point if hook_point is None else hook_point
+    (place,) = resolve(model, [place])
+    basis.check_place(model_name(model), place)
+    if not 1 <= k <= basis.n_components:
+        raise ValueError(
+            f"k is {k}; expected 1..{basis.n_components}, the components of this basis."
+        )
+    if loss not in ("loss", "kl"):
+        raise ValueError(f"loss is {loss!r}; expected 'loss' or 'kl'.")
+    start = basis.truncate(k)
+    every = list(batches(data, batch_size))
+    n_heldout = max(1, len(every) // 10)
+    if len(every) < 2:
+        raise ValueError("There is one batch; pass at least two, one to train on and one held out.")
+    train, heldout = every[:-n_heldout], every[-n_heldout:]
+    with quiet(model, gradients=True):
+        downstream = Downstream(model, place, positions)
+        bottleneck = _Bottleneck(start, next(model.parameters()).device)
+        before = _mean(downstream, bottleneck, heldout, loss)
+        optimiser = torch.optim.Adam(bottleneck.parameters, lr=lr, betas=(0.9, 0.99))
+        bar = tqdm(range(steps), desc="Optimising", unit="step", disable=not progress)
+        for step, batch in zip(bar, _forever(train), strict=False):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            value, n = _loss(downstream, bottleneck, batch, loss)
+            optimiser.zero_grad()
+            (value / n).backward()
+            torch.nn.utils.clip_grad_norm_(bottleneck.parameters, 1.0)
+            optimiser.step()
+        after = _mean(downstream, bottleneck, heldout, loss)
+    return bottleneck.basis() if after < before else start
+
+
+class _Bottleneck:
+    """E, D and μ in units of their own: E's columns by the spread of the coordinates, D's rows by theirs."""
+
+    def __init__(self, start: Basis, device: torch.device) -> None:
+        self.start = start
+        norms = start.decoder.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        # Unit rows of D, so that a step means the same in every component.
+        self.encoder = (start.encoder * norms.mT).float().to(device).requires_grad_()
+        self.decoder = (start.decoder / norms).float().to(device).requires_grad_()
+        self.center = start.center.float().to(device).requires_grad_()
+        self.parameters = [self.encoder, self.decoder, self.center]
+
+    def __call__(self, f: Tensor) -> Tensor:
+        return self.basis_of(self.encoder, self.decoder, self.center).project(f)
+
+    def basis_of(self, encoder: Tensor, decoder: Tensor, center: Tensor) -> Basis:
+        return dataclasses.replace(self.start, encoder=encoder, decoder=decoder, center=center)
+
+    def basis(self) -> Basis:
+        values = [parameter.detach().double().cpu() for parameter in self.parameters]
+        return dataclasses.replace(self.basis_of(*values), method="optimize_basis")
+
+
+def _loss(downstream: Downstream, edit: _Bottleneck, batch: Batch, loss: str) -> tuple[Tensor, int]:
+    """The loss of the edited run, summed, and the number of its terms."""
+    with torch.no_grad():
+        run = downstream.start(batch)
+    edited = Run(downstream.resume(edit), run.inputs, run.mask, run.sequence_index)
+    if loss == "loss":
+        values, counted = target_losses(edited), counted_targets(edited)
+    else:
+        logits = F.log_softmax(language_logits(edited), -1)
+        reference = F.log_softmax(run.output.to(logits), -1)
+        values = F.kl_div(logits, reference, reduction="none", log_target=True).sum(-1)
+        counted = run.mask
+        values = values if counted is None else values.masked_fill(~counted, 0.0)
+    return values.sum(), values.numel() if counted is None else int(counted.sum())
+
+
+def _mean(downstream: Downstream, edit: _Bottleneck, data: list[Batch], loss: str) -> float:
+    with torch.no_grad():
+        sums = [_loss(downstream, edit, batch, loss) for batch in data]
+    return sum(float(value) for value, _ in sums) / sum(n for _, n in sums)
+
+
+def _forever(data: list[Batch]) -> Iterator[Batch]:
+    """The batches again and again, each time in another order."""
+    for epoch in itertools.count():
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch))
+        yield from (data[i] for i in order.tolist())

@@ -1,0 +1,85 @@
+"""The ablation-path metric: what the model's gradient is on the way down, not only at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.collect import collect
+from tl_weighted_pca.data import Positions
+from tl_weighted_pca.hook_points import hooked, model_name, resolve
+from tl_weighted_pca.objectives import Objective, next_token_loss
+
+
+def path_metric(
+    model: Any,
+    data: Any,
+    hook_point: str,
+    basis: Basis,
+    *,
+    ranks: Sequence[int] | None = None,
+    objective: Objective = next_token_loss,
+    positions: Positions = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "*head d d"]:
+    """Q = Σ_k Q_k / tr Q_k with Q_k = E[g gᵀ], g = ∂L/∂f at f̂_k: a column metric for `metric_pca`.
+
+    f̂_k are the activations ablated to rank k in `basis`. The Fisher metric is a second-order picture at
+    the unablated model, where a confident model has hardly any gradient; far down an ablation curve
+    that picture fails. Here the gradients are those met along the curve, each rank with equal weight.
+    Use it as `metric_pca(moments, path_metric(model, data, hook_point, pca(moments)))`; it may be
+    repeated with the basis that comes of it. One collection a rank.
+
+    Args:
+        model: as for `collect`.
+        data: as for `collect`, read once a rank: nothing that can be read only once.
+        hook_point: one name, where `basis` was made.
+        basis: whose ablations make the path; PCA is a good start.
+        ranks: k; by default 0, d/8, … 5d/8: what lies above hardly differs from the unablated model.
+        objective: what to differentiate. With labels from the data this is the empirical Fisher
+            information of the ablated model.
+        positions: as for `collect`; the ablation is at every position.
+        batch_size: sequences a batch.
+        max_tokens: stop before exceeding so many tokens at each rank.
+        progress: show progress bars.
+
+    Returns:
+        Q, symmetric and positive semi-definite, with a trace of one.
+
+    Raises:
+        ValueError: for a basis of another hook point or model, or ranks outside 0..d.
+    """
+    (hook_point,) = resolve(model, [hook_point])
+    basis.check_place(model_name(model), hook_point)
+    most = basis.n_components
+    chosen = [round(i * most / 8) for i in range(6)] if ranks is None else list(ranks)
+    if not chosen:
+        raise ValueError("No ranks were given; name at least one, or None for the default.")
+    total: Tensor | None = None
+    for k in chosen:
+        # Entered before the collector's own hooks, so what these see is ablated already.
+        with hooked(model, [(hook_point, basis.hook(k))]):
+            moments = collect(
+                model,
+                data,
+                hook_point,
+                objective=objective,
+                statistics=["gradient"],
+                positions=positions,
+                batch_size=batch_size,
+                max_tokens=max_tokens,
+                per_head=basis.per_head,
+                progress=progress,
+            )[hook_point]
+        second = moments.require("gradient").second
+        share = second / second.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        total = share if total is None else total + share
+    assert total is not None
+    return torch.as_tensor(total / len(chosen)).cpu()
