@@ -1,6 +1,5 @@
 """Processes that share the data out, and sum what they found."""
 
-import os
 import subprocess
 import sys
 import time
@@ -125,24 +124,34 @@ def test_without_processes_the_sum_is_the_collection(best_model, tokens):
 
 # -- processes ------------------------------------------------------------------------------------
 
+# One process imports what is needed and then forks into the ranks.
 PREFACE = """
 import os, sys, time, torch, torch.distributed as dist
 from datetime import timedelta
 import tl_weighted_pca as wpca
+from tl_weighted_pca import embedded
 from tl_weighted_pca.sharding import shard
 torch.set_num_threads(1)
-dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-rank, size, out = dist.get_rank(), dist.get_world_size(), sys.argv[1]
+out, size, argument = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+model = embedded.load_model()
+children = []
+for rank in range(size):
+    if not (child := os.fork()):
+        break
+    children.append(child)
+else:
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(*codes)
+    os._exit(0)
+dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=size,
+                        timeout=timedelta(seconds=60))
 """
 
 COLLECT = """
-from tl_weighted_pca import embedded
-model = embedded.load_model()
 points = ["blocks.0.hook_resid_post", "blocks.2.attn.hook_z"]
 tokens = torch.arange(7 * 12).view(7, 12) * 7919 % model.cfg.d_vocab
 options = dict(batch_size=2, progress=False, row_metric="gradient")
-n = int(sys.argv[2])
-share = shard(tokens[:n])
+share = shard(tokens[:argument])
 mine = wpca.collect(model, share, points, checkpoint=f"{out}.{rank}", checkpoint_every=1, **options)
 total = mine.all_reduce()
 again = wpca.collect(model, share, points, checkpoint=f"{out}.{rank}", **options).all_reduce()
@@ -153,12 +162,11 @@ if rank == size - 1:  # the sum is in every process, and this is the one with le
 
 SAME_PAIRS = """
 g = torch.Generator().manual_seed(0)
-F, G = torch.randn(2, 12, 16, 24, generator=g) + 100
+F, G = torch.randn(2, 12, 16, 24, generator=g)
+F += 100
 share = shard(F)
-acc = wpca.MomentAccumulator("gradient")
-rows = share.rows(len(F))
-if len(rows):
-    acc.update(F[rows.start:rows.stop], G[rows.start:rows.stop])
+acc, rows = wpca.MomentAccumulator("gradient"), share.rows(len(F))
+acc.update(F[rows.start:rows.stop], G[rows.start:rows.stop])
 wpca.Collection({"x": acc.result()}).all_reduce().save(f"{out}.{rank}")
 """
 
@@ -185,19 +193,15 @@ except ValueError as error:
 """
 
 
-def launch(script: str, world_size: int, *arguments: object) -> list[int]:
-    """Run a script in processes that torch.distributed can join; their exit codes."""
-    store = str(Path(str(arguments[0])).parent / f"store-{time.monotonic_ns()}")
-    head = PREFACE.replace('"gloo",', f'"gloo", init_method="file://{store}", rank=int(os.environ["RANK"]), '
-                           'world_size=int(os.environ["WORLD_SIZE"]),')  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", head + script, *map(str, arguments)],
-            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world_size)},
-        )
-        for rank in range(world_size)
-    ]
-    return [process.wait(timeout=150) for process in started]
+def launch(script: str, world_size: int, out: Path, argument: int = 0) -> list[int]:
+    """Run a script in processes that torch.distributed joins; their exit codes."""
+    # A fork that runs to the end of the script must not run what its parent registered at exit.
+    command = [sys.executable, "-c", PREFACE + script + "\nos._exit(0)\n"]
+    command += [str(out), str(world_size), str(argument)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stderr)
+    return [int(code) for code in done.stdout.split()]
 
 
 @pytest.mark.slow
@@ -214,7 +218,8 @@ def test_any_number_of_processes_gives_the_same_moments(best_model, tmp_path, wo
 def test_the_same_pairs_give_the_same_moments(tmp_path, world_size):
     assert launch(SAME_PAIRS, world_size, tmp_path / "out") == [0] * world_size
     g = torch.Generator().manual_seed(0)
-    activations, gradients = torch.randn(2, 12, 16, 24, generator=g) + 100
+    activations, gradients = torch.randn(2, 12, 16, 24, generator=g)
+    activations += 100
     whole = wpca.MomentAccumulator("gradient").update(activations, gradients).result()
     for rank in range(world_size):
         total = wpca.Collection.load(tmp_path / f"out.{rank}")
@@ -227,10 +232,10 @@ def test_a_process_that_dies_makes_the_others_fail_in_time(tmp_path):
     codes = launch(DIES, 3, tmp_path / "out")
     assert time.monotonic() - start < 60
     assert codes == [0, 1, 0]
-    assert {path.name for path in tmp_path.glob("out.*")} == {"out.0", "out.2"}
+    assert {path.name for path in tmp_path.glob("out.[0-9]")} == {"out.0", "out.2"}
 
 
 @pytest.mark.slow
 def test_different_hook_points_are_refused_in_every_process(tmp_path):
     launch(DIFFERS, 2, tmp_path / "out")
-    assert {path.name for path in tmp_path.glob("out.*")} == {"out.0", "out.1"}
+    assert {path.name for path in tmp_path.glob("out.[0-9]")} == {"out.0", "out.1"}

@@ -5,7 +5,7 @@ Two contractions give the weighted moment of a gradient row metric, M = g gᵀ p
     short sequences   K = (g gᵀ) F,  G = Fᵀ K     2 S² d + S d² products a sequence
     long sequences    T = gᵀ F,      G = Tᵀ T       S d² + d³   products a sequence
 
-They cross near S = d/√2 by count; `benchmarks/contraction.py` measures where.
+They cross near S = d/√2 by count, and at 0.75 d as `benchmarks/contraction.py` measures.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ STATISTICS = ("activation", "gradient", "weighted")
 _BLOCK = 192
 """Column blocks of the symmetric products. At width 768, ten blocks of sixteen are computed."""
 
-_CROSSING = 1.0
-"""S/d below which the contraction for short sequences is taken."""
+_CROSSING = 0.75
+"""S/d below which the contraction for short sequences is taken, as measured."""
 
 
 def row_metric_name(row_metric: RowMetric) -> str:
@@ -119,7 +119,11 @@ class _Sums:
         self._pending.clear()
 
     def result(self, shift: Tensor) -> SecondMoment:
-        whole = self.second.triu() + self.second.triu(1).mT
+        whole = self.second.clone()
+        for start, stop in _strips(whole.shape[-1]):
+            corner = whole[..., start:stop, start:stop]
+            corner.copy_(corner.triu() + corner.triu(1).mT)
+            whole[..., stop:, start:stop] = whole[..., start:stop, stop:].mT
         return SecondMoment(self.weight.clone(), self.first.clone(), whole, shift.clone())
 
 

@@ -1,0 +1,126 @@
+"""Whatever form the data have, the same sequences come out, and padding changes nothing."""
+
+import datasets
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import tl_weighted_pca as wpca
+from tl_weighted_pca.data import batches, count_batches, count_tokens
+from tl_weighted_pca.progress import Progress
+from tl_weighted_pca.sharding import shard
+
+ROWS = torch.arange(5 * 4).view(5, 4)
+LENGTHS = [[1, 2, 3], [4], [5, 6, 7, 8], [9, 10], [11, 12, 13]]
+
+FORMS = {
+    "tensor": ROWS,
+    "loader": DataLoader(TensorDataset(ROWS), batch_size=2),
+    "list of tensors": list(ROWS.split(2)),
+    "generator": None,
+    "input_ids": [{"input_ids": rows} for rows in ROWS.split(2)],
+    "tokens": [{"tokens": rows} for rows in ROWS.split(2)],
+    "dataset": datasets.Dataset.from_dict({"input_ids": ROWS.tolist()}),
+    "torch dataset": datasets.Dataset.from_dict({"tokens": ROWS.tolist()}).with_format("torch"),
+    "stream": datasets.Dataset.from_dict({"input_ids": ROWS.tolist()}).to_iterable_dataset(),
+    "loader of a dataset": DataLoader(
+        datasets.Dataset.from_dict({"input_ids": ROWS.tolist()}).with_format("torch"), batch_size=2
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_sequences(form):
+    data = FORMS[form] if form != "generator" else (rows for rows in ROWS.split(2))
+    found = list(batches(data, 2))
+    assert torch.equal(torch.cat([batch.inputs for batch in found]), ROWS)
+    assert all(batch.mask is None for batch in found)
+    assert torch.cat([batch.sequence_index for batch in found]).tolist() == list(range(5))
+
+
+def test_rows_of_many_lengths_are_grouped_and_keep_their_place():
+    found = list(batches(datasets.Dataset.from_dict({"input_ids": LENGTHS}), 2))
+    assert [batch.inputs.shape[1] for batch in found] == [2, 3, 4]  # hardly any padding
+    for batch in found:
+        for row, index in enumerate(batch.sequence_index.tolist()):
+            keep = slice(None) if batch.mask is None else batch.mask[row]
+            assert batch.inputs[row][keep].tolist() == LENGTHS[index]
+
+
+def test_a_stream_is_grouped_in_windows_and_not_read_whole():
+    read = []
+
+    def rows():
+        for i in range(1000):
+            read.append(i)
+            yield {"input_ids": list(range(1 + i % 7))}
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    next(batches(stream, 2))
+    assert len(read) < 300
+
+
+@pytest.mark.parametrize(("limit", "n_batches"), [(1, 1), (8, 1), (15, 1), (16, 2), (99, 3)])
+def test_max_tokens_stops_before_it_is_exceeded(limit, n_batches):
+    assert len(list(batches(ROWS, 2, max_tokens=limit))) == n_batches
+
+
+def test_max_tokens_counts_real_tokens_alone():
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
+    data = [{"input_ids": ROWS[:2], "attention_mask": mask}] * 3
+    assert len(list(batches(data, 2, max_tokens=6))) == 2
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_no_moment(model, tokens, side):
+    lengths, longest = [20, 13, 7, 20, 5], 20
+    rows = [row[:n] for row, n in zip(tokens, lengths, strict=False)]
+    inputs = torch.zeros(5, longest, dtype=torch.long)
+    mask = torch.zeros_like(inputs)
+    for i, row in enumerate(rows):
+        at = slice(longest - len(row), None) if side == "left" else slice(len(row))
+        inputs[i, at], mask[i, at] = row, 1
+    points = ["blocks.1.hook_resid_post"]
+    options = {"progress": False, "positions": slice(1, None)}
+    padded = wpca.collect(model, [{"input_ids": inputs, "attention_mask": mask}], points, **options)
+    plain = wpca.collect(model, [row[None] for row in rows], points, **options)
+    dataset = datasets.Dataset.from_dict({"input_ids": [row.tolist() for row in rows]})
+    grouped = wpca.collect(model, dataset, points, batch_size=3, **options)
+    for other in (padded, grouped):
+        a, b = other[points[0]], plain[points[0]]
+        assert a.n_tokens == b.n_tokens == sum(lengths) - 5
+        for kind in ("activation", "gradient", "weighted"):
+            x, y = getattr(a, kind).second, getattr(b, kind).second
+            assert float((x - y).norm()) < 1e-5 * float(y.norm())
+
+
+def test_the_size_of_data_is_told_unread_where_it_can_be():
+    assert [count_batches(data, 2) for data in FORMS.values() if data is not None] == [
+        None if isinstance(data, datasets.IterableDataset) else 3
+        for data in FORMS.values()
+        if data is not None
+    ]
+    assert (count_tokens(ROWS), count_tokens(ROWS, 9), count_tokens(FORMS["stream"], 9)) == (
+        20,
+        9,
+        9,
+    )
+    share = shard(ROWS, rank=1, world_size=2)
+    assert (count_tokens(share), count_batches(share, 2)) == (8, 1)
+
+
+def test_the_bar_shows_tokens_a_second_and_time_left(capsys):
+    dataset = datasets.Dataset.from_dict({"input_ids": LENGTHS})
+    with Progress(dataset, 2, None, True) as bar:
+        seen = list(batches(dataset, 2))
+        bar.skip(seen[0])
+        for batch in seen[1:]:
+            bar.advance(batch)
+        bar._bar.refresh()
+    shown = capsys.readouterr().err
+    assert "Collecting" in shown and "tok/s" in shown and "13.0/13.0" in shown
+
+
+def test_no_bar_is_silent(best_model, tokens, capsys):
+    wpca.collect(best_model, tokens, "blocks.0.hook_resid_post", progress=False)
+    assert capsys.readouterr() == ("", "")
