@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,8 +44,7 @@ def plot_feature_ansatz(
         columns: panels a row.
     """
     rows = _chosen(found, objective, kinds)
-    table = found.to_pandas(power=power)
-    table = table[table.objective == rows[0].objective]
+    table = replace(found, rows=tuple(rows)).to_pandas(power=power)
     figure, panels = _panels(list(dict.fromkeys(row.kind for row in rows)), columns)
     for kind, ax in panels.items():
         of_kind = table[table.kind == kind].sort_values("layer")
