@@ -4,7 +4,7 @@
     python benchmarks/dictionary.py report --out results.json --pictures docs/images
 
 `frontier` trains ReLU, ProLU-STE and ProLU-ReLU at five λ₁ and three seeds; `attribution` switches λ_a
-on over a factor of 20, to be set against the same kind's frontier at equal loss recovered; `helps`
+on over a factor of 13, to be set against the same kind's frontier at equal loss recovered; `helps`
 takes away, one by one, what is to make λ_a forgiving; `throughput` times training against its parts.
 Activations and gradients are cached once. Results are kept run by run: a run that stopped goes on.
 """
@@ -42,13 +42,12 @@ LAMBDA_1 = {
     "prolu_ste": (0.01, 0.03, 0.06, 0.12, 0.25),
     "prolu_relu": (0.003, 0.01, 0.02, 0.04, 0.08),
 }
-LAMBDA_A = (0.01, 0.02, 0.05, 0.1, 0.2)
-BASE = {"relu": 0.03, "prolu_ste": 0.01}
-"""λ₁ beside λ_a: the smallest of the frontier."""
+LAMBDA_A = (0.03, 0.05, 0.1, 0.2, 0.4)
+BASE = {"prolu_ste": 0.001}
+"""λ₁ beside λ_a: next to nothing, so that it is λ_a that makes features sparse."""
 NAMES = {"relu": "ReLU", "prolu_ste": "ProLU-STE", "prolu_relu": "ProLU-ReLU"}
 COLORS = {"relu": "#bbbbbb", "prolu_ste": "#4477aa", "prolu_relu": "#ee6677"}
 HELPS = [
-    ("λ_a alone", {}),
     ("without warm-up", {"warmup": 0.0}),
     ("token unit", {"attribution_unit": "token"}),
     ("stream unit", {"attribution_unit": "stream"}),
@@ -133,19 +132,8 @@ def plan(parts: list[str]) -> list[dict]:
                 for a in LAMBDA_A
             ]
     if "helps" in parts:
-        runs += [
-            {
-                "part": "helps",
-                "kind": "relu",
-                "seed": 0,
-                "sparsity": 0.03,
-                "attribution": a,
-                "name": name,
-            }
-            | changes
-            for name, changes in HELPS
-            for a in (LAMBDA_A[0], LAMBDA_A[2], LAMBDA_A[-1])
-        ]
+        base = {"kind": "prolu_ste", "seed": 0, "sparsity": BASE["prolu_ste"], "attribution": 0.1}
+        runs += [{"part": "helps", "name": name} | base | changes for name, changes in HELPS]
     return runs
 
 
@@ -235,10 +223,22 @@ def points(results: list[dict], part: str, kind: str, seed: int, **where) -> lis
     ]  # fmt: skip
 
 
-def curve(rows: list[dict], x: str, y: str):
-    """y as a piecewise linear function of x (of log x where x is a count), NaN outside."""
-    rows = sorted(rows, key=lambda r: r[x])
-    return lambda at: np.interp(at, [r[x] for r in rows], [r[y] for r in rows], np.nan, np.nan)
+def lost_at(rows: list[dict], l0):
+    """1 − loss recovered at an L0: straight lines between the runs on logarithmic axes, NaN outside.
+
+    On linear axes the chords of so bent a curve would lie off it, to the baseline's cost.
+    """
+    rows = sorted(rows, key=lambda r: r["l0"])
+    x, y = np.log([r["l0"] for r in rows]), np.log([1 - r["loss_recovered"] for r in rows])
+    return np.exp(np.interp(np.log(l0), x, y, np.nan, np.nan))
+
+
+def holders_at(rows: list[dict], loss_recovered: float) -> float:
+    """Attribution L0 at a loss recovered, likewise."""
+    rows = sorted(rows, key=lambda r: -r["loss_recovered"])
+    x = np.log([1 - r["loss_recovered"] for r in rows])
+    y = np.log([r["attribution_l0"] for r in rows])
+    return float(np.exp(np.interp(np.log(1 - loss_recovered), x, y, np.nan, np.nan)))
 
 
 def interval(values) -> tuple[float, float]:
@@ -256,15 +256,18 @@ def report(results: list[dict], pictures: Path | None) -> None:
     for kind in ("prolu_ste", "prolu_relu"):
         differences = []
         for seed in seeds:
+            if not points(results, "frontier", kind, seed):
+                continue
             ours, relus = (
-                curve(points(results, "frontier", k, seed), "l0", "loss_recovered")
-                for k in (kind, "relu")
+                lost_at(points(results, "frontier", k, seed), grid) for k in (kind, "relu")
             )
-            differences.append(ours(grid) - relus(grid))
+            differences.append(relus - ours)
         cells = []
         for column in np.array(differences).T:
             mean, half = interval(column)
             cells.append("                 –" if np.isnan(mean) else f"{mean:+9.4f} ±{half:.4f}")
+        if not differences:
+            continue
         shared = ~np.isnan(np.array(differences)).any(0)
         mean, half = interval(np.array(differences)[:, shared].mean(1))
         print(f"{NAMES[kind]:14}" + "".join(cells) + f"   {mean:+.4f} ±{half:.4f}")
@@ -277,11 +280,11 @@ def report(results: list[dict], pictures: Path | None) -> None:
         for a in LAMBDA_A:
             falls, losses, holders = [], [], []
             for seed in seeds:
-                base = curve(
-                    points(results, "frontier", kind, seed), "loss_recovered", "attribution_l0"
-                )
+                base = points(results, "frontier", kind, seed)
                 for row in points(results, "attribution", kind, seed, attribution=a):
-                    falls.append(1 - row["attribution_l0"] / base(row["loss_recovered"]))
+                    falls.append(
+                        1 - row["attribution_l0"] / holders_at(base, row["loss_recovered"])
+                    )
                     losses.append(row["loss_recovered"])
                     holders.append(row["attribution_l0"])
             if len(falls) > 1:
@@ -290,15 +293,15 @@ def report(results: list[dict], pictures: Path | None) -> None:
                     f"{NAMES[kind]:10} λ_a {a:<5} attribution L0 {np.mean(holders):5.2f}  loss recovered "
                     f"{np.mean(losses):.4f}  fall {mean:.0%} ± {half:.0%}"
                 )
-    rows = points(results, "helps", "relu", 0)
+    rows = points(results, "helps", "prolu_ste", 0)
     if rows:
-        print("\nWhat helps (ReLU, one seed): attribution L0 at its loss recovered, fall")
-        base = curve(points(results, "frontier", "relu", 0), "loss_recovered", "attribution_l0")
-        for row in rows:
-            fall = 1 - row["attribution_l0"] / base(row["loss_recovered"])
+        print("\nλ_a = 0.1, one seed, with one thing changed")
+        base = points(results, "frontier", "prolu_ste", 0)
+        for row in points(results, "attribution", "prolu_ste", 0, attribution=0.1) + rows:
+            fall = 1 - row["attribution_l0"] / holders_at(base, row["loss_recovered"])
             print(
-                f"{row['name']:18} λ_a {row['attribution']:<5} {row['attribution_l0']:6.2f}  "
-                f"{row['loss_recovered']:.4f}  {fall:+.0%}"
+                f"{row.get('name', 'nothing changed'):16} attribution L0 {row['attribution_l0']:5.2f}  "
+                f"loss recovered {row['loss_recovered']:.4f}  fall {fall:+.0%}"
             )
     if pictures:
         draw(results, seeds, pictures)
