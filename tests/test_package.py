@@ -16,8 +16,8 @@ def imported(statement):
 def test_importing_brings_no_plots_no_command_line_and_no_model():
     modules = imported("import tl_weighted_pca")
     for heavy in (
-        "matplotlib", "typer", "pandas", "datasets", "transformers",
-        "tl_weighted_pca.plots", "tl_weighted_pca.cli", "tl_weighted_pca.embedded",
+        "matplotlib", "typer", "networkx", "tl_weighted_pca.plots", "tl_weighted_pca.cli",
+        "tl_weighted_pca.embedded", "tl_weighted_pca.dictionary", "tl_weighted_pca.toy",
     ):  # fmt: skip
         assert heavy not in modules, heavy
 

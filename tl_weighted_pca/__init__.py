@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 
 from tl_weighted_pca.ablation import ablation_curves
 from tl_weighted_pca.accumulator import MomentAccumulator, NonFiniteError
+from tl_weighted_pca.ansatz import FeatureAnsatz, feature_ansatz
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.circuits import use_linalg_svd
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.collection import Collection
-from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.curves import AblationCurves, Estimate
+from tl_weighted_pca.factored import FactoredMatrix
+from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis
+from tl_weighted_pca.joint import joint_pca
 from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
 from tl_weighted_pca.objectives import (
     Run,
@@ -18,7 +23,9 @@ from tl_weighted_pca.objectives import (
     next_token_loss,
     sampled_token_loss,
 )
+from tl_weighted_pca.optimize import optimize_basis
 from tl_weighted_pca.pairs import Pairs, stream_pairs
+from tl_weighted_pca.path_metric import path_metric
 from tl_weighted_pca.principal_components import (
     gradient_pca,
     metric_pca,
@@ -26,17 +33,25 @@ from tl_weighted_pca.principal_components import (
     random_basis,
     weighted_pca,
 )
+from tl_weighted_pca.sharding import shard
+from tl_weighted_pca.svd import SVD, svd, svdvals
 
 if TYPE_CHECKING:
+    from tl_weighted_pca import dictionary as dictionary
     from tl_weighted_pca import embedded as embedded
     from tl_weighted_pca import plots as plots
+    from tl_weighted_pca import toy as toy
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SVD",
     "AblationCurves",
     "Basis",
     "Collection",
+    "Estimate",
+    "FactoredMatrix",
+    "FeatureAnsatz",
     "MomentAccumulator",
     "Moments",
     "NonFiniteError",
@@ -46,19 +61,29 @@ __all__ = [
     "SecondMoment",
     "ablation_curves",
     "collect",
+    "feature_ansatz",
     "gradient_pca",
     "hook_probe",
+    "interaction_edges",
+    "joint_pca",
+    "local_interaction_basis",
     "logit_probe",
     "metric_pca",
     "next_token_loss",
+    "optimize_basis",
+    "path_metric",
     "pca",
     "random_basis",
     "sampled_token_loss",
+    "shard",
     "stream_pairs",
+    "svd",
+    "svdvals",
+    "use_linalg_svd",
     "weighted_pca",
 ]
 
-_ON_DEMAND = ("embedded", "plots")
+_ON_DEMAND = ("dictionary", "embedded", "plots", "toy")
 """Submodules that are imported when first used, so that importing the package stays quick."""
 
 

@@ -1,0 +1,183 @@
+"""Joint basis, path metric and trained bottleneck: exact where they can be, better where they claim it."""
+
+import pytest
+import torch
+
+import tl_weighted_pca as wpca
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return wpca.embedded.stories("train", 64)
+
+
+@pytest.fixture(scope="module")
+def moments(best_model, stories):
+    objective = wpca.sampled_token_loss()
+    return wpca.collect(best_model, stories, HOOK, objective=objective, progress=False)[HOOK]
+
+
+def dependent_pairs(n=4000, seed=0):
+    """Two kinds of token, in the halves of six directions. The gradient looks where the activation is in
+    one direction of each half alone, and is large where the activation is not: a constant metric
+    takes those for important."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = (torch.rand(n, 1, generator=generator) < 0.5).float()
+    half = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    own = kind * half + (1 - kind) * (1 - half)
+    f = torch.randn(n, 6, generator=generator) * own
+    looks = torch.tensor([1.0, 0, 0, 1, 0, 0])
+    g = torch.randn(n, 6, generator=generator) * (own * looks + 3 * (1 - own) * (1 - looks))
+    return f, g
+
+
+def as_pairs(f, g):
+    return wpca.Pairs(f[None], g[None, None], None, torch.zeros(1, dtype=torch.long))
+
+
+def joint_loss(basis, k, f, g):
+    """E[(g·(f − f̂))²], written out."""
+    return float(((f - basis.project(f, k)) * g).sum(1).square().mean())
+
+
+class TestJoint:
+    @pytest.fixture(scope="class")
+    def data(self):
+        f, g = dependent_pairs()
+        return wpca.MomentAccumulator().update(f[None], g[None]).result(), f, g
+
+    def test_it_finds_what_a_constant_metric_averages_away(self, data):
+        m, f, g = data
+        start, joint = wpca.metric_pca(m), wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=0.1)
+        fresh = dependent_pairs(seed=1)
+        whole = joint_loss(start, 0, *fresh)
+        assert joint_loss(start, 2, *fresh) > 0.9 * whole
+        assert joint_loss(joint, 2, *fresh) < 0.05 * whole
+        assert joint.method == "joint_pca"
+
+    def test_full_rank_is_the_identity_and_every_rank_a_projector(self, data):
+        m, f, g = data
+        joint = wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=0.1)
+        assert torch.allclose(joint.project(f), f, atol=1e-4)
+        for k in range(7):
+            once = joint.project(f.double(), k)
+            assert torch.allclose(joint.project(once, k), once, atol=1e-6)
+        assert torch.allclose(
+            joint.eigenvalues.sum().float(),
+            ((f - joint.center.float()) * g).sum(1).square().mean(),
+            rtol=1e-2,
+        )
+
+    def test_shrunk_all_the_way_it_is_the_fisher_basis(self, data):
+        m, f, g = data
+        start = wpca.metric_pca(m)
+        joint = wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=1.0)
+        for k in (1, 3, 5):
+            assert torch.allclose(joint.project(f, k), start.project(f, k), atol=0.2)
+
+    def test_the_sample_and_the_fit_are_reproducible(self, data):
+        m, f, g = data
+        parts = [as_pairs(a, b) for a, b in zip(f.split(500), g.split(500), strict=True)]
+        one, two = (wpca.joint_pca(m, parts, max_pairs=1000, steps=20) for _ in range(2))
+        assert torch.equal(one.encoder, two.encoder)
+
+    def test_wrong_input(self, data):
+        m, f, g = data
+        with pytest.raises(ValueError, match="expected numbers between 0 and 1"):
+            wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=1.5)
+        with pytest.raises(ValueError, match="There are no pairs"):
+            wpca.joint_pca(m, [])
+
+    def test_on_the_model(self, best_model, stories, moments):
+        objective = wpca.sampled_token_loss()
+        stream = wpca.stream_pairs(best_model, stories, HOOK, objective=objective)
+        joint = wpca.joint_pca(moments, (p[HOOK] for p in stream), steps=30, shrinkage=0.5)
+        assert joint.provenance == moments.provenance
+        eye = joint.encoder @ joint.decoder
+        assert torch.allclose(eye, torch.eye(64).double(), atol=1e-4)
+
+
+class TestPathMetric:
+    def test_it_is_the_gradients_of_the_ablated_model(self, mlp):
+        x = torch.randn(40, 5, dtype=torch.float64)
+
+        def objective(run):
+            return run.output.square().sum(1)
+
+        m = wpca.collect(mlp, x, "hook_hidden", objective=objective, progress=False)["hook_hidden"]
+        basis = wpca.pca(m)
+        got = wpca.path_metric(
+            mlp, x, "hook_hidden", basis, ranks=[0, 3], objective=objective, progress=False
+        )
+        hidden = mlp.first(x).tanh().detach()
+        expected = 0
+        for k in (0, 3):
+            g = 2 * (mlp.second(basis.project(hidden, k)) @ mlp.second.weight).detach()
+            expected = expected + g.T @ g / g.square().sum() / 2
+        assert torch.allclose(got, expected, atol=1e-9)
+        assert float(got.trace()) == pytest.approx(1.0)
+
+    def test_it_beats_pca_where_the_curve_is_steep(self, best_model, stories, moments):
+        """On the embedded model, over ranks d/8 to d/2, on stories that it did not see."""
+        pca = wpca.pca(moments)
+        metric = wpca.path_metric(best_model, stories, HOOK, pca, batch_size=32, progress=False)
+        bases = {"pca": pca, "path": wpca.metric_pca(moments, metric)}
+        curves = wpca.ablation_curves(
+            best_model, wpca.embedded.stories("heldout", 60), bases, HOOK, ranks=[8, 16, 24, 32],
+            progress=False,
+        )  # fmt: skip
+        assert curves.relative_excess("path").high < 1.0
+
+    def test_wrong_input(self, best_model, stories, moments):
+        with pytest.raises(ValueError, match="anywhere=True"):
+            wpca.path_metric(best_model, stories, "blocks.2.hook_resid_post", wpca.pca(moments))
+        with pytest.raises(ValueError, match=r"Rank 65 is outside 0\.\.64"):
+            wpca.path_metric(best_model, stories, HOOK, wpca.pca(moments), ranks=[65])
+
+
+class TestOptimize:
+    def test_training_lowers_the_loss_and_leaves_the_model(self, model, stories, moments):
+        start = wpca.pca(moments)
+        weights = [p.clone() for p in model.parameters()]
+        options = {"steps": 25, "batch_size": 8, "progress": False}
+        trained = wpca.optimize_basis(model, stories, start, 16, **options)
+        assert trained.method == "optimize_basis"
+        assert trained.n_components == 16
+        curves = wpca.ablation_curves(
+            model, wpca.embedded.stories("heldout", 24), {"pca": start, "trained": trained}, HOOK,
+            ranks=[16], progress=False,
+        )  # fmt: skip
+        assert curves.scores["trained"][0] < curves.scores["pca"][0]
+        assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+        assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+    def test_it_never_returns_what_is_worse(self, best_model, stories, moments):
+        start = wpca.pca(moments)
+        wrecked = wpca.optimize_basis(
+            best_model, stories, start, 40, steps=3, lr=100.0, batch_size=16, progress=False
+        )
+        assert torch.equal(wrecked.encoder, start.encoder[:, :40])
+
+    def test_kl_too(self, best_model, stories, moments):
+        start = wpca.metric_pca(moments)
+        trained = wpca.optimize_basis(
+            best_model, stories, start, 16, loss="kl", steps=15, batch_size=16, progress=False
+        )
+        curves = wpca.ablation_curves(
+            best_model, wpca.embedded.stories("heldout", 24), {"pca": start, "trained": trained}, HOOK,
+            ranks=[16], score="kl", progress=False,
+        )  # fmt: skip
+        assert curves.scores["trained"][0] < curves.scores["pca"][0]
+
+    @pytest.mark.parametrize(
+        ("k", "options", "message"),
+        [(0, {}, r"expected 1\.\.64"), (65, {}, r"expected 1\.\.64"), (8, {"loss": "mse"}, "'loss' or 'kl'"),
+         (8, {"batch_size": 64}, "There is one batch")],
+    )  # fmt: skip
+    def test_wrong_input(self, best_model, stories, moments, k, options, message):
+        with pytest.raises(ValueError, match=message):
+            wpca.optimize_basis(
+                best_model, stories, wpca.pca(moments), k, progress=False, **options
+            )
