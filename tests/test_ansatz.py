@@ -275,6 +275,51 @@ def test_both_model_classes_say_the_same(folded):
         assert ours.cosine() == pytest.approx(theirs.cosine(), abs=1e-5)
 
 
+def test_a_bridge_with_grouped_queries_and_gated_mlps(tmp_path):
+    """A Llama: the whole gradient past the norm is that of W_gate and W_in together."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tl_weighted_pca.embedded import load_model
+
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+            attn_implementation="eager",
+        )
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in llama.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(1 + 0.3 * noise if "norm" in name else 0.4 * noise)
+    llama.save_pretrained(tmp_path)
+    tokenizer = load_model("TransformerBridge", device="cpu").tokenizer
+    bridge = TransformerBridge.boot_transformers(
+        str(tmp_path), hf_model=llama, tokenizer=tokenizer, device="cpu"
+    )
+    x = tokens(4, 8, 50)
+    found = feature_ansatz(bridge, x, [1], next_token_loss, **QUIET)
+    shapes = {row.kind: tuple(row.matrix.shape) for row in found}
+    assert shapes["W_K"] == (16, 8) and shapes["W_Q+W_K+W_V"] == (16, 32)
+    assert shapes["W_gate+W_in"] == (16, 48)
+    seen = []
+
+    def keep(module, arguments, output):
+        output.retain_grad()
+        seen.append(output)
+
+    llama.requires_grad_(True)
+    handle = llama.model.layers[1].post_attention_layernorm.register_forward_hook(keep)
+    logits = bridge(x)
+    handle.remove()
+    (-logits.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).sum()).backward()
+    g = seen[0].grad.double()
+    slow = einsum("b s i, b s j -> i j", g, g) / x.numel()
+    assert torch.dist(found["blocks.1.mlp.W_gate+W_in"].agop, slow) < 1e-5 * slow.norm()
+
+
 def test_a_model_without_norms_has_its_weights_measured_at_their_outputs():
     model, x = transformer(normalization_type=None), tokens()
     found = feature_ansatz(model, x, None, next_token_loss, **QUIET)
