@@ -1,0 +1,166 @@
+"""Which basis keeps the embedded model's loss low for longest? Each basis at each kind of hook point.
+
+    python benchmarks/bases.py --out docs/bases.md            # some 15 minutes on 2 cores
+    python benchmarks/bases.py --quick                        # a minute, to see that it runs
+
+Bases are made from training stories, scored by node ablation on held-out ones. The trained limit is a
+linear bottleneck of each rank trained on the loss, from the best computed basis. Intervals are paired
+bootstraps over held-out stories.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tl_weighted_pca as wpca
+from tl_weighted_pca.curves import AblationCurves
+
+HOOK_POINTS = [
+    "blocks.0.hook_resid_post",
+    "blocks.1.hook_resid_post",
+    "blocks.2.hook_resid_post",
+    "blocks.1.hook_attn_out",
+    "blocks.1.hook_mlp_out",
+    "blocks.1.mlp.hook_post",
+]
+FISHER = wpca.sampled_token_loss(2)
+
+
+def bases_at(model: Any, train: Any, n_path: int, hook_point: str) -> tuple[dict, dict]:
+    """Bases by name, and what each took in seconds beyond the collection they share."""
+    options = {"batch_size": 32, "progress": False}
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, make: Any) -> Any:
+        start = time.perf_counter()
+        made = make()
+        seconds[name] = time.perf_counter() - start
+        return made
+
+    objectives = {"loss": wpca.next_token_loss, "fisher": FISHER}
+    stats = timed(
+        "collect", lambda: wpca.collect(model, train, hook_point, objective=objectives, **options)
+    )
+    loss, fisher = stats["loss"][hook_point], stats["fisher"][hook_point]
+    pairs = (
+        batch[hook_point]
+        for batch in wpca.stream_pairs(
+            model, train, hook_point, objective=wpca.sampled_token_loss(1), batch_size=32
+        )
+    )
+    bases = {
+        "pca": timed("pca", lambda: wpca.pca(fisher)),
+        "weighted": timed("weighted", lambda: wpca.weighted_pca(loss)),
+        "gradient": timed("gradient", lambda: wpca.gradient_pca(fisher)),
+        "fisher": timed("fisher", lambda: wpca.metric_pca(fisher)),
+        "joint": timed("joint", lambda: wpca.joint_pca(fisher, pairs, shrinkage=0.5, steps=200)),
+    }
+    few = train.select(range(n_path))
+
+    def path(basis: wpca.Basis) -> torch.Tensor:
+        return wpca.path_metric(model, few, hook_point, basis, **options)
+
+    first = timed("path", lambda: path(bases["pca"]))
+    bases["path"] = wpca.metric_pca(fisher, first)
+    second = timed("path, twice", lambda: path(bases["path"]))
+    bases["path, twice"] = wpca.metric_pca(fisher, first + second)
+    return bases, seconds
+
+
+def limit(
+    model: Any, train: Any, heldout: Any, curves: AblationCurves, start: wpca.Basis, steps: int
+) -> dict[int, float]:
+    """Excess loss of the trained bottleneck at each rank."""
+    found = {}
+    for k in curves.ranks:
+        basis = wpca.optimize_basis(model, train, start, k, steps=steps, progress=False)
+        scores = wpca.ablation_curves(
+            model, heldout, {"trained": basis}, curves.hook_point, ranks=[k], progress=False
+        )
+        found[k] = scores.scores["trained"][0] - scores.baseline
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, help="write the table here, as Markdown")
+    parser.add_argument("--picture", type=Path, help="write the picture of one hook point here")
+    parser.add_argument("--quick", action="store_true", help="few stories, one hook point")
+    parser.add_argument("--train", type=int, default=800, help="training stories")
+    parser.add_argument("--heldout", type=int, default=300, help="held-out stories")
+    parser.add_argument(
+        "--limit-steps", type=int, default=150, help="0 leaves the trained limit out"
+    )
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.train, arguments.heldout, arguments.limit_steps = 64, 32, 0
+    model = wpca.embedded.load_model()
+    train = wpca.embedded.stories("train", arguments.train)
+    heldout = wpca.embedded.stories("heldout", arguments.heldout)
+    hook_points = HOOK_POINTS[1:2] if arguments.quick else HOOK_POINTS
+    lines = []
+    for hook_point in hook_points:
+        bases, seconds = bases_at(model, train, min(300, arguments.train), hook_point)
+        width = bases["pca"].width
+        curves = wpca.ablation_curves(
+            model,
+            heldout,
+            bases,
+            hook_point,
+            ranks=[i * width // 8 for i in range(1, 8)],
+            progress=False,
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scores = curves.scores
+            lines += [
+                f"\n## `{hook_point}`\n",
+                f"Unablated loss {curves.baseline:.4f}; excess loss by rank:\n",
+            ]
+            lines.append(
+                "| basis | "
+                + " | ".join(map(str, curves.ranks))
+                + " | relative excess | d/8 to d/2 | seconds |"
+            )
+            lines.append("|---|" + "---:|" * (len(curves.ranks) + 3))
+            for name in bases:
+                cells = [f"{s - curves.baseline:.4f}" for s in scores[name]]
+                whole = curves.relative_excess(name)
+                half = curves.relative_excess(name, ranks=curves.ranks[:4])
+                shown = [f"{e:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in (whole, half)]
+                lines.append(
+                    f"| {name} | " + " | ".join([*cells, *shown, f"{seconds[name]:.1f}"]) + " |"
+                )
+            floored = sorted({str(warning.message) for warning in caught})
+        residual = hook_point.endswith("resid_post")
+        if arguments.limit_steps and residual:
+            trained = limit(
+                model, train, heldout, curves, bases["path, twice"], arguments.limit_steps
+            )
+            lines.append(
+                "| trained limit | "
+                + " | ".join(f"{trained[k]:.4f}" for k in curves.ranks)
+                + " | | | |"
+            )
+        lines += [
+            f"\nCollection shared by all: {seconds['collect']:.1f} s.",
+            *(f"\n*{text}*" for text in floored),
+        ]
+        print("\n".join(lines[-len(bases) - 8 :]), flush=True)
+        if arguments.picture and hook_point == HOOK_POINTS[2]:
+            curves.plot().savefig(arguments.picture)
+    if arguments.out:
+        head = (
+            arguments.out.read_text().split("<!-- table -->")[0] if arguments.out.exists() else ""
+        )
+        arguments.out.write_text(head + "<!-- table -->\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
