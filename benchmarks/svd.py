@@ -1,10 +1,10 @@
 """How long does the SVD of a factored matrix take, and how right is it?
 
-TransformerLens's `FactoredMatrix(A, B).svd()`, `torch.linalg.svd(A @ B)` of the dense product (on one of the
-matrices, scaled up) and `tl_weighted_pca.svd(A, B)` take turns in one process, on random factors of the shapes
-of well-known models. Printed are medians, the ratio of TransformerLens's to ours with the quartiles of the
-ratios of single rounds, and for both the relative error of U S V_T and the largest entry of UᵀU − I and
-V_T V − I, computed in float64.
+TransformerLens's `FactoredMatrix(A, B).svd()` and `tl_weighted_pca.svd(A, B)` take turns in one process, on
+random factors of the shapes of well-known models; `torch.linalg.svd(A @ B)` is timed on one of the matrices
+and scaled up. Printed are medians, the ratio of TransformerLens's to ours with the quartiles of the ratios of
+single rounds, and for both the relative error of U S V_T and the largest entry of UᵀU − I and V_T V − I,
+computed in float64.
 
     python benchmarks/svd.py                 # the table in docs/svd.md; some minutes
     python benchmarks/svd.py --seconds 2     # a quick look

@@ -27,7 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,8 +39,6 @@ _NARROW_CONDITION = 2.0**5
 _CORE_RANGE = 2.0**12
 # Bytes of a piece of the batch in float64: enough to make calls worth it, little enough to stay in cache.
 _PIECE_BYTES = 8 * 2**20
-# Below this many multiplications it is the calls into torch that take the time.
-_TINY = 2**14
 # Below this many multiplications in AᵀA and BBᵀ the steps of Cholesky-QR cost more than they save.
 _SMALL = 2**20
 # Above this many, pieces of the batch are worth threads of their own.
@@ -119,16 +116,16 @@ def _factors(matrix: Any, B: Tensor | None) -> tuple[Tensor, Tensor]:
         )
     if A.device != B.device:
         raise ValueError(f"A is on {A.device} and B on {B.device}: move them to one device.")
-    dtype = torch.promote_types(A.dtype, B.dtype)
-    if dtype in (torch.float16, torch.bfloat16):
-        dtype = torch.float32
     try:
         _broadcast(A, B)
     except RuntimeError:
         raise ValueError(
             f"The leading dimensions of A {tuple(A.shape)} and B {tuple(B.shape)} don't broadcast."
         ) from None
-    return (A if A.dtype == dtype else A.to(dtype)), (B if B.dtype == dtype else B.to(dtype))
+    if A.dtype == B.dtype and A.dtype in (torch.float32, torch.float64):
+        return A, B
+    dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
+    return A.to(dtype), B.to(dtype)
 
 
 class _ThinSVD(torch.autograd.Function):
@@ -191,20 +188,21 @@ def _ratio(x: Tensor, y: Tensor) -> Tensor:
 
 def _decompose(A: Tensor, B: Tensor) -> SVD:
     """Choose the method by size. What is repeated along a leading dimension (stride 0) is computed once."""
-    if A.device.type == "mps":  # has no float64
+    if A.is_mps:  # has no float64
         U, S, V_T = _decompose(A.cpu(), B.cpu())
         return SVD(U.to(A.device), S.to(A.device), V_T.to(A.device))
-    batch = _broadcast(A, B)
-    A, B = _once(A), _once(B)
-    (l, m), r = A.shape[-2:], B.shape[-1]
-    n = math.prod(_broadcast(A, B))
+    l, m, r = *A.shape[-2:], B.shape[-1]
+    batch, n = (), 1
+    if A.ndim > 2 or B.ndim > 2:
+        batch = _broadcast(A, B)
+        A, B = _once(A), _once(B)
+        n = _broadcast(A, B).numel()
     work = n * (l + r) * m * m
     if work * l * r == 0:
         k = min(l, m, r)
         return SVD(A.new_empty(*batch, l, k), A.new_empty(*batch, k), A.new_empty(*batch, k, r))
-    if work < _TINY and A.device.type == "cpu":
-        result = _by_numpy(A, B)
-    elif min(l, r) <= 1.25 * m:
+    if min(l, r) <= 1.25 * m or l * r <= 40:
+        # The product is as small as its factors, or too small for anything else to pay.
         result = _from_product(A, B)
     elif work < _SMALL or A.dtype == torch.float64:
         result = _by_householder(A, B)
@@ -227,45 +225,16 @@ def _once(X: Tensor) -> Tensor:
     return X[tuple(slice(None if s else 1) for s in strides)] if 0 in strides else X
 
 
-def _by_numpy(A: Tensor, B: Tensor) -> SVD:
-    """`_from_product` or `_by_householder` and `_finish`, where calls into torch would take the longest."""
-    A64, B64 = A.detach().double(), B.detach().double()
-    (l, m), r = A.shape[-2:], B.shape[-1]
-    thin = min(l, r) <= 1.25 * m or l * r <= 100
-    if thin:
-        C = A64 @ B64
-    else:
-        # Of LAPACK's routines QR is the one that torch wraps more lightly.
-        Q_A, R_A = torch.linalg.qr(A64)
-        Q_B, R_B = torch.linalg.qr(B64.mT)
-        C = R_A @ R_B.mT
-    if not math.isfinite(C.sum()):
-        _require_finite(A, B)
-    U, S, V_T = np.linalg.svd(C.numpy(), full_matrices=False)
-    if thin:
-        k = min(l, m, r)
-        U, S, V_T = U[..., :k], S[..., :k], V_T[..., :k, :]
-    else:
-        U, V_T = Q_A.numpy() @ U, V_T @ Q_B.mT.numpy()
-    weighted = U * _sign_weights(l)
-    sign = np.copysign(1, weighted.max(-2) + weighted.min(-2))
-    dtype = np.float64 if A.dtype == torch.float64 else np.float32
-    return SVD(
-        *(
-            torch.from_numpy(X.astype(dtype, copy=False))
-            for X in (U * sign[..., None, :], S, V_T * sign[..., :, None])
-        )
-    )
-
-
 def _from_product(A: Tensor, B: Tensor) -> SVD:
-    """LAPACK's SVD of A B in float64, for a product as small as its factors."""
+    """LAPACK's SVD of A B in float64."""
     C = A.double() @ B.double()
     if not math.isfinite(C.sum()):
         _require_finite(A, B)
     U, S, V_T = torch.linalg.svd(C, full_matrices=False)
-    k = min(*A.shape[-2:], B.shape[-1])
-    return _finish(U[..., :k], S[..., :k], V_T[..., :k, :], A.dtype)
+    k = A.shape[-1]
+    if S.shape[-1] > k:
+        U, S, V_T = U[..., :k], S[..., :k], V_T[..., :k, :]
+    return _finish(U, S, V_T, A.dtype)
 
 
 def _by_householder(A: Tensor, B: Tensor) -> SVD:
@@ -403,24 +372,26 @@ def _polish(Q: Tensor) -> Tensor:
 
 
 def _finish(U: Tensor, S: Tensor, V_T: Tensor, dtype: torch.dtype) -> SVD:
-    """Results in float64, brought to their signs and `dtype`."""
-    if dtype == torch.float64:
+    """Results in float64, brought to `dtype` and to their signs."""
+    if dtype == torch.float32:
+        U, S, V_T = U.float(), S.float(), V_T.float()
+    elif S.shape[-1] > 4:
         U, V_T = _polish(U), _polish(V_T.mT).mT
     sign = _signs(U)
-    U, V_T = U * sign.unsqueeze(-2), V_T * sign.unsqueeze(-1)
-    return SVD(U.to(dtype), S.to(dtype), V_T.to(dtype))
+    return SVD(U * sign.unsqueeze(-2), S, V_T * sign.unsqueeze(-1))
 
 
 def _signs(U: Tensor) -> Tensor:
     """±1 for each column u of U: the sign of its entry with the largest |u_i| (1 − i / 2l)."""
-    weighted = U * torch.as_tensor(_sign_weights(U.shape[-2]), dtype=U.dtype, device=U.device)
-    high, low = weighted.amax(-2), weighted.amin(-2)
-    return torch.copysign(torch.ones_like(high), high + low)
+    falling, one = _sign_weights(U.shape[-2], U.dtype, U.device)
+    weighted = U * falling
+    return torch.copysign(one, weighted.amax(-2) + weighted.amin(-2))
 
 
 @lru_cache(maxsize=32)
-def _sign_weights(l: int) -> np.ndarray:
-    return 1 - np.arange(l)[:, None] / (2 * l)
+def _sign_weights(l: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    falling = 1 - torch.arange(l, dtype=dtype, device=device) / (2 * l)
+    return falling[:, None], torch.ones((), dtype=dtype, device=device)
 
 
 def _require_finite(A: Tensor, B: Tensor) -> None:
