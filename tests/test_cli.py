@@ -24,7 +24,7 @@ def test_the_demo_prints_a_table_and_writes_what_it_says(tmp_path):
     result = run("demo", "--out", tmp_path / "out", *SMALL)
     assert result.exit_code == 0, result.output
     assert "Fisher-metric PCA" in result.output
-    assert "Keeping 32 of 64 directions at blocks.2.hook_resid_post" in plain(result.output)
+    assert "Keeping 24 of 64 directions at blocks.2.hook_resid_post" in plain(result.output)
     table = pd.read_csv(tmp_path / "out" / "ablation.csv")
     assert set(table["rank"]) == {0, 8, 16, 24, 32, 40, 48, 56, 64}
     full = table[table["rank"] == 64]["excess"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from tl_weighted_pca.curves import AblationCurves
 
 app = typer.Typer(
     name="tl-weighted-pca",
@@ -94,12 +97,12 @@ def demo(
     console.print(f"Written to {out}: {', '.join(file.name for file in files)}.", highlight=False)
 
 
-def _table(curves) -> Table:  # type: ignore[no-untyped-def]
+def _table(curves: AblationCurves) -> Table:
     """Loss by rank and basis, the lowest in bold, then the two summaries."""
     table = Table(
         title=f"Held-out loss by components kept at {curves.hook_point} (nats per token)",
-        caption="Areas are the mean excess over ranks; relative excess is the geometric mean over "
-        "ranks d/8 to 7d/8 of the excess over PCA's, with 95% intervals.",
+        caption="area: the mean excess loss over ranks. relative: the excess over PCA's, geometric mean "
+        "over ranks d/8 to d/2, with its 95% interval.",
     )
     names = list(curves.per_sequence)
     table.add_column("kept", justify="right")
@@ -112,10 +115,11 @@ def _table(curves) -> Table:  # type: ignore[no-untyped-def]
         table.add_row(str(rank), *shown, end_section=i == len(curves.ranks) - 1)
     table.add_row("area", *(f"{float(curves.area(name)):.3f}" for name in names))
     try:
-        ratios = [curves.relative_excess(name, to="PCA") for name in names]
+        middle = [k for k in curves.ranks if curves.width / 8 <= k <= curves.width / 2]
+        ratios = [curves.relative_excess(name, to="PCA", ranks=middle) for name in names]
     except ValueError:  # no rank in the middle was asked for
         return table
-    table.add_row("relative", *(f"{r:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in ratios))
+    table.add_row("relative", *(f"{r:.2f}\n{r.low:.2f}–{r.high:.2f}" for r in ratios))
     return table
 
 

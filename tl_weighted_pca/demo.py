@@ -12,6 +12,7 @@ from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.curves import AblationCurves
 from tl_weighted_pca.objectives import next_token_loss, sampled_token_loss
+from tl_weighted_pca.path_metric import path_metric
 from tl_weighted_pca.principal_components import metric_pca, pca, random_basis, weighted_pca
 
 
@@ -25,22 +26,19 @@ class Demo:
     def sentence(self) -> str:
         """What the table shows, in one sentence."""
         curves, width = self.curves, self.curves.width
-        middle = min(curves.ranks, key=lambda k: abs(k - width / 2))
+        # A third of the directions: enough for a basis to work, and too few to work by itself.
+        middle = min(curves.ranks, key=lambda k: abs(k - 3 * width / 8))
         at = curves.ranks.index(middle)
         losses = {name: scores[at] for name, scores in curves.scores.items()}
         best = min(losses, key=lambda name: losses[name])
-        ratio = curves.relative_excess(best, to="PCA")
-        compared = (
-            "PCA itself is best there"
-            if best == "PCA"
-            else f"over the middle ranks its excess is {ratio:.2f} times PCA's "
-            f"(95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+        others = ", ".join(
+            f"{name} {losses[name]:.3f}"
+            for name in ("PCA", "weighted PCA", "random")
+            if name != best
         )
         return (
             f"Keeping {middle} of {width} directions at {curves.hook_point}, {best} leaves the lowest "
-            f"loss, {losses[best]:.3f} (PCA {losses['PCA']:.3f}, weighted PCA "
-            f"{losses['weighted PCA']:.3f}, random {losses['random']:.3f}, unablated "
-            f"{curves.baseline:.3f}); {compared}."
+            f"loss, {losses[best]:.3f} nats per token ({others}; unablated {curves.baseline:.3f})."
         )
 
     def save(self, folder: Path) -> list[Path]:
@@ -67,11 +65,11 @@ def run_demo(
     seed: int = 0,
     progress: bool = True,
 ) -> Demo:
-    """Collect on `train`, ablate on `heldout`, for six bases at one hook point.
+    """Collect on `train`, ablate on `heldout`, for seven bases at one hook point.
 
     Args:
         model: a language model.
-        train: data to make the bases from.
+        train: a `datasets.Dataset` to make the bases from.
         heldout: data to score them on.
         hook_point: where.
         ranks: how many components to keep; nine by default, from none to all.
@@ -88,12 +86,21 @@ def run_demo(
         progress=progress,
     )
     loss, fisher = stats["loss"][hook_point], stats["fisher"][hook_point]
+    metric = path_metric(
+        model,
+        train.select(range(min(200, len(train)))),
+        hook_point,
+        pca(loss),
+        batch_size=batch_size,
+        progress=False,
+    )
     bases = {
         "PCA": pca(loss),
         "PCA, uncentred": pca(loss, center=False),
         "weighted PCA": weighted_pca(loss),
         "weighted PCA, uncentred": weighted_pca(loss, center=False),
         "Fisher-metric PCA": metric_pca(fisher),
+        "path-metric PCA": metric_pca(loss, metric),
         "random": random_basis(loss, seed=seed),
     }
     curves = ablation_curves(
