@@ -4,8 +4,8 @@
     python benchmarks/dictionary.py report --out results.json --pictures docs/images
 
 `frontier` trains ReLU, ProLU-STE and ProLU-ReLU at five λ₁ and three seeds; `attribution` switches λ_a
-on over a factor of 13, to be set against the same kind's frontier at equal loss recovered; `helps`
-takes away, one by one, what is to make λ_a forgiving; `throughput` times training against its parts.
+on over a factor of 13 to 20, to be set against the same kind's frontier at equal loss recovered; `helps`
+changes, one at a time, what is meant to make λ_a forgiving; `throughput` times training against its parts.
 Activations and gradients are cached once. Results are kept run by run: a run that stopped goes on.
 """
 
@@ -42,9 +42,12 @@ LAMBDA_1 = {
     "prolu_ste": (0.01, 0.03, 0.06, 0.12, 0.25),
     "prolu_relu": (0.003, 0.01, 0.02, 0.04, 0.08),
 }
-LAMBDA_A = (0.03, 0.05, 0.1, 0.2, 0.4)
-BASE = {"prolu_ste": 0.001}
-"""λ₁ beside λ_a: next to nothing, so that it is λ_a that makes features sparse."""
+LAMBDA_A = {
+    "relu": (0.01, 0.02, 0.05, 0.1, 0.2),
+    "prolu_ste": (0.03, 0.05, 0.1, 0.2, 0.4),
+}
+BASE = {"relu": 0.03, "prolu_ste": 0.001}
+"""λ₁ beside λ_a: small, so that it is λ_a that makes features sparse."""
 NAMES = {"relu": "ReLU", "prolu_ste": "ProLU-STE", "prolu_relu": "ProLU-ReLU"}
 COLORS = {"relu": "#bbbbbb", "prolu_ste": "#4477aa", "prolu_relu": "#ee6677"}
 HELPS = [
@@ -129,7 +132,7 @@ def plan(parts: list[str]) -> list[dict]:
                     "attribution": a,
                 }
                 for kind, base in BASE.items()
-                for a in LAMBDA_A
+                for a in LAMBDA_A[kind]
             ]
     if "helps" in parts:
         base = {"kind": "prolu_ste", "seed": 0, "sparsity": BASE["prolu_ste"], "attribution": 0.1}
@@ -277,7 +280,7 @@ def report(results: list[dict], pictures: Path | None) -> None:
         print(f"{NAMES[kind]:12} {np.mean([r['negative'] for r in rows]):.0%}")
     print("\nAttribution L0 against the baseline whose λ₁ gives the same loss recovered")
     for kind in BASE:
-        for a in LAMBDA_A:
+        for a in LAMBDA_A[kind]:
             falls, losses, holders = [], [], []
             for seed in seeds:
                 base = points(results, "frontier", kind, seed)
@@ -287,8 +290,8 @@ def report(results: list[dict], pictures: Path | None) -> None:
                     )
                     losses.append(row["loss_recovered"])
                     holders.append(row["attribution_l0"])
-            if len(falls) > 1:
-                mean, half = interval(falls)
+            if falls:
+                mean, half = interval(falls) if len(falls) > 1 else (falls[0], float("nan"))
                 print(
                     f"{NAMES[kind]:10} λ_a {a:<5} attribution L0 {np.mean(holders):5.2f}  loss recovered "
                     f"{np.mean(losses):.4f}  fall {mean:.0%} ± {half:.0%}"
@@ -313,6 +316,9 @@ def draw(results: list[dict], seeds: list[int], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def line(ax, rows_by_seed, x, y, **style):
+        ax.set_xscale("log")
+        ax.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        ax.minorticks_off()
         for rows in rows_by_seed:
             rows = sorted(rows, key=lambda r: r[x])
             ax.plot([r[x] for r in rows], [r[y] for r in rows], "o-", markersize=3, **style)
@@ -322,7 +328,7 @@ def draw(results: list[dict], seeds: list[int], folder: Path) -> None:
     for kind, name in NAMES.items():
         rows = [points(results, "frontier", kind, s) for s in seeds]
         line(ax, rows, "l0", "loss_recovered", color=COLORS[kind], label=name)
-    ax.set(xlabel="L0: features at a token", ylabel="loss recovered", xscale="log")
+    ax.set(xlabel="L0: features at a token", ylabel="loss recovered")
     ax.set_title("One line a seed; up and to the left is better", fontsize=10)
     ax.legend(frameon=False)
     fig.savefig(folder / "dictionary-frontier.png", dpi=150)
@@ -343,7 +349,7 @@ def draw(results: list[dict], seeds: list[int], folder: Path) -> None:
             ax, off, "attribution_l0", "loss_recovered", color="#bbbbbb", label="λ_a = 0, λ₁ varied"
         )
         line(ax, on, "attribution_l0", "loss_recovered", color="#228833", label="λ_a on, varied")
-        ax.set(xlabel="attribution L0", xscale="log", title=NAMES[kind])
+        ax.set(xlabel="attribution L0", title=NAMES[kind])
     axes[0][0].set_ylabel("loss recovered")
     axes[0][0].legend(frameon=False)
     fig.savefig(folder / "dictionary-attribution.png", dpi=150)

@@ -40,9 +40,9 @@ class Recipe:
     """How features are summed in the λ₁ term."""
     attribution_unit: AttributionUnit = "total"
     """"total": Σ_i|a_i| / √Σ_i a_i², from 1 for one feature that does all to √n for n that do the same.
-    It asks for fewer, not for smaller, attributions: nothing is gained by shrinking them, and that is
-    what makes λ_a forgiving. "token": Σ_i|a_i| / √(gᵀCg). "stream": Σ_i|a_i| / √tr(QC). The latter two
-    shrink the features that matter most (docs/dictionaries.md has measurements)."""
+    It asks for fewer attributions, not for smaller ones: shrinking all of them together gains nothing.
+    "token": Σ_i|a_i| / √(gᵀCg). "stream": Σ_i|a_i| / √tr(QC). These two also fall when features shrink,
+    those with the largest effect first."""
     learning_rate: float = 3e-3
     """Of Adam, at its height."""
     batch_size: int = 1024
