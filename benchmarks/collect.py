@@ -13,9 +13,10 @@ Three sides take turns in one process, on a GPT-2-shaped model with random weigh
     python benchmarks/collect.py --quick            # small shapes, under a minute: CI
     python benchmarks/collect.py --only recompute   # one of: time, memory, flat, recompute, kronfluence
 
-Peak memory is the kernel's own high-water mark of resident memory (VmHWM), one process a side, reset
-once the model is built: Linux only. Times are wall time, and want a quiet machine; `--cpu` counts CPU seconds of one
-thread instead, which others who use the machine disturb less.
+Peak memory is the kernel's own high-water mark of resident memory (VmHWM), one process a side,
+reset once the model is built, with an allocator that gives freed blocks back: Linux with glibc
+only. Times are wall time, and want a quiet machine; `--cpu`
+counts CPU seconds of one thread instead, which others who use the machine disturb less.
 """
 
 from __future__ import annotations
@@ -177,7 +178,13 @@ def peak(shape: dict[str, int], side: str, which: str, n: int, length: int, batc
     """Peak resident memory above that of the built model, in MB, in a process of its own."""
     task = json.dumps([shape, side, which, n, length, batch])
     command = [sys.executable, __file__, "--peak-of", task]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Every large block is given back to the system when it is freed, so that what is seen is what is
+    # in use, and not how far the allocator's heap has been broken up.
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"The memory measurement failed: {done.stderr.strip().splitlines()[-1]}")
     return float(done.stdout.split()[-1])

@@ -88,8 +88,8 @@ def collect(
     Args:
         model: a HookedTransformer, a TransformerBridge, or anything with `hook_dict` and `hooks()`.
         data: a tensor [n, pos] of tokens, a DataLoader, an iterable of [batch, pos] tensors or of
-            dicts with `input_ids`/`tokens` and `attention_mask`, or a Hugging Face dataset. What it
-            yields goes to the model as it is.
+            dicts with `input_ids`/`tokens` and `attention_mask`, a Hugging Face dataset, or a `shard`
+            of any of these. What it yields goes to the model as it is.
         hook_points: a name, several, or a predicate: TransformerLens's `names_filter`. Activations
             [batch, d] are sequences of length 1; [batch, pos, head, d_head] is one space of
             head·d_head.

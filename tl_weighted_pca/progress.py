@@ -59,5 +59,13 @@ class Progress:
         self._done += batch.n_tokens
         if not self._exact and self._n_batches:
             expected = round(self._done * self._n_batches / self._seen)
-            self._bar.total = min(expected, self._limit or expected)
+            self._expect(min(expected, self._limit or expected))
         self._bar.update(batch.n_tokens)
+
+    def _expect(self, total: int) -> None:
+        self._bar.total = total
+        # A notebook's bar keeps a total of its own; tqdm's `reset` sets it, but forgets the time.
+        container = getattr(self._bar, "container", None)
+        if container is not None:
+            container.children[1].max = total
+            container.children[1].bar_style, container.children[1].layout.width = "", None
