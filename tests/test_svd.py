@@ -18,7 +18,9 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def with_singular_values(l: int, values: torch.Tensor, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+def with_singular_values(
+    l: int, values: torch.Tensor, dtype: torch.dtype, seed: int = 0
+) -> torch.Tensor:
     """An l × m matrix with these m singular values, rounded to dtype."""
     m = len(values)
     U = torch.linalg.qr(random(l, m, dtype=torch.float64, seed=seed)).Q
@@ -46,7 +48,13 @@ def _columns(dtype: torch.dtype) -> torch.Tensor:
 
 def _batch_of_all_sorts(dtype: torch.dtype) -> torch.Tensor:
     zero = torch.zeros(300, 32, dtype=dtype)
-    kinds = [random(300, 32, dtype=dtype), _condition(12, dtype), zero, _deficient(dtype), _repeated(dtype)]
+    kinds = [
+        random(300, 32, dtype=dtype),
+        _condition(12, dtype),
+        zero,
+        _deficient(dtype),
+        _repeated(dtype),
+    ]
     return torch.stack(kinds)
 
 
@@ -55,9 +63,15 @@ FAMILY = {
     "single head": lambda t: (random(768, 64, dtype=t), random(64, 768, dtype=t, seed=1)),
     "batch": lambda t: (random(2, 3, 200, 20, dtype=t), random(2, 3, 20, 300, dtype=t, seed=1)),
     "leading one": lambda t: (random(1, 300, 32, dtype=t), random(1, 32, 300, dtype=t, seed=1)),
-    "leading ones": lambda t: (random(1, 2, 1, 9, 8, dtype=t), random(1, 2, 1, 8, 9, dtype=t, seed=1)),
+    "leading ones": lambda t: (
+        random(1, 2, 1, 9, 8, dtype=t),
+        random(1, 2, 1, 8, 9, dtype=t, seed=1),
+    ),
     "mid larger": lambda t: (random(40, 300, dtype=t), random(300, 50, dtype=t, seed=1)),
-    "mid larger, wide": lambda t: (random(2, 20, 100, dtype=t), random(2, 100, 400, dtype=t, seed=1)),
+    "mid larger, wide": lambda t: (
+        random(2, 20, 100, dtype=t),
+        random(2, 100, 400, dtype=t, seed=1),
+    ),
     "mid larger, tall": lambda t: (random(400, 100, dtype=t), random(100, 20, dtype=t, seed=1)),
     "square": lambda t: (random(64, 64, dtype=t), random(64, 64, dtype=t, seed=1)),
     "tiny": lambda t: (random(3, 2, dtype=t), random(2, 4, dtype=t, seed=1)),
@@ -81,7 +95,10 @@ FAMILY = {
     "tiny scale": lambda t: (random(300, 32, dtype=t) * 1e-18, random(32, 280, dtype=t) * 1e-18),
     "huge scale": lambda t: (random(300, 32, dtype=t) * 1e18, random(32, 280, dtype=t) * 1e17),
     "both scales": lambda t: (random(300, 32, dtype=t) * 1e18, random(32, 280, dtype=t) * 1e-18),
-    "cancelling": lambda t: (random(300, 32, dtype=t), _deficient(t).mT - _deficient(t).mT * (1 + 1e-6)),
+    "cancelling": lambda t: (
+        random(300, 32, dtype=t),
+        _deficient(t).mT - _deficient(t).mT * (1 + 1e-6),
+    ),
 }
 
 
@@ -133,7 +150,9 @@ def test_vectors_agree_with_the_dense_svd_up_to_sign(name, dtype):
     U, _, V_T = svd(A, B)
     sign = (U.double() * dense_U[..., :k]).sum(-2).sign()
     tolerance = 1e-3 if dtype == torch.float32 else 1e-10
-    torch.testing.assert_close(U.double(), dense_U[..., :k] * sign[..., None, :], atol=tolerance, rtol=0)
+    torch.testing.assert_close(
+        U.double(), dense_U[..., :k] * sign[..., None, :], atol=tolerance, rtol=0
+    )
     dense_V_T = dense_V_T[..., :k, :] * sign[..., None]
     torch.testing.assert_close(V_T.double(), dense_V_T, atol=tolerance, rtol=0)
 
@@ -149,7 +168,10 @@ def test_vectors_agree_with_the_dense_svd_up_to_sign(name, dtype):
 def test_any_shape(batch, sizes, rank, wide, seed):
     l, m, r = sizes
     dtype = torch.float64 if wide else torch.float32
-    A, B = random(*batch, l, m, dtype=dtype, seed=seed), random(*batch, m, r, dtype=dtype, seed=seed + 1)
+    A, B = (
+        random(*batch, l, m, dtype=dtype, seed=seed),
+        random(*batch, m, r, dtype=dtype, seed=seed + 1),
+    )
     A[..., rank:] = 0
     U, S, V_T = svd(A, B)
     k = min(l, m, r)
@@ -169,7 +191,9 @@ def test_any_shape(batch, sizes, rank, wide, seed):
 def test_any_conditioning_in_a_batch(n, m, sizes, log10, seed):
     """Every matrix of the batch goes its own way, Cholesky or Householder."""
     l, r = sizes
-    A = torch.stack([with_singular_values(l, torch.logspace(0, -c, m), torch.float32, seed) for c in log10])
+    A = torch.stack(
+        [with_singular_values(l, torch.logspace(0, -c, m), torch.float32, seed) for c in log10]
+    )
     A, B = A.repeat(n, 1, 1), random(5 * n, m, r, seed=seed)
     result = svd(A, B)
     assert max(errors(A, B, *result)) < 20 * torch.finfo(torch.float32).eps
@@ -254,7 +278,9 @@ def test_what_is_repeated_is_computed_once(monkeypatch):
     assert U.shape == (50, 200, 20)
 
 
-@pytest.mark.parametrize(("l", "m", "r"), [(6, 3, 5), (3, 5, 4), (5, 5, 5), (2, 4, 7), (4, 1, 3), (40, 3, 4)])
+@pytest.mark.parametrize(
+    ("l", "m", "r"), [(6, 3, 5), (3, 5, 4), (5, 5, 5), (2, 4, 7), (4, 1, 3), (40, 3, 4)]
+)
 class TestGradients:
     """In float64, where singular values are apart. Signs are locally constant, so U itself is smooth."""
 
@@ -336,7 +362,9 @@ def test_no_graph_where_none_is_wanted():
 
 @pytest.mark.parametrize("size", [(3, 2, 4), (50, 20, 60), (400, 64, 400), (5, 40, 5)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("value", "kind"), [(math.nan, "NaN"), (math.inf, "infinity"), (-math.inf, "infinity")])
+@pytest.mark.parametrize(
+    ("value", "kind"), [(math.nan, "NaN"), (math.inf, "infinity"), (-math.inf, "infinity")]
+)
 @pytest.mark.parametrize("factor", ["A", "B"])
 def test_names_the_factor_that_is_not_finite(factor, value, kind, dtype, size):
     l, m, r = size
@@ -353,7 +381,11 @@ def test_names_the_factor_that_is_not_finite(factor, value, kind, dtype, size):
         (("OV",), TypeError, "given one str"),
         ((random(3, 2), "B"), TypeError, "Factor B is str"),
         ((random(3, 2), torch.ones(2, 2, dtype=torch.int64)), TypeError, "Factor B is torch.int64"),
-        ((random(3, 2).to(torch.complex64), random(2, 2)), TypeError, "Factor A is torch.complex64"),
+        (
+            (random(3, 2).to(torch.complex64), random(2, 2)),
+            TypeError,
+            "Factor A is torch.complex64",
+        ),
         ((random(3), random(3, 3)), ValueError, "two dimensions"),
         ((random(3, 2), random(3, 2)), ValueError, "don't multiply"),
         ((random(2, 3, 2), random(4, 2, 2)), ValueError, "don't broadcast"),
