@@ -61,5 +61,13 @@ def test_wrong_input_is_one_sentence(tmp_path, arguments, message):
 
 def test_help_explains_every_option():
     text = plain(run("demo", "--help").output)
-    for option in ("--hook", "--out", "--stories", "--heldout", "--ranks", "--batch-size", "--seed"):
+    for option in (
+        "--hook",
+        "--out",
+        "--stories",
+        "--heldout",
+        "--ranks",
+        "--batch-size",
+        "--seed",
+    ):
         assert option in text

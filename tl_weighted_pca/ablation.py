@@ -258,7 +258,9 @@ class Downstream:
             return shaken(tensor)
 
         def in_place(tensor: Tensor, hook: Any) -> Tensor:
-            repeated = any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+            repeated = any(
+                s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
+            )
             if repeated or tensor.untyped_storage().data_ptr() in ours:
                 return shaken(tensor)
             return tensor.copy_(shaken(tensor))

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from tl_weighted_pca.plots import MARKERS, PALETTE
+from tl_weighted_pca.plots import MARKERS, PALETTE, Picture
 
 if TYPE_CHECKING:
     from tl_weighted_pca.ansatz import FeatureAnsatz, WeightAnsatz
@@ -128,7 +128,9 @@ def _chosen(
 def _panels(kinds: Sequence[str], columns: int) -> tuple[Figure, dict[str, Axes]]:
     columns = min(columns, len(kinds))
     lines = math.ceil(len(kinds) / columns)
-    figure = Figure(figsize=(3.0 * columns + 0.6, 2.7 * lines + 0.8), dpi=120, layout="constrained")
+    figure = Picture(
+        figsize=(3.0 * columns + 0.6, 2.7 * lines + 0.8), dpi=120, layout="constrained"
+    )
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten().tolist()
     for ax in axes[len(kinds) :]:
         ax.set_visible(False)

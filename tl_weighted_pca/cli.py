@@ -75,9 +75,13 @@ def demo(
     """
     with one_sentence(debug):
         # Not at the top: `--help` should not wait for torch.
+        import torch
+
         from tl_weighted_pca import embedded
         from tl_weighted_pca.demo import run_demo
 
+        # The model is so small that two threads only wait for each other.
+        torch.set_num_threads(1)
         steps = [int(part) for part in ranks.split(",")] if ranks.strip() else None
         model = embedded.load_model(model_class or None)  # type: ignore[arg-type]
         found = run_demo(

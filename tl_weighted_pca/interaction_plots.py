@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tl_weighted_pca.interaction_graph import InteractionGraph
-from tl_weighted_pca.plots import PALETTE
+from tl_weighted_pca.plots import PALETTE, Picture
 
 
 def plot_interaction_graph(
@@ -44,7 +44,7 @@ def plot_interaction_graph(
     shown = {name: min(features, len(v)) for name, v in graph.variances.items()}
     at = _places(graph, shown)
     tallest = max(shown.values())
-    figure = Figure(
+    figure = Picture(
         figsize=(2.6 * len(names) + 0.8, 1.2 + 0.11 * max(tallest, 24)),
         dpi=120,
         layout="constrained",

@@ -192,7 +192,8 @@ def _decompose(A: Tensor, B: Tensor) -> SVD:
         U, S, V_T = _decompose(A.cpu(), B.cpu())
         return SVD(U.to(A.device), S.to(A.device), V_T.to(A.device))
     l, m, r = *A.shape[-2:], B.shape[-1]
-    batch, n = (), 1
+    batch: tuple[int, ...] = ()
+    n = 1
     if A.ndim > 2 or B.ndim > 2:
         batch = _broadcast(A, B)
         A, B = _once(A), _once(B)
