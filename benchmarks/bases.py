@@ -137,7 +137,11 @@ def main() -> None:
                 lines.append(
                     f"| {name} | " + " | ".join([*cells, *shown, f"{seconds[name]:.1f}"]) + " |"
                 )
-            floored = sorted({str(warning.message) for warning in caught})
+            floored = (
+                ["\n*Some excesses were not positive, and floored at their interval's half-width.*"]
+                if caught
+                else []
+            )
         residual = hook_point.endswith("resid_post")
         if arguments.limit_steps and residual:
             trained = limit(
@@ -150,7 +154,7 @@ def main() -> None:
             )
         lines += [
             f"\nCollection shared by all: {seconds['collect']:.1f} s.",
-            *(f"\n*{text}*" for text in floored),
+            *floored,
         ]
         print("\n".join(lines[-len(bases) - 8 :]), flush=True)
         if arguments.picture and hook_point == HOOK_POINTS[2]:

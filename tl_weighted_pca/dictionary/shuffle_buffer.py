@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def shuffled_blocks(
             if filled == capacity:
                 end = Place(at.epoch, at.batch, at.row + used)
                 generator = torch.Generator().manual_seed(
-                    hash((seed, end.epoch, end.batch, end.row)) % 2**63
+                    zlib.crc32(f"{seed} {end.epoch} {end.batch} {end.row}".encode())
                 )
                 order = torch.randperm(capacity, generator=generator).to(x.device)
                 yield (x[order], None if new_g is None else g[order]), end
