@@ -121,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time and check the SVD of factored matrices.")
     parser.add_argument("--seconds", type=float, default=12, help="for each case")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--exactly", help="the case of this name")
     arguments = parser.parse_args()
 
     print(
@@ -134,7 +135,7 @@ def main() -> None:
     )
     print("|---|---|---:|---:|---:|---:|---:|---|---|")
     for case in CASES:
-        if arguments.only not in case.name:
+        if arguments.only not in case.name or arguments.exactly not in (None, case.name):
             continue
         A, B = factors(case)
         sides = {

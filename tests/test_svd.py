@@ -1,6 +1,7 @@
 """`svd` of a product: by mathematical property, over one family of matrices, beside two references."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -394,6 +395,64 @@ def test_names_the_factor_that_is_not_finite(factor, value, kind, dtype, size):
 def test_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         svd(*arguments)
+
+
+def test_a_product_that_overflows_is_said_to():
+    A = random(2, 30, 4, dtype=torch.float64) * 1e200
+    with pytest.raises(ValueError, match="overflows"):
+        svd(A, A.mT)
+    U, S, V_T = svd(A, A.mT * 1e-200 * 1e-200)
+    torch.testing.assert_close(U * S[..., None, :] @ V_T, A * 1e-200 @ (A.mT * 1e-200))
+
+
+class TestThreads:
+    """Large batches go to threads of their own, which no one else may notice."""
+
+    @staticmethod
+    def factors():
+        return random(40, 500, 64), random(40, 64, 500, seed=1)
+
+    def test_same_result(self):
+        A, B = self.factors()
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            several = svd(A, B)
+            assert torch.get_num_threads() == 3
+            defaults = []
+            new = threading.Thread(target=lambda: defaults.append(torch.get_num_threads()))
+            new.start()
+            new.join()
+            assert defaults == [3]
+            torch.set_num_threads(1)
+            one = svd(A, B)
+        finally:
+            torch.set_num_threads(threads)
+        for x, y in zip(several, one, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+    def test_errors_arrive(self):
+        A, B = self.factors()
+        B[-1, 0, 0] = math.nan
+        with pytest.raises(ValueError, match="Factor B holds NaN"):
+            svd(A, B)
+
+    def test_inference_mode_and_gradients(self):
+        A, B = self.factors()
+        with torch.inference_mode():
+            assert svd(A, B).U.is_inference()
+        A.requires_grad_()
+        U, S, _ = svd(A, B)
+        (U[..., 0].sum() + S.sum()).backward()
+        assert A.grad.isfinite().all()
+
+
+def test_works_under_functional_transforms():
+    A, B = random(6, 3, dtype=torch.float64), random(3, 5, dtype=torch.float64)
+    functional = torch.func.grad(lambda A: svdvals(A, B).sum())(A)
+    A.requires_grad_()
+    svdvals(A, B).sum().backward()
+    torch.testing.assert_close(functional, A.grad)
 
 
 def test_takes_any_factored_matrix_and_is_a_named_tuple():

@@ -85,7 +85,7 @@ def svd(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> SVD:
 def svdvals(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> Float[Tensor, "*batch k"]:
     """S of `svd`: the k = min(l, m, r) largest singular values of M = A B, descending; the others are zero.
 
-    Arguments, dtype and errors are those of `svd`. The gradient is right for repeated and zero values too.
+    Arguments, dtype and errors are those of `svd`. The gradient is finite for repeated and zero values too.
     """
     return svd(matrix, B).S
 
@@ -230,7 +230,7 @@ def _from_product(A: Tensor, B: Tensor) -> SVD:
     """LAPACK's SVD of A B in float64."""
     C = A.double() @ B.double()
     if not math.isfinite(C.sum()):
-        _require_finite(A, B)
+        _require_finite(A, B, C)
     U, S, V_T = torch.linalg.svd(C, full_matrices=False)
     k = A.shape[-1]
     if S.shape[-1] > k:
@@ -243,7 +243,7 @@ def _by_householder(A: Tensor, B: Tensor) -> SVD:
     Q_B, R_B = torch.linalg.qr(B.mT.double())
     C = R_A @ R_B.mT
     if not math.isfinite(C.sum()):
-        _require_finite(A, B)
+        _require_finite(A, B, C)
     W, S, Z_T = torch.linalg.svd(C)
     return _finish(Q_A @ W, S, Z_T @ Q_B.mT, A.dtype)
 
@@ -261,7 +261,7 @@ def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
         right = _orthonormalise(B[part].mT)
         C = left.R @ right.R.mT
         if not math.isfinite(C.sum()):
-            _require_finite(A[part], B[part])
+            _require_finite(A[part], B[part], C)
         W, s, Z = _core_svd(C)
         S[part] = s
         _rotate(left, W, out=U[part])
@@ -291,16 +291,17 @@ def _for_each(pieces: list[slice], task: Callable[[slice], None], threads: int) 
         with mode():  # of the thread, as the number of threads is
             task(piece)
 
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        results = [pool.submit(alone, piece) for piece in pieces]
-    # What was set for a thread is the default of those to come: put that right.
-    torch.set_num_threads(threads)
-    for result in results:
-        result.result()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for result in [pool.submit(alone, piece) for piece in pieces]:
+                result.result()
+    finally:
+        # What was set for a thread is the default of those to come: put that right.
+        torch.set_num_threads(threads)
 
 
 class _Frame(NamedTuple):
-    """A tall matrix Q R with orthonormal Q = X T (T = I where None)."""
+    """A tall matrix Q R with orthonormal Q = X T."""
 
     X: Tensor
     T: Tensor
@@ -395,11 +396,13 @@ def _sign_weights(l: int, dtype: torch.dtype, device: torch.device) -> tuple[Ten
     return falling[:, None], torch.ones((), dtype=dtype, device=device)
 
 
-def _require_finite(A: Tensor, B: Tensor) -> None:
-    """Name the factor that isn't finite. One NaN reaches every sum, so only the small core C is watched."""
+def _require_finite(A: Tensor, B: Tensor, C: Tensor) -> None:
+    """Say what isn't finite. One NaN reaches the sum of the core C, so no more than that is watched."""
     for name, X in (("A", A), ("B", B)):
         if not X.isfinite().all():
             kind = "NaN" if X.isnan().any() else "infinity"
             raise ValueError(
                 f"Factor {name} holds {kind}, so its SVD doesn't exist: remove or replace it first."
             )
+    if not C.isfinite().all():
+        raise ValueError("The product A B overflows float64: scale the factors down first.")
