@@ -308,23 +308,23 @@ class _Frame(NamedTuple):
     R: Tensor
 
 
-def _orthonormalise(narrow: Tensor) -> _Frame:
-    """Cholesky-QR in float64 of each float32 matrix [n, l, m] where it is safe, else Householder's QR."""
-    X = narrow.double()
-    m = X.shape[-1]
-    G = _gram(X)
+def _orthonormalise(X: Tensor) -> _Frame:
+    """Cholesky-QR in float64 of each float32 matrix [n, l, m] where that is safe, else Householder's QR."""
+    wide, m = X.double(), X.shape[-1]
+    G = _gram(wide)
     L, breakdown = torch.linalg.cholesky_ex(G)
-    identity = torch.eye(m, dtype=X.dtype, device=X.device).expand_as(L)
+    identity = torch.eye(m, dtype=G.dtype, device=G.device).expand_as(L)
     T = torch.linalg.solve_triangular(L.mT, identity, upper=True)
     squares = G.diagonal(dim1=-2, dim2=-1)
     condition = (m * (T.square().sum(-1) * squares).sum(-1)).sqrt()
     unsafe = (breakdown != 0) | ~(condition < _SAFE_CONDITION)  # NaN is unsafe
     if unsafe.any():
-        Q, R = torch.linalg.qr(X[unsafe])
-        X[unsafe], L[unsafe], T[unsafe] = Q, R.mT, identity[unsafe]
-    elif m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m):
-        X = narrow
-    return _Frame(X, T, L.mT)
+        Q, R = torch.linalg.qr(wide[unsafe])
+        X = X.clone()
+        X[unsafe], wide[unsafe], L[unsafe] = Q.float(), Q, R.mT
+        T[unsafe], condition[unsafe] = identity[unsafe], m
+    narrow = m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m)
+    return _Frame(X if narrow else wide, T, L.mT)
 
 
 def _gram(X: Tensor) -> Tensor:
