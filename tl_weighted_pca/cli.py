@@ -106,12 +106,12 @@ def _table(curves: AblationCurves) -> Table:
     table = Table(
         title=f"Held-out loss by components kept at {curves.hook_point} (nats per token)",
         caption="area: the mean excess loss over ranks. relative: the excess over PCA's, geometric mean "
-        "over ranks d/8 to d/2, with its 95% interval.",
+        "over ranks d/8 to d/2, ± half its 95% interval.",
     )
     names = list(curves.per_sequence)
     table.add_column("kept", justify="right")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for i, rank in enumerate(curves.ranks):
         losses = [curves.scores[name][i] for name in names]
         lowest = f"{min(losses):.3f}"
@@ -123,7 +123,7 @@ def _table(curves: AblationCurves) -> Table:
         ratios = [curves.relative_excess(name, to="PCA", ranks=middle) for name in names]
     except ValueError:  # no rank in the middle was asked for
         return table
-    table.add_row("relative", *(f"{r:.2f}\n{r.low:.2f}–{r.high:.2f}" for r in ratios))
+    table.add_row("relative", *(f"{r:.2f}\n±{(r.high - r.low) / 2:.2f}" for r in ratios))
     return table
 
 
