@@ -91,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the table here, as Markdown")
     parser.add_argument("--picture", type=Path, help="write the picture of one hook point here")
+    parser.add_argument("--hook", action="append", help="only at this hook point")
     parser.add_argument("--quick", action="store_true", help="few stories, one hook point")
     parser.add_argument("--train", type=int, default=800, help="training stories")
     parser.add_argument("--heldout", type=int, default=300, help="held-out stories")
@@ -103,7 +104,7 @@ def main() -> None:
     model = wpca.embedded.load_model()
     train = wpca.embedded.stories("train", arguments.train)
     heldout = wpca.embedded.stories("heldout", arguments.heldout)
-    hook_points = HOOK_POINTS[1:2] if arguments.quick else HOOK_POINTS
+    hook_points = arguments.hook or (HOOK_POINTS[1:2] if arguments.quick else HOOK_POINTS)
     lines = []
     for hook_point in hook_points:
         bases, seconds = bases_at(model, train, min(300, arguments.train), hook_point)

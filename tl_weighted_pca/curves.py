@@ -117,7 +117,8 @@ class AblationCurves:
         """exp mean_k log[(score_b(k) − baseline) / (score_to(k) − baseline)]: below 1 beats `to`.
 
         The geometric mean over ranks, by default those from d/8 to 7d/8 that were evaluated. An
-        excess that is not positive is floored at its interval's half-width, with a warning.
+        excess that is not positive is floored at its interval's half-width, with a warning, and any at
+        the rounding of float32, a millionth of the baseline.
 
         Raises:
             ValueError: if no such rank was evaluated.
@@ -143,9 +144,16 @@ class AblationCurves:
                 resampled.quantile((1 - level) / 2, 1),
                 resampled.quantile((1 + level) / 2, 1),
             )
-            floor = ((high - low) / 2).clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+            # Below the rounding of float32 scores an excess is nothing, and its logarithm is noise.
+            rounding = max(1e-6 * abs(self.baseline), torch.finfo(torch.float64).tiny)
+            floor = ((high - low) / 2).clamp(min=rounding)[:, None]
             floored += [(which, k) for k, p in zip(chosen, point[:, 0], strict=True) if p <= 0]
-            logs.append([torch.where(e > 0, e, floor).log().mean(0) for e in (point, resampled)])
+            logs.append(
+                [
+                    torch.where(e > 0, e.clamp(min=rounding), floor).log().mean(0)
+                    for e in (point, resampled)
+                ]
+            )
         if floored:
             where = ", ".join(f"{which} at rank {k}" for which, k in floored)
             warnings.warn(
