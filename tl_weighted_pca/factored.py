@@ -1,7 +1,7 @@
 """M = A B that decomposes as `torch.linalg` does and takes part in torch functions.
 
-`svd` and its mathematics are in `svd.py`, `use_linalg_svd` is in `circuits.py`. Both are imported here:
-this is the module to import from.
+`svd` is in `svd.py`, its mathematics in `decompose.py`, `use_linalg_svd` in `circuits.py`. This is the module
+to import all of them from.
 """
 
 from __future__ import annotations

@@ -1,0 +1,279 @@
+"""Singular value decomposition of a product M = A B, from its factors A [l, m] and B [m, r].
+
+    A = Q_A R_A,   Bᵀ = Q_B R_B,   C = R_A R_Bᵀ = W S Zᵀ   ⇒   M = (Q_A W) S (Q_B Z)ᵀ
+
+The tall factors are only orthonormalised; the SVD itself is that of the small core C [m, m] (Golub and Van
+Loan, *Matrix Computations*, 5.2 and 8.6). Three observations make it quick for float32 factors, with errors
+below those of working in float32 throughout:
+
+1. *Cholesky-QR.* AᵀA = RᵀR gives Q = A R⁻¹ at the price of matrix products. With the Gram matrix in float64
+   ‖QᵀQ − I‖ ≲ 2⁻⁵³ κ², κ = √m ‖D R⁻¹‖_F ≥ cond(A D⁻¹), D the norms of A's columns: columns of different
+   sizes do no harm (van der Sluis 1969). κ is computed, not estimated. Those matrices of a batch for which
+   it is too large, or whose Cholesky breaks down, take Householder's QR instead.
+2. *Half the core.* eigh(CᵀC) in float64 is right to √ε₆₄ ≈ 1e-8 of the largest singular value, less than
+   float32 resolves. C Z then has orthogonal columns W S. Where they span too many orders of magnitude for
+   that to hold, one QR of C Z (Householder's doesn't mind columns of different sizes) makes W orthonormal.
+3. *Q is never formed.* U = A (R_A⁻¹ W): one product with the tall factor.
+
+float64 factors get Householder's QR and LAPACK's SVD: squaring would cost them half of their digits. So do
+small ones, where all of this takes longer than it saves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Cholesky-QR is used up to this κ: the loss of orthogonality is then 2⁻²⁵, under float32's rounding.
+_SAFE_CONDITION = 2.0**14
+# Up to this ‖D R⁻¹‖_F = κ / √m the last product is in float32, which rounds a vector of U by 2⁻²⁴ as much.
+_NARROW_CONDITION = 2.0**5
+# Singular values of the core further apart than this ask for the QR of observation 2: 2⁻⁵³ (2¹²)² = 2⁻²⁹.
+_CORE_RANGE = 2.0**12
+# Bytes of a piece of the batch in float64: enough to make calls worth it, little enough to stay in cache.
+_PIECE_BYTES = 8 * 2**20
+# Below this many multiplications in AᵀA and BBᵀ the steps of Cholesky-QR cost more than they save.
+_SMALL = 2**20
+# Above this many, pieces of the batch are worth threads of their own.
+_LARGE = 2**25
+
+
+class SVD(NamedTuple):
+    """M = U diag(S) V_T, as from `torch.linalg.svd`: it is the *rows* of V_T that are right vectors."""
+
+    U: Float[Tensor, "*batch l k"]
+    S: Float[Tensor, "*batch k"]
+    V_T: Float[Tensor, "*batch k r"]
+
+
+def decompose(A: Tensor, B: Tensor) -> SVD:
+    """The SVD of A B, both of one dtype, float32 or float64: the method is chosen by size.
+
+    What is repeated along a leading dimension (stride 0) is computed once.
+    """
+    if A.is_mps:  # has no float64
+        U, S, V_T = decompose(A.cpu(), B.cpu())
+        return SVD(U.to(A.device), S.to(A.device), V_T.to(A.device))
+    l, m, r = *A.shape[-2:], B.shape[-1]
+    batch: tuple[int, ...] = ()
+    n = 1
+    if A.ndim > 2 or B.ndim > 2:
+        batch = broadcast_batch(A, B)
+        A, B = _once(A), _once(B)
+        n = broadcast_batch(A, B).numel()
+    work = n * (l + r) * m * m
+    if work * l * r == 0:
+        k = min(l, m, r)
+        return SVD(A.new_empty(*batch, l, k), A.new_empty(*batch, k), A.new_empty(*batch, k, r))
+    if min(l, r) <= 1.25 * m or l * r <= 40:
+        # The product is as small as its factors, or too small for anything else to pay.
+        result = _from_product(A, B)
+    elif work < _SMALL or A.dtype == torch.float64:
+        result = _by_householder(A, B)
+    else:
+        result = _by_cholesky(A, B)
+    if result.S.shape[:-1] != batch:
+        result = SVD(*(X.expand(*batch, *X.shape[len(batch) :]) for X in result))
+    return result
+
+
+def broadcast_batch(A: Tensor, B: Tensor) -> torch.Size:
+    """The leading dimensions of A B."""
+    if A.shape[:-2] == B.shape[:-2]:  # asking torch takes longer than the SVD of a small matrix
+        return A.shape[:-2]
+    return torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+
+
+def _once(X: Tensor) -> Tensor:
+    """X with one copy of what its leading dimensions only repeat."""
+    strides = X.stride()[:-2]
+    return X[tuple(slice(None if s else 1) for s in strides)] if 0 in strides else X
+
+
+def _from_product(A: Tensor, B: Tensor) -> SVD:
+    """LAPACK's SVD of A B in float64."""
+    C = A.double() @ B.double()
+    if not math.isfinite(C.sum()):
+        _require_finite(A, B, C)
+    U, S, V_T = torch.linalg.svd(C, full_matrices=False)
+    k = A.shape[-1]
+    if S.shape[-1] > k:
+        U, S, V_T = U[..., :k], S[..., :k], V_T[..., :k, :]
+    return _finish(U, S, V_T, A.dtype)
+
+
+def _by_householder(A: Tensor, B: Tensor) -> SVD:
+    Q_A, R_A = torch.linalg.qr(A.double())
+    Q_B, R_B = torch.linalg.qr(B.mT.double())
+    C = R_A @ R_B.mT
+    if not math.isfinite(C.sum()):
+        _require_finite(A, B, C)
+    W, S, Z_T = torch.linalg.svd(C)
+    return _finish(Q_A @ W, S, Z_T @ Q_B.mT, A.dtype)
+
+
+def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
+    """The quick way for float32, in pieces of the batch that stay in cache."""
+    (l, m), r, batch = A.shape[-2:], B.shape[-1], broadcast_batch(A, B)
+    A = A.expand(*batch, l, m).reshape(-1, l, m)
+    B = B.expand(*batch, m, r).reshape(-1, m, r)
+    n = A.shape[0]
+    U, S, V_T = A.new_empty(n, l, m), A.new_empty(n, m), A.new_empty(n, m, r)
+
+    def decompose(part: slice) -> None:
+        left = _orthonormalise(A[part])
+        right = _orthonormalise(B[part].mT)
+        C = left.R @ right.R.mT
+        if not math.isfinite(C.sum()):
+            _require_finite(A[part], B[part], C)
+        W, s, Z = _core_svd(C)
+        S[part] = s
+        _rotate(left, W, out=U[part])
+        sign = _signs(U[part])
+        U[part] *= sign.unsqueeze(-2)
+        _rotate(right, Z * sign.unsqueeze(-2), out=V_T[part].mT)
+
+    threads = torch.get_num_threads() if A.is_cpu and n * (l + r) * m**2 > _LARGE else 1
+    step = max(1, min(_PIECE_BYTES // (8 * m * (l + r)), math.ceil(n / threads)))
+    _for_each([slice(i, i + step) for i in range(0, n, step)], decompose, threads)
+    return SVD(U.view(*batch, l, m), S.view(*batch, m), V_T.view(*batch, m, r))
+
+
+def _for_each(pieces: list[slice], task: Callable[[slice], None], threads: int) -> None:
+    """task of each piece, in threads that compute by themselves.
+
+    LAPACK takes the matrices of a batch one by one, and gains next to nothing from a second core for matrices
+    of this size; pieces of the batch gain all of it.
+    """
+    if threads == 1 or len(pieces) == 1:
+        for piece in pieces:
+            task(piece)
+        return
+    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+
+    def alone(piece: slice) -> None:
+        with mode():  # of the thread, as the number of threads is
+            task(piece)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for result in [pool.submit(alone, piece) for piece in pieces]:
+                result.result()
+    finally:
+        # What was set for a thread is the default of those to come: put that right.
+        torch.set_num_threads(threads)
+
+
+class _Frame(NamedTuple):
+    """A tall matrix Q R with orthonormal Q = X T."""
+
+    X: Tensor
+    T: Tensor
+    R: Tensor
+
+
+def _orthonormalise(X: Tensor) -> _Frame:
+    """Cholesky-QR in float64 of each float32 matrix [n, l, m] where that is safe, else Householder's QR."""
+    wide, m = X.double(), X.shape[-1]
+    G = _gram(wide)
+    L, breakdown = torch.linalg.cholesky_ex(G)
+    identity = torch.eye(m, dtype=G.dtype, device=G.device).expand_as(L)
+    T = torch.linalg.solve_triangular(L.mT, identity, upper=True)
+    squares = G.diagonal(dim1=-2, dim2=-1)
+    condition = (m * (T.square().sum(-1) * squares).sum(-1)).sqrt()
+    unsafe = (breakdown != 0) | ~(condition < _SAFE_CONDITION)  # NaN is unsafe
+    if unsafe.any():
+        Q, R = torch.linalg.qr(wide[unsafe])
+        X = X.clone()
+        X[unsafe], wide[unsafe], L[unsafe] = Q.float(), Q, R.mT
+        T[unsafe], condition[unsafe] = identity[unsafe], m
+    narrow = m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m)
+    return _Frame(X if narrow else wide, T, L.mT)
+
+
+def _gram(X: Tensor) -> Tensor:
+    """The lower triangle of XᵀX by blocks; those above it, which Cholesky doesn't read, are left unset."""
+    m = X.shape[-1]
+    G = X.new_empty(X.shape[0], m, m)
+    for i in range(0, m, 32):
+        torch.bmm(X[..., i : i + 32].mT, X[..., : i + 32], out=G[:, i : i + 32, : i + 32])
+    return G
+
+
+def _core_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C [n, m, m] = W diag(s) Zᵀ to √ε of the largest singular value, by way of eigh(CᵀC)."""
+    Z = torch.linalg.eigh(C.mT @ C).eigenvectors.flip(-1)
+    CZ = C @ Z
+    s = torch.linalg.vector_norm(CZ, dim=-2)
+    W = CZ / s[..., None, :]
+    spread = ~(s[..., -1] * _CORE_RANGE > s[..., 0])
+    if spread.any():
+        Q, R = torch.linalg.qr(CZ[spread])
+        d = R.diagonal(dim1=-2, dim2=-1)
+        W[spread], s[spread] = Q * torch.where(d < 0, -1, 1)[..., None, :], d.abs()
+    if (s[..., 1:] > s[..., :-1]).any():  # by rounding, among values that are nearly equal
+        s, order = s.sort(descending=True, stable=True)
+        W = W.take_along_dim(order[..., None, :], -1)
+        Z = Z.take_along_dim(order[..., None, :], -1)
+    return W, s, Z
+
+
+def _rotate(frame: _Frame, W: Tensor, out: Tensor) -> None:
+    """out = Q W."""
+    rotation = (frame.T @ W).to(frame.X.dtype)
+    if frame.X.dtype == out.dtype:
+        torch.bmm(frame.X, rotation, out=out)
+    else:
+        out.copy_(frame.X @ rotation)
+
+
+def _polish(Q: Tensor) -> Tensor:
+    """One Newton step towards the nearest matrix with orthonormal columns: Q − Q (QᵀQ − I) / 2.
+
+    Products of orthogonal matrices drift by some ten ε; from there a single step arrives at rounding.
+    """
+    excess = Q.mT @ Q
+    excess.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return Q - Q @ excess / 2
+
+
+def _finish(U: Tensor, S: Tensor, V_T: Tensor, dtype: torch.dtype) -> SVD:
+    """Results in float64, brought to `dtype` and to their signs."""
+    if dtype == torch.float32:
+        U, S, V_T = U.float(), S.float(), V_T.float()
+    elif S.shape[-1] > 4:
+        U, V_T = _polish(U), _polish(V_T.mT).mT
+    sign = _signs(U)
+    return SVD(U * sign.unsqueeze(-2), S, V_T * sign.unsqueeze(-1))
+
+
+def _signs(U: Tensor) -> Tensor:
+    """±1 for each column u of U: the sign of its entry with the largest |u_i| (1 − i / 2l)."""
+    falling, one = _sign_weights(U.shape[-2], U.dtype, U.device)
+    weighted = U * falling
+    return torch.copysign(one, weighted.amax(-2) + weighted.amin(-2))
+
+
+@lru_cache(maxsize=32)
+def _sign_weights(l: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    falling = 1 - torch.arange(l, dtype=dtype, device=device) / (2 * l)
+    return falling[:, None], torch.ones((), dtype=dtype, device=device)
+
+
+def _require_finite(A: Tensor, B: Tensor, C: Tensor) -> None:
+    """Say what isn't finite. One NaN reaches the sum of the core C, so no more than that is watched."""
+    for name, X in (("A", A), ("B", B)):
+        if not X.isfinite().all():
+            kind = "NaN" if X.isnan().any() else "infinity"
+            raise ValueError(
+                f"Factor {name} holds {kind}, so its SVD doesn't exist: remove or replace it first."
+            )
+    if not C.isfinite().all():
+        raise ValueError("The product A B overflows float64: scale the factors down first.")
