@@ -4,9 +4,11 @@ import re
 
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import tl_weighted_pca as wpca
+from tl_weighted_pca import cli
 from tl_weighted_pca.cli import app
 
 SMALL = ["--stories", "40", "--heldout", "20", "--no-progress"]
@@ -47,7 +49,8 @@ def test_same_seed_same_numbers(tmp_path):
     [
         (["--hook", "blocks.2.hook_resid_pst"], "Error: The model has no hook point"),
         (["--ranks", "8,80"], r"Error: ranks \[80\] are outside 0\.\.64"),
-        (["--ranks", "eight"], "Error: .*eight"),
+        (["--ranks", "eight"], "Error: --ranks is 'eight'; expected whole numbers with commas"),
+        (["--hook", "blocks.2.attn.hook_pattern"], "Error: .* carries an attention pattern"),
         (["--model-class", "GPT"], "Error: .*GPT"),
     ],
 )
@@ -57,6 +60,21 @@ def test_wrong_input_is_one_sentence(tmp_path, arguments, message):
     assert re.search(message, plain(result.output))
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_keeps_its_brackets(capsys):
+    """A shape such as [batch, pos] is a style tag to rich, which would swallow it."""
+    with pytest.raises(typer.Exit), cli.one_sentence(debug=False):
+        raise ValueError("expected [batch, pos] or [/bold]")
+    assert capsys.readouterr().err.strip() == "Error: expected [batch, pos] or [/bold]"
+
+
+def test_a_file_in_the_folders_place_is_refused_at_once(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    result = run("demo", "--out", tmp_path / "out", *SMALL)
+    assert result.exit_code == 2
+    assert "is a file" in plain(result.output)
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_help_explains_every_option():

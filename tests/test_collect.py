@@ -381,6 +381,13 @@ def test_half_precision_models_have_float32_products(dtype, tokens):
     assert relative(got.activation.second, einsum("b s i, b s j -> i j", F, F)) < 1e-5
 
 
+def test_large_finite_float16_numbers_are_no_infinity():
+    mlp, x = TinyMLP(), torch.full((64, 5), 6e4).half()
+    mlp.first.half(), mlp.second.half()
+    pairs = list(wpca.stream_pairs(mlp, x, "hook_in", objective=None, batch_size=64))
+    assert torch.equal(pairs[0]["hook_in"].activations[:, 0], x)
+
+
 def test_saved_collections_come_back_to_the_bit(best_model, tokens, tmp_path):
     names = ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z"]
     stats = wpca.collect(best_model, tokens, names, per_head=True, progress=False)

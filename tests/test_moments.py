@@ -168,6 +168,16 @@ def test_a_batch_with_nan_is_left_out_whole():
     assert before.n_tokens == after.n_tokens
 
 
+def test_a_first_batch_with_nan_leaves_nothing_behind():
+    F, g = (x.float() for x in pairs(mean=1e4))
+    accumulator = MomentAccumulator()
+    with pytest.raises(NonFiniteError):
+        accumulator.update(F.clone().fill_(float("nan")), g)
+    after, clean = accumulator.update(F, g).result(), MomentAccumulator().update(F, g).result()
+    # To the bit: about a shift of the sound batch, and not about zero, where digits are lost.
+    assert torch.equal(after.activation.shifted_second, clean.activation.shifted_second)
+
+
 def test_wide_spaces_take_the_blocked_product():
     F, g = pairs(n=3, s=4, d=530)
     moments = MomentAccumulator().update(F, g).result()

@@ -234,6 +234,21 @@ class TestBasis:
         assert torch.equal(loaded.total, basis.total)
         assert (loaded.method, loaded.provenance) == (basis.method, basis.provenance)
 
+    def test_a_basis_that_cannot_be_written_leaves_the_old_one(self, tmp_path, monkeypatch):
+        m, _, _ = moments()
+        path = tmp_path / "b.safetensors"
+        wpca.pca(m).save(path)
+        before = path.read_bytes()
+
+        def no_space(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.replace", no_space)
+        with pytest.raises(OSError, match="No space left on device; what was there before"):
+            wpca.metric_pca(m).save(path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+
     def test_wrong_use_is_told_in_a_sentence(self, tmp_path):
         m, F, _ = moments()
         basis = wpca.pca(m)

@@ -286,6 +286,8 @@ class MomentAccumulator:
         for sums in self._sums.values():
             sums.discard()
         self._batch, self._counts = None, (0, 0)
+        if not self.n_tokens:  # the shift was that batch's mean, and is for a sound one to give
+            self.shift, self._sums = None, {}
 
     def update(
         self,
@@ -375,10 +377,7 @@ class MomentAccumulator:
     def _start(self, rows: Tensor, mask: Tensor | None, n_tokens: int) -> None:
         """Fix the shift at the mean of the first rows seen, and lay out the sums."""
         kept = rows if mask is None else rows.masked_fill(~mask[..., None], 0.0)
-        mean = kept.sum((-3, -2)) / n_tokens
-        # A non-finite first batch is refused at commit; it must not poison the shift.
-        finite = bool(torch.isfinite(mean).all())
-        self.shift = mean if finite else torch.zeros_like(mean)
+        self.shift = kept.sum((-3, -2)) / n_tokens
         self._lay_out(rows.shape[:-3], rows.shape[-1], rows.device)
 
     def _lay_out(self, lead: torch.Size, width: int, device: torch.device) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from tl_weighted_pca.files import write_atomically
 from tl_weighted_pca.moments import Provenance
 
 _FORMAT = "tl_weighted_pca.Basis/1"
@@ -143,13 +143,11 @@ class Basis:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file that `Basis.load` reads."""
-        tensors = {
-            name: getattr(self, name).detach().cpu().contiguous()
-            for name in ("encoder", "decoder", "center", "eigenvalues", "total")
-        }
+        """Write a safetensors file that `Basis.load` reads; one in its place is replaced whole."""
+        names = ("encoder", "decoder", "center", "eigenvalues", "total")
+        tensors = {name: getattr(self, name) for name in names}
         header = {"method": self.method, "provenance": dataclasses.asdict(self.provenance)}
-        save_file(tensors, path, {"format": _FORMAT, "basis": json.dumps(header)})
+        write_atomically(path, tensors, {"format": _FORMAT, "basis": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Basis:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def one_sentence(debug: bool) -> Iterator[None]:
     except (ValueError, TypeError, OSError) as error:
         if debug:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {error}", highlight=False)
+        # Escaped: to rich a shape such as [batch, pos] is a tag, and vanishes.
+        sentence = f"[bold red]Error:[/] {escape(str(error))}"
+        Console(stderr=True, soft_wrap=True).print(sentence, highlight=False)
         raise typer.Exit(1) from error
 
 
@@ -46,7 +49,8 @@ def demo(
         str, typer.Option(help="The hook point: where to compare the bases.")
     ] = "blocks.2.hook_resid_post",
     out: Annotated[
-        Path, typer.Option(help="Folder for the picture, the table and the bases.")
+        Path,
+        typer.Option(file_okay=False, help="Folder for the picture, the table and the bases."),
     ] = Path("demo-out"),
     stories: Annotated[
         int, typer.Option(min=1, help="Training stories to make the bases from.")
@@ -82,7 +86,7 @@ def demo(
 
         # The model is so small that two threads only wait for each other.
         torch.set_num_threads(1)
-        steps = [int(part) for part in ranks.split(",")] if ranks.strip() else None
+        steps = _ranks(ranks)
         model = embedded.load_model(model_class or None)  # type: ignore[arg-type]
         found = run_demo(
             model,
@@ -94,11 +98,21 @@ def demo(
             seed=seed,
             progress=progress,
         )
-        files = found.save(out)
-    console = Console()
-    console.print(_table(found.curves))
-    console.print(found.sentence(), highlight=False)
-    console.print(f"Written to {out}: {', '.join(file.name for file in files)}.", highlight=False)
+        console = Console()
+        # Ahead of the files: a full disk must not cost what was found.
+        console.print(_table(found.curves))
+        console.print(found.sentence(), highlight=False)
+        written = ", ".join(file.name for file in found.save(out))
+        console.print(f"Written to {out}: {written}.", highlight=False, markup=False)
+
+
+def _ranks(text: str) -> list[int] | None:
+    try:
+        return [int(part) for part in text.split(",")] if text.strip() else None
+    except ValueError as error:
+        raise ValueError(
+            f"--ranks is {text!r}; expected whole numbers with commas between them, such as '0,16,32'."
+        ) from error
 
 
 def _table(curves: AblationCurves) -> Table:
@@ -109,7 +123,7 @@ def _table(curves: AblationCurves) -> Table:
         "over ranks d/8 to d/2, ± half its 95% interval.",
     )
     names = list(curves.per_sequence)
-    table.add_column("kept", justify="right")
+    table.add_column("kept", justify="right", no_wrap=True, min_width=len("relative"))
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for i, rank in enumerate(curves.ranks):

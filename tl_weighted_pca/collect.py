@@ -134,14 +134,14 @@ def collect(
     needed = objectives if graph else {}
     names = resolve(model, hook_points)
     # Several names can mean one hook point (the bridge has aliases): it is recorded once.
-    leader: dict[int, str] = {}
-    for name in names:
-        leader.setdefault(id(model.hook_dict[name]), name)
+    points = model.hook_dict
+    first_of: dict[int, str] = {}
+    leader = {name: first_of.setdefault(id(points[name]), name) for name in names}
     accumulators = {
         name: MomentAccumulator(
             row_metric, statistics=kept, objectives=tuple(needed) or ("",), per_head=per_head
         )
-        for name in leader.values()
+        for name in first_of.values()
     }
     metric, whose = row_metric_name(row_metric), model_name(model)
     settings = {
@@ -155,7 +155,7 @@ def collect(
         what = objective_name(objectives[key]) if key in needed else ""
         found = {}
         for name in names:
-            moments = accumulators[leader[id(model.hook_dict[name])]].result(key)
+            moments = accumulators[leader[name]].result(key)
             found[name] = replace(moments, provenance=Provenance(whose, name, what, metric))
         return Collection(found, settings)
 

@@ -26,7 +26,7 @@ class Demo:
     def sentence(self) -> str:
         """What the table shows, in one sentence."""
         curves, width = self.curves, self.curves.width
-        # A third of the directions: enough for a basis to work, and too few to work by itself.
+        # Three eighths of the directions: with more, any basis serves, and with fewer none does.
         middle = min(curves.ranks, key=lambda k: abs(k - 3 * width / 8))
         at = curves.ranks.index(middle)
         losses = {name: scores[at] for name, scores in curves.scores.items()}

@@ -28,7 +28,8 @@ def uninterrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        # None: a handler that was not set from Python, and cannot be put back by it.
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
         if arrived:
             if not callable(before):
                 raise KeyboardInterrupt

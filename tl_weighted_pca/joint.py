@@ -47,7 +47,7 @@ def joint_pca(
     J_k = E[(g·(f − f̂_k))²] over tokens, F_k = E‖Q^½(f − f̂_k)‖² with the token-averaged Q. Starts from
     `metric_pca(moments)`; the ranks are nested, and every rank counts by its ratio. α is chosen by J
     on held-out pairs, and the Fisher-metric basis itself is kept where nothing beats it there. Takes
-    `steps` · 6 · `batch_size` · d² floating-point operations for each α, and the memory of `max_pairs`
+    `steps` · 12 · `batch_size` · d² floating-point operations for each α, and the memory of `max_pairs`
     pairs of vectors, whatever the number of tokens.
 
     Args:
@@ -62,7 +62,8 @@ def joint_pca(
         seed: of the sample and the batches.
 
     Returns:
-        An oblique basis; eigenvalues are the falls of J with each component, on all pairs kept.
+        An oblique basis; eigenvalues are the falls of J with each component, on all pairs kept, in the
+        order of the components, in which they need not descend.
 
     Raises:
         ValueError: if there are no pairs, α is outside 0..1, or the moments are per head.

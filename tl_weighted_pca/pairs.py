@@ -90,7 +90,8 @@ class _PairSink:
     def check(self) -> list[Tensor]:
         assert self.activations is not None
         kept = [self.activations, *self.gradients]
-        return [(x if self.mask is None else x[self.mask]).sum() for x in kept]
+        # In float32: a sum of many finite float16 numbers need not be one.
+        return [(x if self.mask is None else x[self.mask]).float().sum() for x in kept]
 
     def commit(self) -> None:
         """Nothing to do: `taken` reads it."""
