@@ -16,17 +16,17 @@ import time
 import torch
 from torch import Tensor
 
-from tl_weighted_pca.accumulator import _symmetric_product
+from tl_weighted_pca.running_sums import symmetric_product
 
 
 def short(rows: Tensor, g: Tensor) -> Tensor:
     mixed = (g @ g.mT) @ rows
-    return _symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
+    return symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
 
 
 def long(rows: Tensor, g: Tensor) -> Tensor:
     crossed = (g.mT @ rows).flatten(-3, -2)
-    return _symmetric_product(crossed, crossed)
+    return symmetric_product(crossed, crossed)
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ import torch
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
-from tl_weighted_pca.ablation import Downstream
 from tl_weighted_pca.data import batches
 from tl_weighted_pca.dictionary import (
     Recipe,
@@ -30,6 +29,7 @@ from tl_weighted_pca.dictionary import (
     train_dictionary,
 )
 from tl_weighted_pca.dictionary.evaluation import _Sums
+from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.moments import Moments, SecondMoment
 from tl_weighted_pca.objectives import Run, target_losses
 from tl_weighted_pca.quiet_model import quiet

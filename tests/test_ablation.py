@@ -6,8 +6,8 @@ from conftest import KINDS
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
-from tl_weighted_pca.ablation import Downstream
 from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.downstream import Downstream
 
 HOOK = "blocks.2.hook_resid_post"
 RANKS = [0, 8, 24, 48, 64]

@@ -80,6 +80,16 @@ def test_resuming_gives_the_same_dictionary_to_the_bit(best_model, heldout, tmp_
     assert torch.equal(again.W_dec, whole.W_dec)
     with pytest.raises(ValueError, match=r"another run: it differs in recipe"):
         train(best_model, tensor, Recipe(sparsity=9.0), checkpoint=path, **settings)
+    moments = wpca.collect(best_model, tensor[:4], HOOK, progress=False)[HOOK]
+    with pytest.raises(ValueError, match="another run: it differs in basis"):
+        train(best_model, tensor, recipe, checkpoint=path, basis=wpca.pca(moments), **settings)
+    with pytest.raises(ValueError, match="another run: its units are not those of these `moments`"):
+        train(best_model, tensor, recipe, checkpoint=path, moments=moments, **settings)
+    changed = wpca.embedded.load_model()
+    with torch.no_grad():
+        next(iter(changed.parameters()))[0] += 1
+    with pytest.raises(ValueError, match="another run: it differs in weights"):
+        train(changed, tensor, recipe, checkpoint=path, **settings)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         train(best_model, tensor, recipe, checkpoint=path, **settings)

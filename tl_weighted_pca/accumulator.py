@@ -10,9 +10,8 @@ They cross near S = d/√2 by count, and at 0.75 d as `benchmarks/contraction.py
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
+from tl_weighted_pca.running_sums import Sums, full_precision, symmetric_product
 
 RowMetric = (
     Literal["identity", "gradient", "diagonal"]
@@ -31,9 +31,6 @@ RowMetric = (
 
 ROW_METRICS = ("identity", "gradient", "diagonal")
 STATISTICS = ("activation", "gradient", "weighted")
-
-_BLOCK = 192
-"""Column blocks of the symmetric products. At width 768, ten blocks of sixteen are computed."""
 
 _CROSSING = 0.75
 """S/d below which the contraction for short sequences is taken, as measured."""
@@ -58,100 +55,6 @@ def row_metric_name(row_metric: RowMetric) -> str:
 
 class NonFiniteError(ValueError):
     """NaN or infinity among activations or gradients."""
-
-
-@contextlib.contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """No TF32, no reduced-precision sums and no autocast inside; what was set before, after."""
-    # The two APIs of torch for this must not be mixed, so only the oldest, which all versions have.
-    before = torch.backends.cuda.matmul.allow_tf32 if device_type == "cuda" else False
-    if before:
-        torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.no_grad(), torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        if before:
-            torch.backends.cuda.matmul.allow_tf32 = True
-
-
-class _Sums:
-    """c, b and G of one moment: products of the batch under way, and float64 sums of those committed.
-
-    Only the block upper triangle of G is computed. A batch that fails half-way is dropped whole.
-    """
-
-    def __init__(self, lead: torch.Size, width: int, device: torch.device) -> None:
-        home = _home(device)
-        self.weight = torch.zeros(lead, dtype=torch.float64, device=home)
-        self.first = torch.zeros((*lead, width), dtype=torch.float64, device=home)
-        self.second = torch.zeros((*lead, width, width), dtype=torch.float64, device=home)
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def move(self, device: torch.device) -> None:
-        """Bring the sums to where activations on `device` are summed."""
-        home = _home(device)
-        self.weight, self.first = self.weight.to(home), self.first.to(home)
-        self.second = self.second.to(home)
-
-    def add(self, weight: Tensor, first: Tensor, second: Tensor, scale: float) -> None:
-        """Put `scale` times (c, b, G) beside what the batch has given so far."""
-        if scale != 1.0:
-            weight, first, second = weight * scale, first * scale, second.mul_(scale)
-        self._pending.append((weight, first, second))
-
-    def check(self) -> list[Tensor]:
-        """Scalars that are finite exactly when all that is pending is (but for off-diagonal overflow)."""
-        diagonals = [second.diagonal(dim1=-2, dim2=-1).sum() for _, _, second in self._pending]
-        return diagonals + [first.sum() + weight.sum() for weight, first, _ in self._pending]
-
-    def commit(self) -> None:
-        for weight, first, second in self._pending:
-            self.weight += weight.to(self.weight)
-            self.first += first.to(self.first.device)
-            second = second.to(self.second.device)
-            # Strip by strip: a float64 copy of the whole would go through memory twice more.
-            for start, stop in _strips(self.second.shape[-1]):
-                self.second[..., start:stop, start:] += second[..., start:stop, start:]
-        self._pending.clear()
-
-    def discard(self) -> None:
-        self._pending.clear()
-
-    def result(self, shift: Tensor) -> SecondMoment:
-        whole = self.second.clone()
-        for start, stop in _strips(whole.shape[-1]):
-            corner = whole[..., start:stop, start:stop]
-            corner.copy_(corner.triu() + corner.triu(1).mT)
-            whole[..., stop:, start:stop] = whole[..., start:stop, stop:].mT
-        return SecondMoment(self.weight.clone(), self.first.clone(), whole, shift.clone())
-
-
-def _home(device: torch.device) -> torch.device:
-    """Where float64 sums over activations on `device` live: beside them, but MPS has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def _strips(width: int) -> list[tuple[int, int]]:
-    """Rows of the block upper triangle: strip (a, b) holds columns a and up. A narrow one is whole."""
-    block = _BLOCK if width >= 2 * _BLOCK else width
-    return [(start, min(start + block, width)) for start in range(0, width, block)]
-
-
-def _symmetric_product(
-    left: Float[Tensor, "*head rows d"], right: Float[Tensor, "*head rows d"]
-) -> Float[Tensor, "*head d d"]:
-    """leftᵀ right where that is symmetric: the block upper triangle, and nothing meant below it."""
-    width = left.shape[-1]
-    strips = _strips(width)
-    if len(strips) == 1:
-        return left.mT @ right
-    product = left.new_empty((*left.shape[:-2], width, width))
-    for start, stop in strips:
-        torch.matmul(
-            left[..., start:stop].mT, right[..., start:], out=product[..., start:stop, start:]
-        )
-    return product
 
 
 @dataclasses.dataclass
@@ -197,7 +100,7 @@ class MomentAccumulator:
         self.n_tokens = 0
         self.n_sequences = 0
         self.shift: Tensor | None = None
-        self._sums: dict[tuple[str, str], _Sums] = {}
+        self._sums: dict[tuple[str, str], Sums] = {}
         self._batch: _Batch | None = None
         self._counts = (0, 0)
 
@@ -241,7 +144,7 @@ class MomentAccumulator:
                 flat = rows.flatten(-3, -2)
                 weight = torch.full(rows.shape[:-3], float(n_tokens), device=rows.device)
                 self._sums["activation", ""].add(
-                    weight, flat.sum(-2), _symmetric_product(flat, flat), 1.0
+                    weight, flat.sum(-2), symmetric_product(flat, flat), 1.0
                 )
         if gradients_to_come:
             self._batch = _Batch(rows, mask, gradients_to_come)
@@ -261,7 +164,7 @@ class MomentAccumulator:
                 flat = g.flatten(-3, -2)
                 weight = torch.full(g.shape[:-3], float(self._counts[0]), device=g.device)
                 self._sums["gradient", objective].add(
-                    weight, flat.sum(-2), _symmetric_product(flat, flat), scale
+                    weight, flat.sum(-2), symmetric_product(flat, flat), scale
                 )
             if ("weighted", objective) in self._sums:
                 self._sums["weighted", objective].add(*self._weighted(batch, g), scale)
@@ -393,7 +296,7 @@ class MomentAccumulator:
                 names.append(("gradient", objective))
             if weighted and self.row_metric != "identity":
                 names.append(("weighted", objective))
-        self._sums = {name: _Sums(lead, width, device) for name in names}
+        self._sums = {name: Sums(lead, width, device) for name in names}
 
     def _weighted(self, batch: _Batch, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(c, b, G) of this batch under the row metric, about the shift."""
@@ -405,20 +308,20 @@ class MomentAccumulator:
             first = torch.einsum("...bs,...bsd->...d", row_sums, rows)
             if rows.shape[-2] < _CROSSING * rows.shape[-1]:
                 mixed = (g @ g.mT) @ rows
-                second = _symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
+                second = symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
             else:
                 crossed = (g.mT @ rows).flatten(-3, -2)
-                second = _symmetric_product(crossed, crossed)
+                second = symmetric_product(crossed, crossed)
             return weight, first, second
         if self.row_metric == "diagonal":
             squared = g.square().sum(-1, keepdim=True)  # ‖g_s‖²
             scaled = squared * rows
             weight, first = squared.sum((-3, -2, -1)), scaled.sum((-3, -2))
-            return weight, first, _symmetric_product(rows.flatten(-3, -2), scaled.flatten(-3, -2))
+            return weight, first, symmetric_product(rows.flatten(-3, -2), scaled.flatten(-3, -2))
         metric = self._called_metric(batch, g)
         mixed = metric @ rows
         weight, first = metric.sum((-3, -2, -1)), mixed.sum((-3, -2))
-        return weight, first, _symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
+        return weight, first, symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
 
     def _called_metric(self, batch: _Batch, g: Tensor) -> Tensor:
         """M of a callable row metric, checked, with the rows and columns left out set to zero."""

@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tl_weighted_pca.ablation import Downstream, Score, _Scorer
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.curves import AblationCurves
 from tl_weighted_pca.data import Positions, batches
+from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.hook_points import hooked
 from tl_weighted_pca.interaction_graph import InteractionGraph, top_edges
 from tl_weighted_pca.quiet_model import quiet
+from tl_weighted_pca.scores import Score, Scorer
 
 
 def edge_ablation_curves(
@@ -64,7 +65,7 @@ def edge_ablation_curves(
     counts = sorted({int(n) for n in n_edges})
     if not counts or counts[0] < 0:
         raise ValueError(f"n_edges is {list(n_edges)}; expected numbers not below zero.")
-    scorer = _Scorer(score)
+    scorer = Scorer(score)
     sums: dict[str, list[Tensor]] = {name: [] for name in graphs}
     baseline, terms, order = [], [], []
     with quiet(model, gradients=False):

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_weighted_pca.ablation import Downstream
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.data import Batch, Positions, batches
+from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.hook_points import model_name, resolve
-from tl_weighted_pca.objectives import Run, counted_targets, language_logits, target_losses
 from tl_weighted_pca.quiet_model import quiet
+from tl_weighted_pca.scores import Scorer
 
 
 def optimize_basis(
@@ -72,6 +71,7 @@ def optimize_basis(
         )
     if loss not in ("loss", "kl"):
         raise ValueError(f"loss is {loss!r}; expected 'loss' or 'kl'.")
+    scorer = Scorer(loss)
     start = basis.truncate(k)
     every = list(batches(data, batch_size))
     n_heldout = max(1, len(every) // 10)
@@ -81,18 +81,18 @@ def optimize_basis(
     with quiet(model, gradients=True):
         downstream = Downstream(model, place, positions)
         bottleneck = _Bottleneck(start, next(model.parameters()).device)
-        before = _mean(downstream, bottleneck, heldout, loss)
+        before = _mean(downstream, bottleneck, heldout, scorer)
         optimiser = torch.optim.Adam(bottleneck.parameters, lr=lr, betas=(0.9, 0.99))
         bar = tqdm(range(steps), desc="Optimising", unit="step", disable=not progress)
         for step, batch in zip(bar, _forever(train), strict=False):
             for group in optimiser.param_groups:
                 group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-            value, n = _loss(downstream, bottleneck, batch, loss)
+            value, n = _sums(downstream, bottleneck, batch, scorer)
             optimiser.zero_grad()
             (value / n).backward()
             torch.nn.utils.clip_grad_norm_(bottleneck.parameters, 1.0)
             optimiser.step()
-        after = _mean(downstream, bottleneck, heldout, loss)
+        after = _mean(downstream, bottleneck, heldout, scorer)
     return bottleneck.basis() if after < before else start
 
 
@@ -119,26 +119,20 @@ class _Bottleneck:
         return dataclasses.replace(self.basis_of(*values), method="optimize_basis")
 
 
-def _loss(downstream: Downstream, edit: _Bottleneck, batch: Batch, loss: str) -> tuple[Tensor, int]:
-    """The loss of the edited run, summed, and the number of its terms."""
+def _sums(
+    downstream: Downstream, edit: _Bottleneck, batch: Batch, scorer: Scorer
+) -> tuple[Tensor, Tensor]:
+    """The scores of the edited run, summed, and the number of their terms."""
     with torch.no_grad():
         run = downstream.start(batch)
-    edited = Run(downstream.resume(edit), run.inputs, run.mask, run.sequence_index)
-    if loss == "loss":
-        values, counted = target_losses(edited), counted_targets(edited)
-    else:
-        logits = F.log_softmax(language_logits(edited), -1)
-        reference = F.log_softmax(run.output.to(logits), -1)
-        values = F.kl_div(logits, reference, reduction="none", log_target=True).sum(-1)
-        counted = run.mask
-        values = values if counted is None else values.masked_fill(~counted, 0.0)
-    return values.sum(), values.numel() if counted is None else int(counted.sum())
+    values, terms = scorer(run, downstream.resume(edit))
+    return values.sum(), terms.sum()
 
 
-def _mean(downstream: Downstream, edit: _Bottleneck, data: list[Batch], loss: str) -> float:
+def _mean(downstream: Downstream, edit: _Bottleneck, data: list[Batch], scorer: Scorer) -> float:
     with torch.no_grad():
-        sums = [_loss(downstream, edit, batch, loss) for batch in data]
-    return sum(float(value) for value, _ in sums) / sum(n for _, n in sums)
+        sums = [_sums(downstream, edit, batch, scorer) for batch in data]
+    return float(sum(value for value, _ in sums) / sum(n for _, n in sums))
 
 
 def _forever(data: list[Batch]) -> Iterator[Batch]:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.ablation import Downstream
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.data import Positions, batches
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
+from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.hook_points import model_name, resolve
 from tl_weighted_pca.objectives import (
     Objective,

@@ -69,23 +69,23 @@ def _closed(m: Tensor, b: Tensor) -> Tensor:
     return m <= (-b).clamp(min=0)
 
 
-def _forward(m: Tensor, b: Tensor) -> Tensor:
-    zero = m.new_zeros((), dtype=torch.result_type(m, b))
-    return torch.where(_closed(m, b), zero, m.to(zero.dtype))
-
-
-class _ReLULike(torch.autograd.Function):
-    """∂/∂m := gate, ∂/∂b := gate."""
+class _Gate(torch.autograd.Function):
+    """The forward pass, which both rules share."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(m: Tensor, b: Tensor) -> Tensor:
-        return _forward(m, b)
+        zero = m.new_zeros((), dtype=torch.result_type(m, b))
+        return torch.where(_closed(m, b), zero, m.to(zero.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+
+
+class _ReLULike(_Gate):
+    """∂/∂m := gate, ∂/∂b := gate."""
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,18 +94,8 @@ class _ReLULike(torch.autograd.Function):
         return _reduced(passed, m), _reduced(passed, b)
 
 
-class _StraightThrough(torch.autograd.Function):
+class _StraightThrough(_Gate):
     """∂/∂m := gate · (1 + m), ∂/∂b := gate · m."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(m: Tensor, b: Tensor) -> Tensor:
-        return _forward(m, b)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:

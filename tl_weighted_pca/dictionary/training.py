@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.checkpoint import fingerprint
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.data import Positions
 from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder
@@ -87,7 +90,8 @@ def train_dictionary(
 
     Raises:
         ValueError: for what `collect`, `Recipe` and `SparseAutoencoder` refuse; for one-shot data
-            without `moments`; for a checkpoint of another run, or a damaged one.
+            without `moments`; for a checkpoint of another run (other settings, weights, basis or
+            moments), or a damaged one.
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
     (hook_point,) = resolve(model, [hook_point])
@@ -105,10 +109,16 @@ def train_dictionary(
         "recipe": asdict(recipe), "n_features": n_features, "n_tokens": n_tokens, "kind": kind,
         "tied": tied, "relu_where_positive": relu_where_positive, "provenance": asdict(provenance),
         "positions": repr(positions), "batch_size": batch_size, "buffer_tokens": buffer_tokens,
+        "weights": fingerprint(model), "basis": None if basis is None else _digest(basis),
     }  # fmt: skip
     saved = _read(checkpoint, run)
     if saved is not None:
         units, place = saved.units, saved.place
+        if moments is not None and not _same(Units.of(moments), units):
+            raise ValueError(
+                f"The checkpoint {str(checkpoint)!r} is of another run: its units are not those of these "
+                "`moments`. Remove it to start anew, or pass the moments that it was made with."
+            )
     else:
         place = Place()
         if moments is None:
@@ -185,6 +195,20 @@ def _first_moments(
         positions=positions, batch_size=batch_size, max_tokens=_TOKENS_FOR_UNITS, progress=False,
     )  # fmt: skip
     return collection[hook_point]
+
+
+def _digest(basis: Basis) -> str:
+    """What tells one basis from another."""
+    digest = hashlib.blake2b(basis.method.encode(), digest_size=16)
+    for tensor in (basis.encoder, basis.decoder, basis.center):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _same(one: Units, other: Units) -> bool:
+    scales = (one.scale, one.attribution) == (other.scale, other.attribution)
+    pairs = ((one.center, other.center), (one.covariance, other.covariance))
+    return scales and all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
 class _Saved:
