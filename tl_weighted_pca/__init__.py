@@ -24,6 +24,7 @@ from tl_weighted_pca.objectives import (
     sampled_token_loss,
 )
 from tl_weighted_pca.optimize import optimize_basis
+from tl_weighted_pca.overlap import principal_angles, subspace_overlap
 from tl_weighted_pca.pairs import Pairs, stream_pairs
 from tl_weighted_pca.path_metric import path_metric
 from tl_weighted_pca.principal_components import (
@@ -73,10 +74,12 @@ __all__ = [
     "optimize_basis",
     "path_metric",
     "pca",
+    "principal_angles",
     "random_basis",
     "sampled_token_loss",
     "shard",
     "stream_pairs",
+    "subspace_overlap",
     "svd",
     "svdvals",
     "use_linalg_svd",

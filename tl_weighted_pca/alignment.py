@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.overlap import subspace_angles
+
 Square = Float[Tensor, "d d"]
 
 _FLOAT32 = torch.finfo(torch.float32).eps
@@ -107,7 +109,7 @@ def principal_angles(
         )
     ours = torch.linalg.svd(matrix, full_matrices=False).U[:, :k]
     theirs = torch.linalg.eigh(agop).eigenvectors.flip(-1)[:, :k]
-    return torch.linalg.svdvals(ours.mT @ theirs).clamp(max=1.0).arccos()
+    return subspace_angles(ours, theirs)
 
 
 def replaced_cosine(

@@ -1,0 +1,17 @@
+"""Pictures. Each function returns a matplotlib figure, to restyle or save as you like."""
+
+from tl_weighted_pca.plots.curves import plot_ablation_curves
+from tl_weighted_pca.plots.overlap import basis_overlap
+from tl_weighted_pca.plots.picture import MARKERS, PALETTE, Picture, styles
+from tl_weighted_pca.plots.spectra import eigenvalue_spectra, singular_value_spectra
+
+__all__ = [
+    "MARKERS",
+    "PALETTE",
+    "Picture",
+    "basis_overlap",
+    "eigenvalue_spectra",
+    "plot_ablation_curves",
+    "singular_value_spectra",
+    "styles",
+]

@@ -1,0 +1,68 @@
+"""The picture of ablation curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.plots.picture import canvas, styles
+
+_FLOOR = 1e-5
+"""Share of the largest excess below which a logarithmic axis would show little but noise."""
+
+_ROUNDING = 1e-6
+"""Share of the baseline that is the rounding of float32 scores."""
+
+
+def plot_ablation_curves(
+    curves: AblationCurves,
+    *,
+    excess: bool = True,
+    names: Mapping[str, str] | None = None,
+    level: float = 0.95,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Score by rank for each basis, with bootstrap bands and the unablated baseline.
+
+    Args:
+        curves: from `ablation_curves`.
+        excess: draw score − baseline on a logarithmic axis, where the middle ranks can be told apart,
+            with the baseline's value in words; otherwise the scores themselves, and the baseline as a
+            dashed line.
+        names: which curves, and what to call them; all by default.
+        level: of the bands.
+        title: above the axes; the hook point by default.
+        ax: to draw into; a new figure by default.
+    """
+    figure, ax = canvas(ax, (7.0, 4.5))
+    labels = dict(names) if names is not None else {name: name for name in curves.per_sequence}
+    estimates = {name: curves.excess(name, level=level) for name in labels}
+    # A logarithm has no place for what is zero to rounding, as at full rank: the line breaks there.
+    largest = max(max(values) for values in estimates.values())
+    floor = max(_FLOOR * largest, _ROUNDING * abs(curves.baseline)) if excess else -math.inf
+    offset = 0.0 if excess else curves.baseline
+    for name, style in styles(list(labels)).items():
+        mine = estimates[name]
+        values = [e + offset if e > floor else math.nan for e in mine]
+        low, high = [max(e.low, floor) + offset for e in mine], [e.high + offset for e in mine]
+        ax.plot(curves.ranks, values, label=labels[name], linewidth=1.6, markersize=5, **style)
+        ax.fill_between(
+            curves.ranks, low, high, where=[e > floor for e in mine], color=style["color"],
+            alpha=0.15, linewidth=0,
+        )  # fmt: skip
+    if excess:
+        ax.set_yscale("log")
+        ax.set_ylabel(f"excess {curves.unit}\nover the unablated {curves.baseline:.3f}")
+    else:
+        ax.axhline(curves.baseline, color="0.4", linestyle="--", linewidth=1, label="unablated")
+        ax.set_ylabel(curves.unit)
+    ax.set_xlabel(f"components kept (of {curves.width})")
+    ax.set_xticks(curves.ranks)
+    ax.set_title(title if title is not None else f"Node ablation at {curves.hook_point}")
+    ax.legend(frameon=False)
+    return figure

@@ -1,0 +1,191 @@
+"""Pictures of spectra: eigenvalues of bases, singular values by layer and head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.plots.picture import PALETTE, SEQUENCE, new_figure, plain, styles
+from tl_weighted_pca.svd import svdvals
+
+_UNITS = {
+    "pca": "activation²",
+    "random_basis": "activation²",
+    "gradient_pca": "gradient²",
+    "weighted_pca": "(activation · gradient)²",
+    "metric_pca": "metric · activation²",
+}
+"""What an eigenvalue of each method is measured in, per token."""
+
+_ROUNDING = torch.finfo(torch.float32).eps
+"""Below this share of the largest, an eigenvalue is rounding of the float32 that it came from."""
+
+
+def eigenvalue_spectra(
+    bases: Mapping[str, Basis] | Basis,
+    *,
+    normalized: bool | None = None,
+    title: str | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """λ_i by i on a logarithmic axis, and the cumulative share Σ_{j≤i} λ_j / Σ_j λ_j beside it.
+
+    The legend gives each basis's participation ratio (Σλ)² / Σλ², the number of equal eigenvalues
+    that would be as spread out. A basis per head has one line a head.
+
+    Args:
+        bases: one, or several by name. More than seven are coloured as a sequence, such as layers.
+        normalized: draw λ_i / Σ_j λ_j; by default where the bases' methods differ, and with them the
+            units of their eigenvalues.
+        title: above both panels; the hook point by default, if it is one.
+        axes: two, to draw into; a new figure by default.
+    """
+    named = {bases.method or "basis": bases} if isinstance(bases, Basis) else dict(bases)
+    if not named:
+        raise ValueError("No bases were given; pass one, or a dict such as {'pca': wpca.pca(m)}.")
+    methods = {basis.method for basis in named.values()}
+    normalized = len(methods) > 1 if normalized is None else normalized
+    figure, (left, right) = _two(axes)
+    floors = []
+    for name, style in styles(list(named)).items():
+        basis = named[name]
+        ratio = basis.total**2 / basis.eigenvalues.square().sum(-1)
+        label = f"{name} ({float(ratio.mean()):.1f})"
+        drawn = basis.explained_ratio if normalized else basis.eigenvalues
+        floors.append(_ROUNDING * float(drawn.max()))
+        heads = zip(
+            drawn.reshape(-1, basis.n_components),
+            basis.explained_ratio.cumsum(-1).reshape(-1, basis.n_components),
+            strict=True,
+        )
+        i = range(1, basis.n_components + 1)
+        line = dict(
+            style, markevery=max(1, basis.n_components // 10), markersize=4,
+            linewidth=0.7 if basis.per_head else 1.5,
+        )  # fmt: skip
+        for head, (values, shares) in enumerate(heads):
+            left.plot(i, values.tolist(), label="_" if head else label, **line)
+            right.plot(i, shares.tolist(), label="_" if head else label, **line)
+    left.set_yscale("log", nonpositive="mask")
+    left.set_ylim(bottom=max(left.get_ylim()[0], min(floors)))
+    units = {_UNITS.get(method, "") for method in methods}
+    unit = f" ({units.pop()} per token)" if len(units) == 1 and units != {""} else " per token"
+    left.set_ylabel("eigenvalue / sum of eigenvalues" if normalized else f"eigenvalue{unit}")
+    right.set_ylabel("cumulative share of eigenvalues")
+    right.set_ylim(0, 1.03)
+    for ax in (left, right):
+        ax.set_xlabel("component")
+    right.legend(
+        frameon=False, fontsize=8, title="basis (participation ratio)", title_fontsize=8,
+        loc="lower right",
+    )  # fmt: skip
+    places = {basis.provenance.hook_point for basis in named.values()}
+    place = places.pop() if len(places) == 1 else ""
+    if title or place:
+        figure.suptitle(title or f"Eigenvalues at {place}", fontsize=11)
+    return figure
+
+
+def singular_value_spectra(
+    matrix: Any, *, columns: int = 4, normalized: bool = False, title: str | None = None
+) -> Figure:
+    """σ_i by i for each head, one panel a layer.
+
+    Up to seven heads are lines on a logarithmic axis; more are strips of one heat map, a row a head,
+    where each can still be found.
+
+    Args:
+        matrix: a factored matrix [layer, head, l, r] such as `model.OV`, or its singular values S
+            [layer, head, k]; without layers, or without both, there is one panel.
+        columns: panels a row.
+        normalized: draw σ_i / σ_1, to compare shapes and not sizes.
+        title: above the picture.
+
+    Raises:
+        ValueError: for a tensor of more than three dimensions, or of none.
+    """
+    values = _by_head(matrix)
+    if normalized:
+        values = values / values[..., :1].clamp(min=torch.finfo(values.dtype).tiny)
+    layers, heads, k = values.shape
+    columns = min(columns, layers)
+    rows = math.ceil(layers / columns)
+    figure = new_figure((3.0 * columns + 1.2, 2.4 * rows + 0.7))
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for ax in panels.flat[layers:]:
+        ax.set_visible(False)
+    top = float(values.max())
+    bottom = max(float(values[values > 0].min()), _ROUNDING * top) if top > 0 else 0.0
+    if top <= 0:
+        raise ValueError("All singular values are zero: a logarithmic picture of them is empty.")
+    name = "σ / σ₁" if normalized else "singular value"
+    shown = list(panels.flat[:layers])
+    image = None
+    for layer, ax in enumerate(shown):
+        if layers > 1:
+            ax.set_title(f"layer {layer}", fontsize=10)
+        if heads <= len(PALETTE):
+            plain(ax)
+            for label, style in styles([f"head {h}" for h in range(heads)]).items():
+                head = int(label.split()[1])
+                ax.plot(
+                    range(1, k + 1), values[layer, head].tolist(), label=label, linewidth=1.3,
+                    markersize=3.5, markevery=(head * max(1, k // 40), max(1, k // 8)), **style,
+                )  # fmt: skip
+            ax.set_yscale("log", nonpositive="mask")
+            ax.set_ylim(bottom / 1.15, top * 1.15)
+        else:
+            image = ax.imshow(
+                values[layer].clamp(min=bottom).numpy(), aspect="auto", cmap=SEQUENCE,
+                interpolation="nearest", norm=LogNorm(bottom, top),
+                extent=(0.5, k + 0.5, heads - 0.5, -0.5),
+            )  # fmt: skip
+            ax.set_yticks(range(0, heads, max(1, heads // 6)))
+    for i, ax in enumerate(shown):
+        if i + columns >= layers:
+            ax.set_xlabel("component")
+            ax.xaxis.set_tick_params(labelbottom=True)
+        if i % columns == 0:
+            ax.set_ylabel("head" if image is not None else name)
+    if image is not None:
+        figure.colorbar(image, ax=shown, label=name, shrink=0.9)
+    elif heads > 1:
+        handles, labels = shown[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    if title is not None:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _two(axes: Sequence[Axes] | None) -> tuple[Figure, Sequence[Axes]]:
+    if axes is None:
+        figure: Figure = new_figure((9.5, 3.8))
+        return figure, [plain(ax) for ax in figure.subplots(1, 2)]
+    if len(axes) != 2:
+        raise ValueError(
+            f"{len(axes)} axes were given; expected two: eigenvalues, and their share."
+        )
+    found = axes[0].figure
+    assert isinstance(found, Figure)
+    return found, axes
+
+
+def _by_head(matrix: Any) -> Float[Tensor, "layer head k"]:
+    """Singular values, in float64 on the CPU, with missing leading dimensions put in."""
+    values = matrix if isinstance(matrix, Tensor) else svdvals(matrix)
+    if not 1 <= values.ndim <= 3:
+        raise ValueError(
+            f"Singular values of shape {tuple(values.shape)} were given; expected [layer, head, k], "
+            "[head, k] or [k], or a factored matrix: for a dense matrix take torch.linalg.svdvals first."
+        )
+    values = values.detach().cpu().double()
+    return values.reshape((1,) * (3 - values.ndim) + values.shape)
