@@ -7,7 +7,7 @@ import errno
 import glob
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -25,14 +25,45 @@ def write_atomically(
     Raises:
         OSError: if the disk is full or the folder cannot be written, naming the path.
     """
+    with _replacing(Path(path)) as temporary:
+        save_file(_apart(tensors), temporary, dict(metadata))
+
+
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text as `write_atomically` writes tensors.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written, naming the path.
+    """
+    with _replacing(Path(path)) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8", newline="\n")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise OSError now rather than after hours, if `write_atomically` could not write `path`."""
+    handle, temporary = _temporary_beside(Path(path))
+    os.close(handle)
+    os.unlink(temporary)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove the temporary files of processes that were killed while they wrote `path`."""
     target = Path(path)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[str]:
+    """A temporary file to write, which takes the place of `target` once the block ends well."""
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, f"Cannot write {target}: it is no ordinary file")
     handle, temporary = _temporary_beside(target)
     try:
         os.close(handle)
         try:
-            save_file(_apart(tensors), temporary, dict(metadata))
+            yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             # Temporary files are private; a result is as readable as any other file of the user's.
@@ -55,21 +86,6 @@ def write_atomically(
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise OSError now rather than after hours, if `write_atomically` could not write `path`."""
-    handle, temporary = _temporary_beside(Path(path))
-    os.close(handle)
-    os.unlink(temporary)
-
-
-def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove the temporary files of processes that were killed while they wrote `path`."""
-    target = Path(path)
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
 
 
 def _temporary_beside(target: Path) -> tuple[int, str]:

@@ -1,0 +1,82 @@
+"""The components that get cards: the leading ones of a basis, over one flat space."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tl_weighted_pca.basis import Basis
+
+
+@dataclass(frozen=True)
+class Components:
+    """The n components of highest eigenvalue, as a basis of one space [head·d_head] or [d].
+
+    A basis per head is one basis of that space, whose components touch one head each.
+    """
+
+    basis: Basis
+    """Their encoder [d, n], decoder [n, d] and eigenvalues; `total` is that of all heads together."""
+    places: list[tuple[int | None, int]]
+    """The head (None where the basis is over one space) and the number there of each."""
+
+    @classmethod
+    def leading(cls, basis: Basis, n: int) -> Components:
+        """The first n; in a basis per head the n of highest eigenvalue, whatever their head.
+
+        Raises:
+            ValueError: if n is below one.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; expected at least one component.")
+        if not basis.per_head:
+            n = min(n, basis.n_components)
+            return cls(basis.truncate(n), [(None, i) for i in range(n)])
+        heads, width, k = basis.encoder.shape
+        order = basis.eigenvalues.flatten().argsort(descending=True, stable=True)[:n]
+        head, number = order // k, order % k
+        each = torch.arange(len(order))
+        encoder = torch.zeros(heads, width, len(order), dtype=torch.float64)
+        decoder = torch.zeros(len(order), heads, width, dtype=torch.float64)
+        encoder[head, :, each] = basis.encoder[head, :, number]
+        decoder[each, head] = basis.decoder[head, number]
+        flat = dataclasses.replace(
+            basis,
+            encoder=encoder.flatten(0, 1),
+            decoder=decoder.flatten(1),
+            center=basis.center.flatten(),
+            eigenvalues=basis.eigenvalues[head, number],
+            total=basis.total.sum(),
+        )
+        return cls(flat, list(zip(head.tolist(), number.tolist(), strict=True)))
+
+    @property
+    def names(self) -> list[str]:
+        """ "3" for the component numbered 3, "head 1, 3" where it is one head's."""
+        return [str(i) if head is None else f"head {head}, {i}" for head, i in self.places]
+
+    def coordinates(self, activations: Tensor) -> Tensor:
+        """z = (f − μ)E [..., n] of activations [batch, pos, d] or [batch, pos, head, d_head]."""
+        return self.basis.encode(activations.flatten(2))
+
+    def removal(self, i: int) -> Callable[[Tensor], Tensor]:
+        """f ↦ f − z_i D_i: component i ablated to the centre, all else as it was."""
+        basis = self.basis
+        alone = dataclasses.replace(
+            basis,
+            encoder=basis.encoder[:, i : i + 1],
+            decoder=basis.decoder[i : i + 1],
+            eigenvalues=basis.eigenvalues[i : i + 1],
+        )
+
+        def remove(tensor: Tensor) -> Tensor:
+            flat = tensor.flatten(2) if tensor.ndim == 4 else tensor
+            wide = flat if flat.dtype == torch.float64 else flat.float()
+            part = alone.decode(alone.encode(wide)) - alone.center.to(wide)
+            return (wide - part).to(tensor.dtype).reshape(tensor.shape)
+
+        return remove

@@ -1,0 +1,57 @@
+"""Tokens as text that can be seen, spaces and line ends included."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+_SIGNS = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+
+
+class TokenText:
+    """Token ids as strings, each asked of the tokenizer once.
+
+    Args:
+        tokenizer: of Hugging Face's kind, or None for numbers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, ids: Iterable[int]) -> list[str]:
+        return [self._one(int(number)) for number in ids]
+
+    def _one(self, number: int) -> str:
+        if number not in self._known:
+            self._known[number] = self._asked(number)
+        return self._known[number]
+
+    def _asked(self, number: int) -> str:
+        if self._tokenizer is None:
+            return f"#{number}"
+        piece = self._tokenizer.convert_ids_to_tokens(number)
+        if not isinstance(piece, str):  # vocabularies are often padded past the tokenizer's
+            return f"#{number}"
+        text = self._tokenizer.decode([number], clean_up_tokenization_spaces=False)
+        if not text or "\ufffd" in text:  # a part of a character
+            return piece
+        # SentencePiece drops the space before the first word of what it decodes.
+        return " " + text if piece.startswith("▁") and not text[0].isspace() else text
+
+
+def visible(text: str) -> str:
+    """Text in which every character shows: spaces as ␣, line ends as ⏎, what has no shape by its number.
+
+    Marks that change the direction of writing are such, so that a token cannot rearrange a page.
+    """
+    return "".join(_SIGNS.get(c) or (_number(c) if _hidden(c) else c) for c in text)
+
+
+def _hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
+
+
+def _number(character: str) -> str:
+    return f"⟨U+{ord(character):04X}⟩"
