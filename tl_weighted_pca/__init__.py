@@ -13,6 +13,7 @@ from tl_weighted_pca.collect import collect
 from tl_weighted_pca.collection import Collection
 from tl_weighted_pca.curves import AblationCurves, Estimate
 from tl_weighted_pca.factored import FactoredMatrix
+from tl_weighted_pca.feature_cards import FeatureCards, cards
 from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis
 from tl_weighted_pca.joint import joint_pca
 from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
@@ -53,6 +54,7 @@ __all__ = [
     "Estimate",
     "FactoredMatrix",
     "FeatureAnsatz",
+    "FeatureCards",
     "MomentAccumulator",
     "Moments",
     "NonFiniteError",
@@ -61,6 +63,7 @@ __all__ = [
     "Run",
     "SecondMoment",
     "ablation_curves",
+    "cards",
     "collect",
     "feature_ansatz",
     "gradient_pca",
