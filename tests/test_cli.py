@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line as a user meets it: the demo, help, errors and what may not be left behind."""
 
 import re
 
@@ -8,8 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 import tl_weighted_pca as wpca
-from tl_weighted_pca import cli
 from tl_weighted_pca.cli import app
+from tl_weighted_pca.cli.errors import OneSentenceGroup
 
 SMALL = ["--stories", "40", "--heldout", "20", "--no-progress"]
 
@@ -45,36 +45,59 @@ def test_same_seed_same_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["--hook", "blocks.2.hook_resid_pst"], "Error: The model has no hook point"),
-        (["--ranks", "8,80"], r"Error: ranks \[80\] are outside 0\.\.64"),
-        (["--ranks", "eight"], "Error: --ranks is 'eight'; expected whole numbers with commas"),
-        (["--hook", "blocks.2.attn.hook_pattern"], "Error: .* carries an attention pattern"),
-        (["--model-class", "GPT"], "Error: .*GPT"),
+        (["--hook", "blocks.2.hook_resid_pst"], 1, "Error: The model has no hook point"),
+        (["--ranks", "8,80"], 1, r"Error: ranks \[80\] are outside 0\.\.64"),
+        (["--ranks", "eight"], 1, "Error: --ranks is 'eight'; expected whole numbers with commas"),
+        (["--hook", "blocks.2.attn.hook_pattern"], 1, "Error: .* carries an attention pattern"),
+        (["--model-class", "GPT"], 2, "'GPT' is not one of"),
     ],
 )
-def test_wrong_input_is_one_sentence(tmp_path, arguments, message):
+def test_wrong_input_is_one_sentence(tmp_path, arguments, code, message):
     result = run("demo", "--out", tmp_path / "out", *SMALL, *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert re.search(message, plain(result.output))
     assert "Traceback" not in result.output
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
-def test_an_error_keeps_its_brackets(capsys):
-    """A shape such as [batch, pos] is a style tag to rich, which would swallow it."""
-    with pytest.raises(typer.Exit), cli.one_sentence(debug=False):
-        raise ValueError("expected [batch, pos] or [/bold]")
-    assert capsys.readouterr().err.strip() == "Error: expected [batch, pos] or [/bold]"
+def failing(error):
+    """A program of one command that fails with an error."""
+    program = typer.Typer(cls=OneSentenceGroup)
+    program.callback()(lambda: None)
+
+    @program.command()
+    def fail() -> None:
+        raise error
+
+    return CliRunner().invoke(program, ["fail"])
 
 
-def test_a_file_in_the_folders_place_is_refused_at_once(tmp_path):
-    (tmp_path / "out").write_text("mine")
-    result = run("demo", "--out", tmp_path / "out", *SMALL)
-    assert result.exit_code == 2
-    assert "is a file" in plain(result.output)
-    assert (tmp_path / "out").read_text() == "mine"
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        # A shape such as [batch, pos] is a style tag to rich, which would swallow it.
+        (ValueError("expected [batch, pos] or [/bold]"), "expected [batch, pos] or [/bold]"),
+        (ValueError("on two\n  lines"), "on two lines"),
+        (OSError(28, "No space left on device", "/x/y"), "No space left on device: /x/y"),
+        (FileNotFoundError("the folder"), "the folder"),
+        (ValueError(), "ValueError"),
+        (ImportError("install it"), "install it"),
+    ],
+)
+def test_an_error_is_told_on_one_line_as_it_is(error, told):
+    result = failing(error)
+    assert (result.exit_code, result.stderr, result.stdout) == (1, f"Error: {told}\n", "")
+
+
+def test_a_fault_of_the_program_itself_is_no_users_error():
+    assert isinstance(failing(ZeroDivisionError()).exception, ZeroDivisionError)
+
+
+def test_ctrl_c_is_quiet():
+    result = failing(KeyboardInterrupt())
+    assert (result.exit_code, result.output) == (130, "")
 
 
 def test_help_explains_every_option():

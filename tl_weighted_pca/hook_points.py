@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +53,28 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
             )
             raise ValueError(f"The model has no hook point {name!r}: {nearest}.")
     return names
+
+
+def matching(model: Any, patterns: Sequence[str]) -> list[str]:
+    """The hook points that names or globs such as `blocks.*.hook_resid_post` mean, each once, in order.
+
+    Raises:
+        ValueError: for a name, or a glob that matches none, with the nearest names that there are.
+    """
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        if not any(sign in pattern for sign in "*?["):
+            names |= dict.fromkeys(resolve(model, [pattern]))
+            continue
+        found = [name for name in model.hook_dict if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            close = difflib.get_close_matches(pattern, model.hook_dict, n=3, cutoff=0.5)
+            raise ValueError(
+                f"No hook point of the model matches {pattern!r}: "
+                f"{'the nearest are ' + ', '.join(close) if close else 'it has none like it'}."
+            )
+        names |= dict.fromkeys(resolve(model, set(found).__contains__))
+    return list(names)
 
 
 @contextmanager

@@ -1,0 +1,121 @@
+"""`ablate`: which basis keeps the model's loss low for longest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.options import (
+    BatchSize,
+    Debug,
+    ModelOptions,
+    OutputOptions,
+    PositionSlice,
+    Progress,
+    Ranks,
+    SampleOptions,
+    parsed_positions,
+    parsed_ranks,
+)
+from tl_weighted_pca.cli.tables import ablation_table
+
+if TYPE_CHECKING:
+    from tl_weighted_pca.basis import Basis
+    from tl_weighted_pca.run_folder import RunFolder
+
+
+@command
+def ablate(
+    context: typer.Context,
+    output: OutputOptions,
+    source: ModelOptions,
+    text: SampleOptions,
+    bases: Annotated[
+        list[Path], typer.Argument(help="Files of bases, or folders of them made by `basis`.")
+    ],
+    ranks: Ranks = "",
+    score: Annotated[
+        Literal["loss", "kl"],
+        typer.Option(help="The next-token loss, or the KL divergence from the unablated model."),
+    ] = "loss",
+    positions: PositionSlice = "",
+    batch_size: BatchSize = 32,
+    progress: Progress = True,
+    debug: Debug = False,
+) -> None:
+    """Keep the top k components of each basis, ablate the rest, and score the model.
+
+    For each hook point that the bases were made at there is a table and a picture of the excess over the
+    unablated model; ablation.csv holds all numbers, with 95% intervals.
+
+    \b
+    Examples:
+      tl-weighted-pca ablate bases --out ablation
+      tl-weighted-pca ablate bases/*.pca.safetensors --ranks 0,8,16,32 --dataset notes.txt --out ablation
+    """
+    import pandas as pd
+
+    from tl_weighted_pca.ablation import ablation_curves
+
+    steps, where = parsed_ranks(ranks), parsed_positions(positions)
+    with output.folder(context) as run:
+        by_place = _by_hook_point(bases, run)
+        text.check(source, run)
+        model = source.load(run)
+        data = text.load(model, "heldout")
+        tables = []
+        for place, named in by_place.items():
+            curves = ablation_curves(
+                model,
+                data,
+                named,
+                place,
+                ranks=steps,
+                score=score,
+                positions=where,
+                batch_size=batch_size,
+                max_tokens=text.max_tokens,
+                progress=progress,
+            )
+            # Ahead of the files: a full disk must not cost what was found.
+            Console().print(ablation_table(curves, to="pca" if "pca" in named else None))
+            curves.plot().savefig(run / f"{place}.png")
+            tables.append(curves.to_pandas())
+        pd.concat(tables).to_csv(run / "ablation.csv", index=False)
+
+
+def _by_hook_point(paths: list[Path], run: RunFolder) -> dict[str, dict[str, Basis]]:
+    """The bases by hook point and by what their files call them, without the hook point.
+
+    Raises:
+        ValueError: if there are none, or two of one name.
+    """
+    from tl_weighted_pca.basis import Basis
+
+    found: dict[str, dict[str, Basis]] = {}
+    for path in paths:
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"The folder {path} holds no bases: pass one made by `basis`.")
+        for file in files:
+            one = Basis.load(run.reads(existing(file)))
+            place = one.provenance.hook_point
+            name = file.stem.removeprefix(f"{place}.").replace("-", " ")
+            here = found.setdefault(place, {})
+            if name in here:
+                raise ValueError(
+                    f"Two bases at {place} are called {name!r}: rename one of the files, or leave it out."
+                )
+            here[name] = one
+    return found
+
+
+def existing(path: Path) -> Path:
+    """The path, if it is there; raises ValueError if it is not."""
+    if not path.exists():
+        raise ValueError(f"There is no file {path}: pass one that another command wrote.")
+    return path

@@ -1,0 +1,48 @@
+"""The program: its commands, and what comes before any of them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from tl_weighted_pca.cli.ablate import ablate
+from tl_weighted_pca.cli.basis import basis
+from tl_weighted_pca.cli.collect import collect
+from tl_weighted_pca.cli.demo import demo
+from tl_weighted_pca.cli.errors import OneSentenceGroup
+from tl_weighted_pca.cli.info import info
+from tl_weighted_pca.cli.options import Debug
+
+app = typer.Typer(
+    name="tl-weighted-pca",
+    cls=OneSentenceGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("tl-weighted-pca"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Debug = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Find the directions a transformer uses.
+
+    Each step's folder is the next one's input: collect, basis, ablate, cards.
+    """
+
+
+for _command in (demo, collect, basis, ablate, info):
+    app.command()(_command)

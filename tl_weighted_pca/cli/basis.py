@@ -1,0 +1,216 @@
+"""`basis`: moments into bases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.options import (
+    BatchSize,
+    Debug,
+    ModelOptions,
+    OutputOptions,
+    Progress,
+    SampleOptions,
+    Seed,
+)
+from tl_weighted_pca.cli.tables import table
+
+if TYPE_CHECKING:
+    from tl_weighted_pca.basis import Basis
+    from tl_weighted_pca.moments import Moments
+    from tl_weighted_pca.run_folder import RunFolder
+
+
+class Method(str, Enum):
+    """A basis, by what the package calls it."""
+
+    pca = "pca"
+    weighted = "weighted"
+    gradient = "gradient"
+    metric = "metric"
+    path = "path"
+    random = "random"
+
+
+_OF_GRADIENTS = (Method.weighted, Method.gradient, Method.metric)
+
+
+@command
+def basis(
+    context: typer.Context,
+    output: OutputOptions,
+    source: ModelOptions,
+    text: SampleOptions,
+    moments: Annotated[
+        Path, typer.Argument(help="A folder made by `collect`, or one of its files of moments.")
+    ],
+    method: Annotated[
+        list[Method] | None,
+        typer.Option(
+            help="Which basis: 'pca'; 'weighted' PCA; 'gradient' PCA; 'metric' PCA in the gradients' "
+            "second moment (of 'fisher' gradients, the Fisher metric); 'path' (PCA in the metric met "
+            "along PCA's ablations); 'random'. May be repeated. By default all that need no model but "
+            "'gradient'."
+        ),
+    ] = None,
+    hook: Annotated[
+        list[str] | None,
+        typer.Option("--hook", help="Only these hook points, or globs; all by default."),
+    ] = None,
+    center: Annotated[
+        Literal["mean", "none", "row_metric"],
+        typer.Option(help="The token mean, no centre, or the row metric's own mean."),
+    ] = "mean",
+    damping: Annotated[
+        float, typer.Option(min=0, help="Of the metric: so much of its mean eigenvalue is added.")
+    ] = 0.0,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    progress: Progress = True,
+    debug: Debug = False,
+) -> None:
+    """Make bases of moments: a file HOOK_POINT.METHOD.safetensors for each hook point and method.
+
+    Of a folder with several objectives, a method that uses gradients gives a basis for each:
+    HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path' needs the model and the data.
+
+    \b
+    Examples:
+      tl-weighted-pca basis run --out bases
+      tl-weighted-pca basis run --method pca --method path --out bases
+      tl-weighted-pca basis run/moments.fisher.safetensors --method metric --out fisher
+    """
+    from tl_weighted_pca.collection import Collection
+
+    with output.folder(context) as run:
+        files = moments_files(moments)
+        found = {name: Collection.load(run.reads(file)) for name, file in files.items()}
+        first = next(iter(found.values()))
+        names = _chosen(first, hook, moments)
+        asked = list(dict.fromkeys(method or _possible(first[names[0]])))
+        makers: dict[Method, Callable[[Moments], Basis]] = {}
+        for each in asked:
+            if each is Method.path:
+                makers[each] = _path_maker(source, text, run, batch_size, progress)
+            else:
+                makers[each] = _maker(each, center, damping, seed)
+        jobs: dict[str, Callable[[], Basis]] = {}
+        for each in asked:
+            for label, collection in found.items():
+                # What uses no gradients is the same under every objective.
+                end = f"-{label}" if len(found) > 1 and each in _OF_GRADIENTS else ""
+                for name in names:
+                    jobs.setdefault(
+                        f"{name}.{each.value}{end}", partial(makers[each], collection[name])
+                    )
+        made = {name: job() for name, job in jobs.items()}
+        for name, one in made.items():
+            one.save(run / f"{name}.safetensors")
+        Console().print(table(_summary(made)))
+
+
+def moments_files(path: Path) -> dict[str, Path]:
+    """Files of moments by objective: the file itself, or those of a folder made by `collect`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if not path.exists():
+        raise ValueError(f"There is no file or folder {path}: pass one made by `collect`.")
+    if path.is_file():
+        return {"": path}
+    files = sorted(path.glob("moments*.safetensors"))
+    if not files:
+        raise ValueError(f"The folder {path} holds no moments: pass one made by `collect`.")
+    return {file.stem.removeprefix("moments").removeprefix("."): file for file in files}
+
+
+def _possible(moments: Moments) -> list[Method]:
+    """What moments with or without gradients are enough for."""
+    if moments.gradient is None:
+        return [Method.pca, Method.random]
+    return [Method.pca, Method.weighted, Method.metric, Method.random]
+
+
+def _chosen(collection: Any, patterns: list[str] | None, path: Path) -> list[str]:
+    """The hook points of a collection that names and globs mean."""
+    import fnmatch
+
+    if not patterns:
+        return list(collection)
+    names = []
+    for pattern in patterns:
+        hits = [n for n in collection if n == pattern or fnmatch.fnmatchcase(n, pattern)]
+        if not hits:
+            raise ValueError(
+                f"{path} has no hook point that matches {pattern!r}; it has {', '.join(collection)}."
+            )
+        names += hits
+    return list(dict.fromkeys(names))
+
+
+def _maker(method: Method, center: str, damping: float, seed: int) -> Callable[[Moments], Basis]:
+    from tl_weighted_pca import principal_components as components
+
+    where: Any = {"mean": True, "none": False}.get(center, center)
+    if method is Method.metric:
+        return partial(components.metric_pca, center=where, damping=damping)
+    if method is Method.random:
+        return partial(components.random_basis, center=where, seed=seed)
+    by_name = {
+        Method.pca: components.pca,
+        Method.weighted: components.weighted_pca,
+        Method.gradient: components.gradient_pca,
+    }
+    return partial(by_name[method], center=where)
+
+
+def _path_maker(
+    source: ModelOptions, text: SampleOptions, run: RunFolder, batch_size: int, progress: bool
+) -> Callable[[Moments], Basis]:
+    from tl_weighted_pca.path_metric import path_metric
+    from tl_weighted_pca.principal_components import metric_pca, pca
+
+    text.check(source, run)
+    model = source.load(run)
+    data = text.load(model, "train")
+
+    def make(moments: Moments) -> Basis:
+        metric = path_metric(
+            model,
+            data,
+            moments.provenance.hook_point,
+            pca(moments),
+            batch_size=batch_size,
+            max_tokens=text.max_tokens,
+            progress=progress,
+        )
+        return metric_pca(moments, metric)
+
+    return make
+
+
+def _summary(bases: dict[str, Basis]) -> Any:
+    import pandas as pd
+
+    rows = []
+    for name, each in bases.items():
+        share = (
+            each.explained_ratio.flatten(0, -2).mean(0) if each.per_head else each.explained_ratio
+        )
+        held = share.cumsum(-1)
+        rows.append(
+            {
+                "basis": name, "width": each.width, "heads": each.encoder.shape[0] if each.per_head else 1,
+                "first": f"{float(share[0]):.1%}", "for 90%": int((held < 0.9).sum()) + 1,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,132 @@
+"""`collect`: one pass over a model, into a folder of moments."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from tl_weighted_pca.cli import processes
+from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.options import (
+    BatchSize,
+    DataOptions,
+    Debug,
+    Hooks,
+    ModelOptions,
+    ObjectiveName,
+    OutputOptions,
+    PositionSlice,
+    Progress,
+    Seed,
+    objective,
+    parsed_positions,
+)
+
+
+@command
+def collect(
+    context: typer.Context,
+    output: OutputOptions,
+    source: ModelOptions,
+    text: DataOptions,
+    hook: Hooks = ["blocks.*.hook_resid_post"],  # noqa: B006 (typer's, and never changed)
+    objectives: Annotated[
+        list[ObjectiveName],
+        typer.Option(
+            "--objective",
+            help="What to differentiate: the next-token 'loss', 'fisher' (the loss on labels that the "
+            "model draws), 'logits' (random probes of them) or 'none'; several share a pass.",
+        ),
+    ] = [ObjectiveName.loss],  # noqa: B006
+    samples: Annotated[
+        int, typer.Option(min=1, help="Labels or probes a sequence, for 'fisher' and 'logits'.")
+    ] = 1,
+    row_metric: Annotated[
+        Literal["gradient", "diagonal", "identity"],
+        typer.Option(help="Of the weighted moment: g gᵀ, diag ‖g‖², or I."),
+    ] = "gradient",
+    per_head: Annotated[
+        bool, typer.Option("--per-head", help="One moment a head, where a hook point has heads.")
+    ] = False,
+    positions: PositionSlice = "",
+    batch_size: BatchSize = 16,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Less memory, for one more forward pass.")
+    ] = False,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=0, help="Batches between two checkpoints; 0 for none.")
+    ] = 100,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the checkpoint of a run that was cut short."),
+    ] = False,
+    seed: Seed = 0,
+    progress: Progress = True,
+    debug: Debug = False,
+) -> None:
+    """Stream text through a model; keep second moments of activations and gradients.
+
+    The folder then holds moments.safetensors, or moments.OBJECTIVE.safetensors for each of several
+    objectives, for `basis` to make bases of. A run that is cut short goes on with --resume.
+
+    \b
+    Examples:
+      tl-weighted-pca collect --out run
+      tl-weighted-pca collect --dataset notes.txt --hook blocks.2.hook_resid_post \\
+          --objective loss --objective fisher --out run
+      torchrun --nproc-per-node 2 -m tl_weighted_pca collect --out run
+    """
+    from tl_weighted_pca.collect import collect as collect_moments
+    from tl_weighted_pca.hook_points import matching
+    from tl_weighted_pca.run_folder import partial_of
+    from tl_weighted_pca.sharding import shard
+
+    where = parsed_positions(positions)
+    names = list(dict.fromkeys(objectives))
+    plain = ObjectiveName.none in names
+    if plain and len(names) > 1:
+        raise ValueError("--objective none collects activations alone: name no other beside it.")
+    rank = processes.rank()
+    with (
+        processes.joined(),
+        # The first process writes, the others have but checkpoints in its folder.
+        output.folder(context, resume=resume) if rank == 0 else nullcontext() as run,
+    ):
+        processes.wait()
+        text.check(source, run)
+        model = source.load(run)
+        points = matching(model, hook)
+        data = text.load(model, "train")
+        chosen: Any = {name.value: objective(name, samples, seed) for name in names}
+        checkpoint = f"checkpoint.{rank}.safetensors"
+        found: Any = collect_moments(
+            model,
+            shard(data),
+            points,
+            objective=None if plain else chosen,
+            row_metric=row_metric,
+            positions=where,
+            batch_size=batch_size,
+            per_head=per_head,
+            max_tokens=-(-text.max_tokens // processes.world_size()),
+            recompute=recompute,
+            checkpoint=partial_of(output.out) / checkpoint if checkpoint_every else None,
+            checkpoint_every=checkpoint_every or 1,
+            progress=progress and rank == 0,
+        )
+        collections = found if isinstance(found, dict) else {"none": found}
+        collections = {name: each.all_reduce() for name, each in collections.items()}
+        if run is None:
+            return
+        for name, collection in collections.items():
+            end = f".{name}" if len(collections) > 1 else ""
+            collection.save(run / f"moments{end}.safetensors")
+        some = next(iter(collections.values()))
+        moments = some[points[0]]
+        Console().print(
+            f"{moments.n_tokens:,} tokens in {moments.n_sequences:,} sequences at {len(points)} hook "
+            f"points.", highlight=False,
+        )  # fmt: skip

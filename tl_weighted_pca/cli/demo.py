@@ -1,0 +1,85 @@
+"""`demo`: the main job on the embedded model, with no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.options import (
+    BatchSize,
+    Debug,
+    ModelOptions,
+    OutputOptions,
+    Progress,
+    Ranks,
+    Seed,
+    parsed_ranks,
+)
+from tl_weighted_pca.cli.tables import ablation_table
+
+
+@dataclass(frozen=True)
+class DemoOutput(OutputOptions):
+    """With a name for the folder, so that `demo` alone is a whole command."""
+
+    out: Annotated[Path, typer.Option(help="Folder for the picture, the table and the bases.")] = (
+        Path("demo-out")
+    )
+
+
+@command
+def demo(
+    context: typer.Context,
+    output: DemoOutput,
+    hook: Annotated[
+        str, typer.Option(help="The hook point: where to compare the bases.")
+    ] = "blocks.2.hook_resid_post",
+    stories: Annotated[
+        int, typer.Option(min=1, help="Training stories to make the bases from.")
+    ] = 1000,
+    heldout: Annotated[int, typer.Option(min=2, help="Held-out stories to score them on.")] = 300,
+    ranks: Ranks = "",
+    batch_size: BatchSize = 64,
+    model_class: Annotated[
+        Literal["HookedTransformer", "TransformerBridge"] | None,
+        typer.Option(help="By default the first of them that TransformerLens has."),
+    ] = None,
+    seed: Seed = 0,
+    progress: Progress = True,
+    debug: Debug = False,
+) -> None:
+    """Compare bases of the embedded model by node ablation, with no network, in under a minute.
+
+    At one hook point it keeps the top k components of each basis, ablates the rest, and measures the
+    model's loss on stories that neither the model nor the bases have seen.
+
+    \b
+    Example:
+      tl-weighted-pca demo --hook blocks.1.hook_resid_post --out demo-1
+    """
+    # Not at the top: `--help` should not wait for torch.
+    from tl_weighted_pca import embedded
+    from tl_weighted_pca.demo import run_demo
+
+    steps = parsed_ranks(ranks)
+    with output.folder(context) as run:
+        found = run_demo(
+            ModelOptions(model_class=model_class).load(run),
+            embedded.stories("train", stories),
+            embedded.stories("heldout", heldout),
+            hook,
+            ranks=steps,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+        console = Console()
+        # Ahead of the files: a full disk must not cost what was found.
+        console.print(ablation_table(found.curves, to="PCA"))
+        console.print(found.sentence(), highlight=False)
+        found.save(run.partial)

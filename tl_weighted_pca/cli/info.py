@@ -1,0 +1,192 @@
+"""`info`: what a file of ours is, without any model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tl_weighted_pca.cli.options import Debug
+from tl_weighted_pca.cli.tables import table
+
+
+def info(
+    file: Annotated[
+        Path, typer.Argument(help="A file or a folder that any of the other commands wrote.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Say what a file is: moments, a basis, a checkpoint, a dictionary, or the folder of a run.
+
+    \b
+    Examples:
+      tl-weighted-pca info run
+      tl-weighted-pca info bases/blocks.2.hook_resid_post.pca.safetensors
+    """
+    from tl_weighted_pca.cli.ablate import existing
+
+    path = existing(file)
+    if path.is_dir() or path.suffix == ".json":
+        shown = [_run(path if path.is_dir() else path.parent)]
+    else:
+        shown = _tensors(path)
+    console = Console()
+    for part in shown:
+        console.print(part)
+
+
+def _tensors(path: Path) -> list[RenderableType]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata() or {}
+            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no readable safetensors file ({error}): pass one that another command wrote."
+        ) from error
+    kind = metadata.get("format", "").removeprefix("tl_weighted_pca.")
+    tell = {
+        "Collection/1": _moments,
+        "Basis/1": _basis,
+        "Checkpoint/1": _checkpoint,
+        "SparseAutoencoder/1": _dictionary,
+        "DictionaryCheckpoint/1": _dictionary_checkpoint,
+    }.get(kind)
+    if tell is None:
+        raise ValueError(
+            f"{path} is a safetensors file of {len(shapes)} tensors, but not one of this program's."
+        )
+    return tell(path, metadata, shapes)
+
+
+def _moments(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> list[RenderableType]:
+    import pandas as pd
+
+    held = json.loads(metadata["moments"])
+    rows = []
+    for name, entry in held.items():
+        kinds = [
+            k for k in ("activation", "gradient", "weighted") if f"{name}/{k}/weight" in shapes
+        ]
+        shape: list[int] = next((shapes[f"{name}/{k}/shift"] for k in kinds), [])
+        rows.append(
+            {
+                "hook point": name, "shape": "×".join(map(str, shape)), "tokens": entry["n_tokens"],
+                "sequences": entry["n_sequences"], "statistics": ", ".join(kinds),
+            }
+        )  # fmt: skip
+    made = next(iter(held.values()))["provenance"]
+    facts = {
+        "model": made["model"],
+        "objective": made["objective"] or "none",
+        **json.loads(metadata["settings"]),
+    }
+    facts.pop("statistics", None)
+    return [_facts(f"{path}: moments", facts), table(pd.DataFrame(rows))]
+
+
+def _basis(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> list[RenderableType]:
+    import pandas as pd
+
+    from tl_weighted_pca.basis import Basis
+
+    basis = Basis.load(path)
+    heads = {"heads": basis.encoder.shape[0]} if basis.per_head else {}
+    facts = {
+        "method": basis.method,
+        **vars(basis.provenance),
+        "width": basis.width,
+        "components": basis.n_components,
+        **heads,
+        "centred": bool(basis.center.any()),
+        "total": f"{float(basis.total.sum()):.4g}",
+    }
+    values, share = basis.eigenvalues, basis.explained_ratio
+    if basis.per_head:
+        values, share = values.sum(0), (values.sum(0) / basis.total.sum())
+    steps = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if k <= len(values)})
+    rows = pd.DataFrame(
+        {
+            "component": steps,
+            "eigenvalue": [float(values[k - 1]) for k in steps],
+            "explained by so many": [f"{float(share[:k].sum()):.1%}" for k in steps],
+        }
+    )
+    return [_facts(f"{path}: a basis", facts), table(rows)]
+
+
+def _checkpoint(
+    path: Path, metadata: dict[str, str], shapes: dict[str, Any]
+) -> list[RenderableType]:
+    settings, position = (json.loads(metadata[key]) for key in ("settings", "position"))
+    n_tokens, n_sequences = next(iter(json.loads(metadata["counts"]).values()))
+    facts = {
+        **settings,
+        "package": metadata["package_version"],
+        "batches done": position["n_batches"],
+        "tokens": n_tokens,
+        "sequences": n_sequences,
+    }
+    return [_facts(f"{path}: a checkpoint of `collect`", facts)]
+
+
+def _dictionary(
+    path: Path, metadata: dict[str, str], shapes: dict[str, Any]
+) -> list[RenderableType]:
+    facts = json.loads(metadata["dictionary"])
+    facts |= facts.pop("provenance")
+    return [_facts(f"{path}: a dictionary", facts)]
+
+
+def _dictionary_checkpoint(
+    path: Path, metadata: dict[str, str], shapes: dict[str, Any]
+) -> list[RenderableType]:
+    facts = json.loads(metadata["run"])
+    facts |= facts.pop("provenance") | {"place": json.loads(metadata["place"])}
+    return [_facts(f"{path}: a checkpoint of `dictionary`", facts)]
+
+
+def _run(folder: Path) -> RenderableType:
+    from tl_weighted_pca.run_folder import read_manifest
+
+    manifest = read_manifest(folder)
+    facts = {
+        "command": manifest["command"],
+        "in": manifest["folder"],
+        "seed": manifest["seed"],
+        "model": manifest.get("model"),
+        "versions": manifest["versions"],
+        "started": manifest["started"],
+        "finished": manifest["finished"] or "no: it is still going on, or was cut short",
+        "read": list(manifest["inputs"]),
+        "wrote": list(manifest["outputs"]),
+    }
+    return _facts(f"{folder}: a run", facts)
+
+
+def _facts(title: str, facts: dict[str, Any]) -> Group:
+    """Names and what they are, without those that are not."""
+    shown = Table(show_header=False)
+    shown.add_column(style="bold")
+    shown.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value not in (None, "", [], {}):
+            shown.add_row(name.replace("_", " "), _words(value))
+    return Group(Text(title, style="bold"), shown)
+
+
+def _words(value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, dict):
+        value = [f"{k} {v}" for k, v in value.items()]
+    if isinstance(value, list):
+        return escape("\n".join(map(str, value)))
+    return escape(str(value))

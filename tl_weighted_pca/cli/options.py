@@ -1,0 +1,314 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from tl_weighted_pca.cli import processes
+from tl_weighted_pca.cli.errors import ARGUMENTS, DEBUG, tell
+
+if TYPE_CHECKING:
+    from tl_weighted_pca.data import Positions
+    from tl_weighted_pca.objectives import Objective
+    from tl_weighted_pca.run_folder import RunFolder
+
+
+class ObjectiveName(str, Enum):
+    """What to differentiate, in a word. (typer takes lists of enumerations, but not of literals.)"""
+
+    loss = "loss"
+    fisher = "fisher"
+    logits = "logits"
+    none = "none"
+
+
+def _remember_debug(context: typer.Context, value: bool) -> None:
+    context.meta[DEBUG] = context.meta.get(DEBUG, False) or value
+
+
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show the traceback of an error.", callback=_remember_debug, is_eager=True
+    ),
+]
+Hooks = Annotated[
+    list[str],
+    typer.Option(
+        "--hook",
+        help="A hook point, or a glob such as 'blocks.*.hook_resid_post'; may be repeated.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of all that is random: same seed, same numbers.")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences a batch.")]
+PositionSlice = Annotated[
+    str,
+    typer.Option(
+        "--positions", help="Which positions count, as a Python slice: '1:' leaves out the first."
+    ),
+]
+Ranks = Annotated[
+    str,
+    typer.Option(help="Components to keep, such as '0,16,32'; by default nine, none to all."),
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and where."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            help="'embedded', a name that TransformerLens knows, or a local Hugging Face folder.",
+            rich_help_panel="Model",
+        ),
+    ] = "embedded"
+    model_class: Annotated[
+        Literal["HookedTransformer", "TransformerBridge"] | None,
+        typer.Option(
+            help="By default HookedTransformer, where TransformerLens has it and it knows the model.",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as cpu, cuda:1 or mps; by default a GPU if there is one.",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "float64", "float16", "bfloat16"],
+        typer.Option(help="Of the weights.", rich_help_panel="Model"),
+    ] = "float32"
+
+    @property
+    def embedded(self) -> bool:
+        return self.model == "embedded"
+
+    def load(self, folder: RunFolder | None) -> Any:
+        """The model, which the folder's manifest then knows."""
+        import torch
+
+        from tl_weighted_pca.checkpoint import fingerprint
+        from tl_weighted_pca.hook_points import model_name
+        from tl_weighted_pca.pretrained import load_pretrained
+
+        if self.embedded:
+            # It is so small that two threads only wait for each other.
+            torch.set_num_threads(1)
+        dtype = getattr(torch, self.dtype)
+        device = processes.device(self.device)
+        model = load_pretrained(self.model, self.model_class, device, dtype)
+        if folder is not None:
+            folder.manifest["model"] = {
+                "name": model_name(model),
+                "class": type(model).__name__,
+                "fingerprint": fingerprint(model),
+            }
+        return model
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which text."""
+
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="A .txt, .jsonl or .parquet file, a folder saved by `datasets`, or a data set on the "
+            "hub, which is streamed. By default the embedded model's stories.",
+            rich_help_panel="Data",
+        ),
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a folder or the hub, 'train' by default; of the stories 'train' or 'heldout', by "
+            "default what the command is for: bases are made on the one, and judged on the other.",
+            rich_help_panel="Data",
+        ),
+    ] = None
+    dataset_config: Annotated[
+        str | None,
+        typer.Option(
+            help="The configuration (subset) of a data set on the hub.", rich_help_panel="Data"
+        ),
+    ] = None
+    text_column: Annotated[
+        str | None, typer.Option(help="'text' by default.", rich_help_panel="Data")
+    ] = None
+    sample_by: Annotated[
+        Literal["line", "paragraph", "document"],
+        typer.Option(
+            help="What makes a text of a .txt file; empty lines part paragraphs.",
+            rich_help_panel="Data",
+        ),
+    ] = "paragraph"
+    context_length: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            help="Tokens a sequence; longer texts are cut into several, shorter ones stay short.",
+            rich_help_panel="Data",
+        ),
+    ] = 128
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Stop before exceeding so many tokens of data.", rich_help_panel="Data"
+        ),
+    ] = 100_000
+
+    def check(self, model: ModelOptions, folder: RunFolder | None) -> None:
+        """Refuse what cannot be read before the model is loaded; enter what can in the manifest."""
+        from tl_weighted_pca.text import check_source
+
+        if self.dataset is not None:
+            check_source(self.dataset)
+            if folder is not None and Path(self.dataset).exists():
+                folder.reads(self.dataset)
+        elif not model.embedded:
+            raise ValueError(
+                f"The stories are for the embedded model, and --model is {model.model!r}: pass a text "
+                "file or a data set with --dataset."
+            )
+
+    def load(self, model: Any, split: str) -> Any:
+        """The sequences for a model; `split` is which stories, unless --split says otherwise."""
+        from tl_weighted_pca import embedded
+        from tl_weighted_pca.text import tokenized_text, unknown_share
+
+        if self.dataset is None:
+            wanted: Any = self.split or split
+            # A story has some twenty tokens at least; collect stops at the exact number.
+            n = min(self.max_tokens // 20 + 1, embedded.corpus.SIZES.get(wanted, 1))
+            return embedded.stories(wanted, n)
+        context = getattr(model.cfg, "n_ctx", self.context_length)
+        if self.context_length > context:
+            raise ValueError(
+                f"--context-length is {self.context_length}, but the model takes at most {context} tokens."
+            )
+        data = tokenized_text(
+            self.dataset,
+            model.tokenizer,
+            self.context_length,
+            column=self.text_column,
+            split=self.split,
+            config=self.dataset_config,
+            sample_by=self.sample_by,
+            prepend_bos=getattr(model.cfg, "default_prepend_bos", True) is not False,
+        )
+        share = unknown_share(data, model.tokenizer.unk_token_id)
+        if share > 0.01 and model.tokenizer.unk_token_id != model.tokenizer.eos_token_id:
+            tell(
+                f"{share:.0%} of the first tokens are words that the model does not know.",
+                head="Note", style="bold yellow",
+            )  # fmt: skip
+        return data
+
+
+@dataclass(frozen=True)
+class SampleOptions(DataOptions):
+    """Which text, where less of it will do."""
+
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Stop before exceeding so many tokens of data.", rich_help_panel="Data"
+        ),
+    ] = 20_000
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the results go."""
+
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the results, with a manifest that says how to make them again.",
+            rich_help_panel="Results",
+        ),
+    ]
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the folder of an earlier run.", rich_help_panel="Results"
+        ),
+    ] = False
+
+    @contextmanager
+    def folder(self, context: typer.Context, *, resume: bool = False) -> Iterator[RunFolder]:
+        """The folder while it is written; says what was written, or what is left to go on from."""
+        from tl_weighted_pca.run_folder import RunFolder
+
+        settings = {k: v for k, v in context.params.items() if k != "debug"}
+        given = context.meta.get(ARGUMENTS, [])
+        run = RunFolder(self.out, given, settings, overwrite=self.overwrite, resume=resume)
+        try:
+            with warnings.catch_warnings():
+                # A warning is for the user; where in the code it was is not.
+                warnings.showwarning = _noted  # type: ignore[assignment]
+                with run:
+                    yield run
+        except BaseException:
+            if run.started and run.resumable:
+                where = f"What was done is kept in {run.partial}: add --resume to go on."
+                tell(where, head="Note", style="bold yellow")
+            raise
+        names = sorted(run.manifest["outputs"])
+        written = ", ".join(names) if len(names) < 5 else f"{len(names)} files"
+        Console().print(f"Written to {self.out}: {written}.", highlight=False, markup=False)
+
+
+def _noted(message: Any, category: Any, *place: Any) -> None:
+    if issubclass(category, UserWarning):
+        tell(str(message), head="Note", style="bold yellow")
+
+
+def parsed_ranks(text: str) -> list[int] | None:
+    """'0,16,32' as numbers; None for an empty string."""
+    try:
+        return [int(part) for part in text.split(",")] if text.strip() else None
+    except ValueError as error:
+        raise ValueError(
+            f"--ranks is {text!r}; expected whole numbers with commas between them, such as '0,16,32'."
+        ) from error
+
+
+def parsed_positions(text: str) -> Positions:
+    """'1:', ':-1' or '::2' as a slice; None for an empty string."""
+    if not text.strip():
+        return None
+    try:
+        parts = [int(part) if part.strip() else None for part in text.split(":")]
+        if not 2 <= len(parts) <= 3:
+            raise ValueError
+        return slice(*parts)
+    except ValueError as error:
+        raise ValueError(
+            f"--positions is {text!r}; expected a Python slice, such as '1:' or ':-1'."
+        ) from error
+
+
+def objective(name: ObjectiveName, n_samples: int, seed: int) -> Objective | None:
+    """What to differentiate, by its name here."""
+    from tl_weighted_pca.objectives import logit_probe, next_token_loss, sampled_token_loss
+
+    if name is ObjectiveName.loss:
+        return next_token_loss
+    if name is ObjectiveName.fisher:
+        return sampled_token_loss(n_samples, seed)
+    return logit_probe(n_samples, seed) if name is ObjectiveName.logits else None

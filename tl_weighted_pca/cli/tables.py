@@ -1,0 +1,61 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tl_weighted_pca.curves import AblationCurves
+
+
+def table(frame: pd.DataFrame, title: str | None = None, *, digits: int = 4) -> Table:
+    """A data frame, its numbers on the right and to so many significant digits."""
+    shown = Table(title=title)
+    for i, name in enumerate(frame.columns):
+        justify: Literal["left", "right"] = "right" if frame[name].dtype.kind in "iuf" else "left"
+        # What a line is about stays in one piece.
+        shown.add_column(escape(str(name)), justify=justify, overflow="fold", no_wrap=i == 0)
+    for row in frame.itertuples(index=False):
+        shown.add_row(*(_cell(value, digits) for value in row))
+    return shown
+
+
+def _cell(value: Any, digits: int) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else escape(str(value))
+
+
+def ablation_table(curves: AblationCurves, *, to: str | None) -> Table:
+    """Scores by rank and basis, the lowest in bold, then two summaries; the second one relative to `to`."""
+    relative = (
+        f" relative: the excess over that of {to}, geometric mean over ranks d/8 to d/2, ± half its 95% "
+        "interval."
+    )
+    shown = Table(
+        title=f"{_capital(curves.unit)} by components kept at {curves.hook_point}",
+        caption="area: the mean excess over the unablated model." + (relative if to else ""),
+    )
+    names = list(curves.per_sequence)
+    shown.add_column("kept", justify="right", no_wrap=True, min_width=len("relative"))
+    for name in names:
+        shown.add_column(escape(name), justify="right", overflow="fold")
+    for i, rank in enumerate(curves.ranks):
+        scores = [curves.scores[name][i] for name in names]
+        lowest = f"{min(scores):.3f}"
+        cells = [f"[bold]{x:.3f}[/]" if f"{x:.3f}" == lowest else f"{x:.3f}" for x in scores]
+        shown.add_row(str(rank), *cells, end_section=i == len(curves.ranks) - 1)
+    if len(curves.ranks) > 1:
+        shown.add_row("area", *(f"{float(curves.area(name)):.3f}" for name in names))
+    middle = [k for k in curves.ranks if curves.width / 8 <= k <= curves.width / 2]
+    if to and middle:
+        ratios = [curves.relative_excess(name, to=to, ranks=middle) for name in names]
+        shown.add_row("relative", *(f"{r:.2f}\n±{(r.high - r.low) / 2:.2f}" for r in ratios))
+    return shown
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

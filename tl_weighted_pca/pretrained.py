@@ -1,0 +1,123 @@
+"""A model by its name: the embedded one, a local Hugging Face folder, or one that TransformerLens knows."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from tl_weighted_pca.embedded.model import Kind, load_model
+
+try:
+    from transformer_lens import HookedTransformer
+except ImportError:  # TransformerLens 4 has only the bridge
+    HookedTransformer = None  # type: ignore[assignment, misc]
+
+EMBEDDED = "embedded"
+
+
+def load_pretrained(
+    name: str = EMBEDDED,
+    model_class: Kind | None = None,
+    device: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A model of TransformerLens, its weights as they were trained: nothing folded or centred.
+
+    Args:
+        name: "embedded", a folder with a Hugging Face model and its tokenizer, or a name that
+            TransformerLens knows or that is on the hub.
+        model_class: "HookedTransformer" or "TransformerBridge". By default HookedTransformer where
+            the installed TransformerLens has it and it knows the name, and TransformerBridge otherwise.
+        device: such as "cpu", "cuda:1" or "mps"; by default a GPU if there is one.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: for a model that cannot be had, or a device that is not there.
+    """
+    _check_device(device)
+    if name == EMBEDDED:
+        return load_model(model_class, device, dtype)
+    if model_class == "HookedTransformer" and HookedTransformer is None:
+        raise ValueError(
+            "The installed TransformerLens has no HookedTransformer: use TransformerBridge."
+        )
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"The folder {name} holds no Hugging Face model: it has no config.json. Pass a folder "
+            "written by save_pretrained, a model's name, or 'embedded'."
+        )
+    if model_class == "HookedTransformer" and folder.is_dir():
+        raise ValueError(
+            f"HookedTransformer cannot load the local folder {name}: use the TransformerBridge."
+        )
+    if model_class is None:
+        hooked = HookedTransformer is not None and not folder.is_dir() and _known(name)
+        model_class = "HookedTransformer" if hooked else "TransformerBridge"
+    load = _hooked if model_class == "HookedTransformer" else _bridge
+    try:
+        # It announces itself on stdout, which is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            return load(name, device, dtype).eval()
+    # All that TransformerLens, transformers and the hub raise for a model that they cannot find or read.
+    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+        reason = " ".join(str(error).strip().split("\n")[0].split())[:300].rstrip(".")
+        raise ValueError(
+            f"Cannot load the model {name!r} as a {model_class}: {reason}. {_advice(name)}"
+        ) from error
+
+
+def _hooked(name: str, device: str | None, dtype: torch.dtype) -> Any:
+    return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
+
+
+def _bridge(name: str, device: str | None, dtype: torch.dtype) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+
+
+def _names() -> set[str]:
+    """The names and aliases in TransformerLens's table of models, in lower case."""
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+
+    aliases = (alias for several in MODEL_ALIASES.values() for alias in several)
+    return {name.lower() for name in (*OFFICIAL_MODEL_NAMES, *aliases)}
+
+
+def _known(name: str) -> bool:
+    return name.lower() in _names()
+
+
+def _advice(name: str) -> str:
+    if Path(name).is_dir():
+        return "Pass a folder that save_pretrained wrote, with its tokenizer."
+    close = [] if _known(name) else difflib.get_close_matches(name.lower(), _names(), n=3)
+    near = f" (near it: {', '.join(close)})" if close else ""
+    return f"Check the name{near} and the network, or pass a local folder or 'embedded'."
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(
+            f"There is no device {device!r}: expected one such as 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(kind, True):
+        raise ValueError(
+            f"The device {device!r} is not there: torch sees no {kind} here; use 'cpu'."
+        )
