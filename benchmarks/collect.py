@@ -84,8 +84,11 @@ def floor(model: HookedTransformer, tokens: Tensor, names: list[str]) -> None:
 
     model.requires_grad_(False)
     with model.hooks(fwd_hooks=[(names[0], start)]):
-        run = wpca.Run(model(tokens), tokens, None, torch.arange(len(tokens)))
-        torch.autograd.grad(wpca.next_token_loss(run).sum(), leaves)
+        # The run is not kept: logits that outlive the loss cost a hundred megabytes of fresh memory.
+        loss = wpca.next_token_loss(
+            wpca.Run(model(tokens), tokens, None, torch.arange(len(tokens)))
+        ).sum()
+        torch.autograd.grad(loss, leaves)
 
 
 def usual(model: HookedTransformer, tokens: Tensor, names: list[str]) -> list[Tensor]:
