@@ -96,6 +96,14 @@ def test_a_truncated_basis_never_explains_all(stats):
     assert shares == basis.explained_ratio.cumsum(0).tolist() and shares[-1] < 1
 
 
+def test_rounding_of_the_eigensolver_does_not_squeeze_what_it_stands_for(stats):
+    basis = wpca.pca(stats[PLACES[0]])
+    basis.eigenvalues[-2:] = torch.tensor([1e-25, 0.0])
+    ax = drawn(eigenvalue_spectra(basis)).axes[0]
+    assert ax.get_ylim()[0] > 1e-15 * float(basis.eigenvalues[0])
+    assert ax.get_ylim()[0] < float(basis.eigenvalues[-3])
+
+
 def test_each_head_has_a_line_and_all_of_them_one_name(per_head):
     basis = wpca.pca(per_head)
     left, right = drawn(eigenvalue_spectra({"heads": basis})).axes

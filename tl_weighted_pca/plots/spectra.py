@@ -26,8 +26,11 @@ _UNITS = {
 }
 """What an eigenvalue of each method is measured in, per token."""
 
-_ROUNDING = torch.finfo(torch.float32).eps
-"""Below this share of the largest, an eigenvalue is rounding of the float32 that it came from."""
+_ROUNDING = torch.finfo(torch.float64).eps
+"""Below d times this share of the largest, an eigenvalue is the eigensolver's own rounding."""
+
+_NOTHING = torch.finfo(torch.float32).eps
+"""Below this share of the largest, a singular value is rounding of the weights."""
 
 
 def eigenvalue_spectra(
@@ -61,7 +64,7 @@ def eigenvalue_spectra(
         ratio = basis.total**2 / basis.eigenvalues.square().sum(-1)
         label = f"{name} ({float(ratio.mean()):.1f})"
         drawn = basis.explained_ratio if normalized else basis.eigenvalues
-        floors.append(_ROUNDING * float(drawn.max()))
+        floors.append(basis.width * _ROUNDING * float(drawn.max()))
         heads = zip(
             drawn.reshape(-1, basis.n_components),
             basis.explained_ratio.cumsum(-1).reshape(-1, basis.n_components),
@@ -124,9 +127,9 @@ def singular_value_spectra(
     for ax in panels.flat[layers:]:
         ax.set_visible(False)
     top = float(values.max())
-    bottom = max(float(values[values > 0].min()), _ROUNDING * top) if top > 0 else 0.0
     if top <= 0:
         raise ValueError("All singular values are zero: a logarithmic picture of them is empty.")
+    bottom = max(float(values[values > 0].min()), _NOTHING * top)
     name = "σ / σ₁" if normalized else "singular value"
     shown = list(panels.flat[:layers])
     image = None
