@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 from tl_weighted_pca.curves import AblationCurves, Estimate
-from tl_weighted_pca.feature_cards.facts import FactScore
+from tl_weighted_pca.feature_cards.facts import SIGNIFICANT, FactScore
 from tl_weighted_pca.feature_cards.histogram import Histogram
 from tl_weighted_pca.files import write_text_atomically
 
@@ -69,6 +69,15 @@ class FeatureCard:
     """Rise of the score when this component alone is ablated to the centre, with its interval."""
     facts: list[FactScore]
     """What it tells of the sequence's known facts, best first."""
+
+    @property
+    def told(self) -> list[FactScore]:
+        """The facts it tells beyond what chance would, each once, best first."""
+        best: dict[str, FactScore] = {}
+        for score in self.facts:
+            if score.p_value <= SIGNIFICANT:
+                best.setdefault(score.fact, score)
+        return list(best.values())
 
     @property
     def name(self) -> str:

@@ -16,6 +16,9 @@ _POSITIONS, _KINDS = "fact_positions", "fact_kinds"
 SIGNIFICANT = 0.05
 """p-values up to this count as told."""
 
+_FEWEST = 8
+"""Sequences without which nothing is said; besides, two for each value that a fact takes."""
+
 _DEALS = 200
 """Random deals of the values among the sequences, to see what chance gives."""
 
@@ -102,7 +105,7 @@ class FactSums:
                 self._recalled[kind].append((number, z[row, positions].mean(0)))
 
     def result(self, seed: int = 0) -> list[list[FactScore]]:
-        """The scores of each component, the fact best told first."""
+        """The scores of each component, the fact best told first; none from too few sequences."""
         n = len(self._means[0])
         cells = []
         told: dict[str, tuple[Sequence[int], Sequence[Tensor]]]
@@ -114,8 +117,8 @@ class FactSums:
             }
             for where, (rows, values) in told.items():
                 known = [i for i, row in enumerate(rows) if bool(column.known[row])]
-                if len(known) >= 3:
-                    kept = column.rows([rows[i] for i in known])
+                kept = column.rows([rows[i] for i in known])
+                if len(known) >= max(_FEWEST, 2 * (kept.freedom + 1)):
                     cells.append(_Cell(fact, where, kept, torch.stack([values[i] for i in known])))
         if not cells:
             return [[] for _ in range(n)]
@@ -169,8 +172,13 @@ class _Column:
 
     def rows(self, numbers: list[int]) -> _Column:
         """The column of these rows alone."""
-        chosen = torch.tensor(numbers)
+        chosen = torch.tensor(numbers, dtype=torch.long)
         return _Column(self.values[chosen], self.known[chosen], self.numeric)
+
+    @property
+    def freedom(self) -> int:
+        """m − 1 for m values, 1 for numbers: E[η²] = freedom/(rows − 1) where nothing is told."""
+        return 1 if self.numeric else len(self.values.unique()) - 1
 
     def share_explained(self, z: Float[Tensor, "rows n"]) -> Float[Tensor, "n"]:
         """η² of each column of z under the values, or r² under the numbers; 0 where z is constant."""
@@ -187,11 +195,8 @@ class _Column:
         return torch.where(whole > 0, between / whole, 0.0).clamp(max=1.0)
 
     def beyond_chance(self, eta_squared: Float[Tensor, "*any n"]) -> Float[Tensor, "*any n"]:
-        """ε² = (η² − E)/(1 − E); 0 where every row has a value of its own, which tells nothing."""
-        freedom = 1 if self.numeric else len(self.values.unique()) - 1
-        expected = freedom / (len(self.values) - 1)
-        if expected >= 1:
-            return torch.zeros_like(eta_squared)
+        """ε² = (η² − E)/(1 − E)."""
+        expected = self.freedom / (len(self.values) - 1)
         return (eta_squared - expected) / (1 - expected)
 
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 
@@ -52,15 +52,15 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, visible=visible, pieces=_pieces, bars=_bars, tint=_tint
+        number=number, decimals=_decimals, visible=visible, pieces=_pieces, bars=_bars, tint=_tint
     )
     environment.globals["SIGNIFICANT"] = SIGNIFICANT
     return environment
 
 
 def number(x: float, digits: int = 3, *, signed: bool = False) -> str:
-    """Three significant digits, with a true minus sign."""
-    text = f"{x:{'+' if signed else ''}.{digits}g}"
+    """So many significant digits, with a true minus sign."""
+    text = f"{x:{'+' if signed else ''}#.{digits}g}".replace(".e", "e").removesuffix(".")
     if "e" in text:
         mantissa, _, exponent = text.partition("e")
         text = f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
@@ -72,25 +72,32 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class _Piece:
-    """Neighbouring tokens of one tint, or the token that the context is about."""
+    """Neighbouring tokens without a tint, or one token with one, or the context's own token."""
 
+    space: str
+    """The space before a word, without tint or frame: a line may break there."""
     text: str
     shade: str
     focus: bool
 
 
 def _pieces(context: Context, card: FeatureCard) -> list[_Piece]:
-    """A context cut where its tint changes."""
+    """A context cut wherever something is to be seen about a token."""
     most = max((abs(c.coordinate) for c in (*card.highest, *card.lowest)), default=0.0)
     shades = [_shade(z, most) for z in context.coordinates]
-    keyed = [
-        (shade, i if shade or i == context.focus else -1, i == context.focus, token)
-        for i, (shade, token) in enumerate(zip(shades, context.tokens, strict=True))
-    ]
-    return [
-        _Piece("".join(_readable(token) for *_, token in group), shade, focus)
-        for (shade, _, focus), group in groupby(keyed, key=lambda each: each[:3])
-    ]
+    places = range(len(context.tokens))
+    pieces = []
+    for _, group in groupby(places, lambda i: i if shades[i] or i == context.focus else -1):
+        at = list(group)
+        text = "".join(_readable(context.tokens[i]) for i in at)
+        space = " " if text.startswith(" ") else ""
+        pieces.append(
+            _Piece(space, text.removeprefix(space), shades[at[0]], at[0] == context.focus)
+        )
+    if pieces:  # no line begins with a space; a sign says that the sequence began earlier
+        start = "… " if context.position > context.focus else ""
+        pieces[0] = replace(pieces[0], space=start)
+    return pieces
 
 
 def _readable(token: str) -> str:
@@ -102,6 +109,11 @@ def _shade(z: float, most: float) -> str:
     """ "p1" … "p6" above the centre, "n1" … below, "" near it or where z does not count."""
     step = 0 if math.isnan(z) or not most else min(_SHADES, round(_SHADES * abs(z) / most))
     return f"{'p' if z > 0 else 'n'}{step}" if step else ""
+
+
+def _decimals(x: float, places: int = 2, *, signed: bool = False) -> str:
+    """So many decimals, with a true minus sign and none before zero."""
+    return f"{round(x, places) + 0.0:{'+' if signed else ''}.{places}f}".replace("-", "−")
 
 
 def _tint(share: float) -> str:

@@ -133,6 +133,10 @@ def cards(
             max_tokens=max_tokens if ablation_tokens is None else ablation_tokens,
         )  # fmt: skip
     scores = [[] for _ in components.names] if seen.facts is None else seen.facts.result(seed)
+    if facts and not any(scores):
+        notes.append(
+            "Facts: there are too few sequences to tell; pass two for each value at least."
+        )
     highest, lowest = seen.highest.result(), seen.lowest.result()
     made = [
         FeatureCard(
