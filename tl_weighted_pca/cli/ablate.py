@@ -49,13 +49,15 @@ def ablate(
 ) -> None:
     """Keep the top k components of each basis, ablate the rest, and score the model.
 
-    For each hook point that the bases were made at there is a table and a picture of the excess over the
-    unablated model; ablation.csv holds all numbers, with 95% intervals.
+    For each hook point that the bases were made at there is a table and a
+    picture of the excess over the unablated model; ablation.csv holds all
+    numbers, with 95% intervals.
 
     \b
     Examples:
       tl-weighted-pca ablate bases --out ablation
-      tl-weighted-pca ablate bases/*.pca.safetensors --ranks 0,8,16,32 --dataset notes.txt --out ablation
+      tl-weighted-pca ablate bases/*.pca.safetensors --ranks 0,8,16,32 \\
+          --dataset notes.txt --out ablation
     """
     import pandas as pd
 

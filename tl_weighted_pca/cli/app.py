@@ -8,12 +8,17 @@ from typing import Annotated
 import typer
 
 from tl_weighted_pca.cli.ablate import ablate
+from tl_weighted_pca.cli.ansatz import ansatz
 from tl_weighted_pca.cli.basis import basis
+from tl_weighted_pca.cli.cards import cards
 from tl_weighted_pca.cli.collect import collect
 from tl_weighted_pca.cli.demo import demo
+from tl_weighted_pca.cli.dictionary import dictionary
 from tl_weighted_pca.cli.errors import OneSentenceGroup
 from tl_weighted_pca.cli.info import info
+from tl_weighted_pca.cli.interaction import interaction
 from tl_weighted_pca.cli.options import Debug
+from tl_weighted_pca.cli.svd import svd
 
 app = typer.Typer(
     name="tl-weighted-pca",
@@ -44,5 +49,16 @@ def main(
     """
 
 
-for _command in (demo, collect, basis, ablate, info):
+for _command in (
+    demo,
+    collect,
+    basis,
+    ablate,
+    cards,
+    svd,
+    ansatz,
+    interaction,
+    dictionary,
+    info,
+):
     app.command()(_command)

@@ -77,10 +77,12 @@ def basis(
     progress: Progress = True,
     debug: Debug = False,
 ) -> None:
-    """Make bases of moments: a file HOOK_POINT.METHOD.safetensors for each hook point and method.
+    """Make bases of moments: a file HOOK_POINT.METHOD.safetensors for each, and
+    a picture of their eigenvalues.
 
-    Of a folder with several objectives, a method that uses gradients gives a basis for each:
-    HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path' needs the model and the data.
+    Of a folder with several objectives, a method that uses gradients gives a
+    basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path' needs
+    the model and the data.
 
     \b
     Examples:
@@ -89,6 +91,7 @@ def basis(
       tl-weighted-pca basis run/moments.fisher.safetensors --method metric --out fisher
     """
     from tl_weighted_pca.collection import Collection
+    from tl_weighted_pca.plots import eigenvalue_spectra
 
     with output.folder(context) as run:
         files = moments_files(moments)
@@ -114,6 +117,11 @@ def basis(
         made = {name: job() for name, job in jobs.items()}
         for name, one in made.items():
             one.save(run / f"{name}.safetensors")
+        for name in names:
+            here = {
+                n.removeprefix(f"{name}."): b for n, b in made.items() if n.startswith(f"{name}.")
+            }
+            eigenvalue_spectra(here).savefig(run / f"{name}.png")
         Console().print(table(_summary(made)))
 
 

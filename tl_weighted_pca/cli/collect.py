@@ -69,13 +69,14 @@ def collect(
 ) -> None:
     """Stream text through a model; keep second moments of activations and gradients.
 
-    The folder then holds moments.safetensors, or moments.OBJECTIVE.safetensors for each of several
-    objectives, for `basis` to make bases of. A run that is cut short goes on with --resume.
+    The folder then holds moments.safetensors, or moments.OBJECTIVE.safetensors
+    for each of several objectives, for `basis` to make bases of. A run that is
+    cut short goes on with --resume.
 
     \b
     Examples:
       tl-weighted-pca collect --out run
-      tl-weighted-pca collect --dataset notes.txt --hook blocks.2.hook_resid_post \\
+      tl-weighted-pca collect --dataset notes.txt --hook 'blocks.*.hook_mlp_out' \\
           --objective loss --objective fisher --out run
       torchrun --nproc-per-node 2 -m tl_weighted_pca collect --out run
     """

@@ -53,10 +53,12 @@ def demo(
     progress: Progress = True,
     debug: Debug = False,
 ) -> None:
-    """Compare bases of the embedded model by node ablation, with no network, in under a minute.
+    """Compare bases of the embedded model by node ablation, with no network, in
+    under a minute.
 
-    At one hook point it keeps the top k components of each basis, ablates the rest, and measures the
-    model's loss on stories that neither the model nor the bases have seen.
+    At one hook point it keeps the top k components of each basis, ablates the
+    rest, and measures the model's loss on stories that neither the model nor the
+    bases have seen.
 
     \b
     Example:

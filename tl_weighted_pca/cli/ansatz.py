@@ -1,0 +1,96 @@
+"""`ansatz`: do weights look like the gradients at their input?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.options import (
+    BatchSize,
+    Debug,
+    ModelOptions,
+    ObjectiveName,
+    OutputOptions,
+    PositionSlice,
+    Progress,
+    SampleOptions,
+    Seed,
+    objective,
+    parsed_positions,
+)
+from tl_weighted_pca.cli.tables import table
+
+_SHOWN = {
+    "name": "weight",
+    "cosine": "cosine",
+    "identity": "of identity",
+    "rotated": "rotated",
+    "captured": "captured",
+    "captured_by_chance": "by chance",
+}
+
+
+@command
+def ansatz(
+    context: typer.Context,
+    output: OutputOptions,
+    source: ModelOptions,
+    text: SampleOptions,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Only these layers; the unembedding comes after the last. May be repeated."
+        ),
+    ] = None,
+    what: Annotated[
+        Literal["logits", "loss", "fisher"],
+        typer.Option("--objective", help="What to differentiate; the paper's are the 'logits'."),
+    ] = "logits",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Labels or probes a sequence, for 'fisher' and 'logits'.")
+    ] = 1,
+    folded: Annotated[
+        bool,
+        typer.Option("--folded", help="Of the weights with the norms' gains folded into them."),
+    ] = False,
+    positions: PositionSlice = "",
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    progress: Progress = True,
+    debug: Debug = False,
+) -> None:
+    """The deep neural feature ansatz: cos(W Wᵀ, E[g gᵀ]) for each weight, and
+    what chance alone would give.
+
+    \b
+    Examples:
+      tl-weighted-pca ansatz --out ansatz
+      tl-weighted-pca ansatz --layer 0 --layer 1 --objective loss --out ansatz
+    """
+    from tl_weighted_pca.ansatz import feature_ansatz
+
+    where = parsed_positions(positions)
+    with output.folder(context) as run:
+        text.check(source, run)
+        model = source.load(run)
+        differentiated = objective(ObjectiveName(what), samples, seed)
+        assert differentiated is not None
+        found = feature_ansatz(
+            model,
+            text.load(model, "train"),
+            layer,
+            differentiated,
+            folded=folded,
+            positions=where,
+            batch_size=batch_size,
+            max_tokens=text.max_tokens,
+            progress=progress,
+        )
+        frame = found.to_pandas()
+        Console().print(table(frame[list(_SHOWN)].rename(columns=_SHOWN), digits=3))
+        frame.to_csv(run / "ansatz.csv", index=False)
+        found.plot().savefig(run / "cosines.png")
+        found.plot_captured().savefig(run / "captured.png")

@@ -1,0 +1,142 @@
+"""`dictionary`: more directions than dimensions, a few of them at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from tl_weighted_pca.cli.ablate import existing
+from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.errors import tell
+from tl_weighted_pca.cli.options import (
+    BatchSize,
+    Debug,
+    ModelOptions,
+    OutputOptions,
+    PositionSlice,
+    Progress,
+    SampleOptions,
+    Seed,
+    parsed_positions,
+)
+from tl_weighted_pca.cli.tables import table
+
+_TOKENS_FOR_MOMENTS = 2**15
+
+
+@command
+def dictionary(
+    context: typer.Context,
+    output: OutputOptions,
+    source: ModelOptions,
+    text: SampleOptions,
+    hook: Annotated[str, typer.Option(help="The hook point.")] = "blocks.2.hook_resid_post",
+    features: Annotated[int, typer.Option(min=1, help="Of the dictionary.")] = 512,
+    n_tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on.")] = 500_000,
+    heldout: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to evaluate on, as --dataset has it; by default the held-out stories.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    kind: Annotated[
+        Literal["relu", "prolu_ste", "prolu_relu"],
+        typer.Option(help="Activation function, and for ProLU the rule of its gradient."),
+    ] = "prolu_relu",
+    sparsity: Annotated[float, typer.Option(min=0, help="λ₁, of Σ|f|.")] = 0.1,
+    attribution: Annotated[
+        float, typer.Option(min=0, help="λ_a, of what features do: Σ|f (g·d)|.")
+    ] = 0.0,
+    start: Annotated[
+        Path | None, typer.Option(help="A basis to start from, made at the same hook point.")
+    ] = None,
+    positions: PositionSlice = "",
+    batch_size: BatchSize = 32,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the checkpoint of a run that was cut short."),
+    ] = False,
+    seed: Seed = 0,
+    progress: Progress = True,
+    debug: Debug = False,
+) -> None:
+    """Train a sparse autoencoder on a hook point's activations, and evaluate it
+    beside PCA of the same size.
+
+    --max-tokens is of the evaluation. A run that is cut short goes on with
+    --resume.
+
+    \b
+    Examples:
+      tl-weighted-pca dictionary --out dictionary
+      tl-weighted-pca dictionary --features 1024 --sparsity 0.05 --out wide
+    """
+    from tl_weighted_pca.basis import Basis
+    from tl_weighted_pca.collect import collect
+    from tl_weighted_pca.dictionary import (
+        Recipe,
+        evaluate_dictionary,
+        plot_biases,
+        train_dictionary,
+    )
+    from tl_weighted_pca.plots.picture import new_figure
+    from tl_weighted_pca.principal_components import pca
+
+    where = parsed_positions(positions)
+    recipe = Recipe(sparsity=sparsity, attribution=attribution, seed=seed)
+    with output.folder(context, resume=resume) as run:
+        judge = replace(text, dataset=heldout) if heldout is not None else text
+        for each in (text, judge):
+            each.check(source, run)
+        basis = None if start is None else Basis.load(run.reads(existing(start)))
+        if text.dataset is not None and heldout is None:
+            where_from = "the text it was trained on: pass other text with --heldout"
+            tell(f"The dictionary is evaluated on {where_from}.", head="Note", style="bold yellow")
+        model = source.load(run)
+        train = replace(text, max_tokens=n_tokens).load(model, "train")
+        options: dict[str, Any] = {"positions": where, "batch_size": batch_size}
+        # For the units of the terms, and for the PCA to compare with.
+        moments = collect(
+            model,
+            train,
+            hook,
+            row_metric="identity",
+            statistics=("activation", "gradient"),
+            max_tokens=_TOKENS_FOR_MOMENTS,
+            progress=False,
+            **options,
+        )[hook]
+        trained = train_dictionary(
+            model,
+            train,
+            hook,
+            recipe,
+            n_features=features,
+            n_tokens=n_tokens,
+            kind=kind,
+            basis=basis,
+            moments=moments,
+            checkpoint=run / "checkpoint.safetensors",
+            progress=progress,
+            **options,
+        )
+        trained.save(run / "dictionary.safetensors")
+        evaluation = evaluate_dictionary(
+            model,
+            judge.load(model, "heldout"),
+            trained,
+            bases={"pca": pca(moments)},
+            max_tokens=text.max_tokens,
+            **options,
+        )
+        frame = evaluation.to_pandas().rename_axis("code").reset_index()
+        Console().print(table(frame.set_index("code").T.rename_axis("score").reset_index()))
+        frame.to_csv(run / "evaluation.csv", index=False)
+        figure = new_figure((5.0, 3.0))
+        plot_biases(trained, figure.subplots())
+        figure.savefig(run / "biases.png")

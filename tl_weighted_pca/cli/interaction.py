@@ -1,0 +1,104 @@
+"""`interaction`: the local interaction basis, and what interacts in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.options import (
+    BatchSize,
+    Debug,
+    Hooks,
+    ModelOptions,
+    OutputOptions,
+    PositionSlice,
+    Progress,
+    SampleOptions,
+    Seed,
+    parsed_positions,
+)
+from tl_weighted_pca.cli.tables import table
+
+if TYPE_CHECKING:
+    from tl_weighted_pca.interaction_graph import InteractionGraph
+
+
+@command
+def interaction(
+    context: typer.Context,
+    output: OutputOptions,
+    source: ModelOptions,
+    text: SampleOptions,
+    hook: Hooks = ["blocks.*.hook_resid_post"],  # noqa: B006 (typer's, and never changed)
+    probes: Annotated[
+        int, typer.Option(min=1, help="A sequence, where Jacobians are estimated.")
+    ] = 8,
+    share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Of each pair of layers' strength, for edges.csv to hold."),
+    ] = 0.99,
+    edge_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Tokens for the edges, which take a gradient for each feature."),
+    ] = 1_000,
+    positions: PositionSlice = "",
+    batch_size: BatchSize = 8,
+    seed: Seed = 0,
+    progress: Progress = True,
+    debug: Debug = False,
+) -> None:
+    """The local interaction basis of neighbouring hook points, first to last,
+    and the strength of each interaction.
+
+    Each hook point must carry all that reaches the next, as the residual stream
+    does. The bases are files for `ablate` and `cards`.
+
+    \b
+    Examples:
+      tl-weighted-pca interaction --out lib
+      tl-weighted-pca interaction --hook blocks.1.hook_resid_post \\
+          --hook blocks.2.hook_resid_post --out lib
+    """
+    from tl_weighted_pca.hook_points import matching
+    from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis
+
+    where = parsed_positions(positions)
+    with output.folder(context) as run:
+        text.check(source, run)
+        model = source.load(run)
+        data = text.load(model, "train")
+        options: dict[str, Any] = {"positions": where, "batch_size": batch_size, "seed": seed}
+        bases = local_interaction_basis(
+            model,
+            data,
+            matching(model, hook),
+            n_probes=probes,
+            max_tokens=text.max_tokens,
+            progress=progress,
+            **options,
+        )
+        for name, basis in bases.items():
+            basis.save(run / f"{name}.local_interaction_basis.safetensors")
+        tokens = min(edge_tokens, text.max_tokens)
+        graph = interaction_edges(model, data, bases, max_tokens=tokens, **options)
+        Console().print(table(_summary(graph)))
+        graph.to_pandas(share).to_csv(run / "edges.csv", index=False)
+        graph.plot().savefig(run / "graph.png")
+
+
+def _summary(graph: InteractionGraph) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "from": here,
+            "to": there,
+            "features": "×".join(map(str, graph.edges[here, there].shape)),
+            "edges for 90%": graph.n_edges(0.9)[here, there],
+            "for 99%": graph.n_edges(0.99)[here, there],
+        }
+        for here, there in graph.edges
+    )
