@@ -1,103 +1,50 @@
 """Find the directions a transformer uses: PCA that sees gradients, and torch's SVD."""
 
 import importlib
+import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-from tl_weighted_pca.ablation import ablation_curves
-from tl_weighted_pca.accumulator import MomentAccumulator, NonFiniteError
-from tl_weighted_pca.ansatz import FeatureAnsatz, feature_ansatz
-from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.circuits import use_linalg_svd
-from tl_weighted_pca.collect import collect
-from tl_weighted_pca.collection import Collection
-from tl_weighted_pca.curves import AblationCurves, Estimate
-from tl_weighted_pca.factored import FactoredMatrix
-from tl_weighted_pca.feature_cards import FeatureCards, cards
-from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis
-from tl_weighted_pca.joint import joint_pca
-from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
-from tl_weighted_pca.objectives import (
-    Run,
-    hook_probe,
-    logit_probe,
-    next_token_loss,
-    sampled_token_loss,
-)
-from tl_weighted_pca.optimize import optimize_basis
-from tl_weighted_pca.overlap import principal_angles, subspace_overlap
-from tl_weighted_pca.pairs import Pairs, stream_pairs
-from tl_weighted_pca.path_metric import path_metric
-from tl_weighted_pca.principal_components import (
-    gradient_pca,
-    metric_pca,
-    pca,
-    random_basis,
-    weighted_pca,
-)
-from tl_weighted_pca.sharding import shard
-from tl_weighted_pca.svd import SVD, svd, svdvals
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tl_weighted_pca import dictionary as dictionary
     from tl_weighted_pca import embedded as embedded
     from tl_weighted_pca import plots as plots
     from tl_weighted_pca import toy as toy
+    from tl_weighted_pca.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "SVD",
-    "AblationCurves",
-    "Basis",
-    "Collection",
-    "Estimate",
-    "FactoredMatrix",
-    "FeatureAnsatz",
-    "FeatureCards",
-    "MomentAccumulator",
-    "Moments",
-    "NonFiniteError",
-    "Pairs",
-    "Provenance",
-    "Run",
-    "SecondMoment",
-    "ablation_curves",
-    "cards",
-    "collect",
-    "feature_ansatz",
-    "gradient_pca",
-    "hook_probe",
-    "interaction_edges",
-    "joint_pca",
-    "local_interaction_basis",
-    "logit_probe",
-    "metric_pca",
-    "next_token_loss",
-    "optimize_basis",
-    "path_metric",
-    "pca",
-    "principal_angles",
-    "random_basis",
-    "sampled_token_loss",
-    "shard",
-    "stream_pairs",
-    "subspace_overlap",
-    "svd",
-    "svdvals",
-    "use_linalg_svd",
-    "weighted_pca",
-]
+_SUBMODULES = ("dictionary", "embedded", "plots", "toy")
+"""Those that are attributes unimported."""
 
-_ON_DEMAND = ("dictionary", "embedded", "plots", "toy")
-"""Submodules that are imported when first used, so that importing the package stays quick."""
+_OVER_SUBMODULES = ("collect", "path_metric", "svd")
+"""Functions that are called as the submodules that hold them."""
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _ON_DEMAND:
+class _Package(ModuleType):
+    """This package, which imports torch and TransformerLens only when a public name is used.
+
+    The command line's help and completion, and whoever only asks for the version, need not wait.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the submodule `collect` would bind it here, in the place of the function.
+        if not (name in _OVER_SUBMODULES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    public = importlib.import_module(f"{__name__}.public")
+    if name == "__all__" or name in public.__all__:
+        value = globals()[name] = getattr(public, name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ON_DEMAND])
+    return sorted({*globals(), *_SUBMODULES, *__getattr__("__all__")})
