@@ -275,30 +275,90 @@ def test_both_model_classes_say_the_same(folded):
         assert ours.cosine() == pytest.approx(theirs.cosine(), abs=1e-5)
 
 
-def test_a_bridge_with_grouped_queries_and_gated_mlps(tmp_path):
-    """A Llama: the whole gradient past the norm is that of W_gate and W_in together."""
+SMALL = {
+    "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 32, "attn_implementation": "eager",
+}  # fmt: skip
+
+
+def bridged(family, folder, **options):
+    """A random model of a family of Hugging Face's, and the bridge to it."""
+    import transformers
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from tl_weighted_pca.embedded import load_model
 
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
-            attn_implementation="eager",
-        )
-    )  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**SMALL, **options)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, p in llama.named_parameters():
+        for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
             p.copy_(1 + 0.3 * noise if "norm" in name else 0.4 * noise)
-    llama.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
     tokenizer = load_model("TransformerBridge", device="cpu").tokenizer
-    bridge = TransformerBridge.boot_transformers(
-        str(tmp_path), hf_model=llama, tokenizer=tokenizer, device="cpu"
-    )
+
+    def bridge():
+        return TransformerBridge.boot_transformers(
+            str(folder), hf_model=model, tokenizer=tokenizer, device="cpu"
+        )
+
+    return model, bridge
+
+
+GROUPED = {"intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 4}
+
+
+@pytest.mark.parametrize(("family", "offset"), [("Llama", 0), ("Gemma", 1)])
+def test_a_bridge_s_folded_claim_is_that_of_weights_folded_by_hand(family, offset, tmp_path):
+    """Gemma's norms multiply by 1 + w, Llama's by w."""
+    model, bridge = bridged(family, tmp_path, **GROUPED)
+    x = tokens(4, 8, 50)
+    ours = feature_ansatz(bridge(), x, [0, 1], next_token_loss, folded=True, **QUIET)
+    before = model(x).logits
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for norm, readers in (
+                (layer.input_layernorm, [getattr(layer.self_attn, f"{c}_proj") for c in "qkv"]),
+                (layer.post_attention_layernorm, [layer.mlp.gate_proj, layer.mlp.up_proj]),
+            ):
+                for linear in readers:
+                    linear.weight *= norm.weight + offset
+                norm.weight.fill_(1 - offset)
+    assert torch.dist(model(x).logits, before) < 1e-4 * before.norm()
+    theirs = feature_ansatz(bridge(), x, [0, 1], next_token_loss, **QUIET)
+    assert len(ours) == len(theirs) == 14
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.name == other.name
+        assert torch.dist(one.matrix, other.matrix) < 1e-5 * one.matrix.norm()
+        assert torch.dist(one.agop, other.agop) < 1e-4 * one.agop.norm()
+
+
+def test_a_bridge_whose_mlp_is_no_module_of_its_own(tmp_path):
+    """OPT's layers hold fc1 and fc2 themselves, so that nothing goes through `mlp.hook_in`."""
+    model, bridge = bridged("OPT", tmp_path, ffn_dim=24, word_embed_proj_dim=16)
+    x = tokens(4, 8, 50)
+    found = feature_ansatz(bridge(), x, [1], next_token_loss, **QUIET)["blocks.1.mlp.W_in"]
+    seen = []
+
+    def keep(module, arguments, output):
+        output.retain_grad()
+        seen.append(output)
+
+    model.requires_grad_(True)
+    linear = model.model.decoder.layers[1].fc1
+    handle = linear.register_forward_hook(keep)
+    logits = model(x).logits
+    handle.remove()
+    (-logits.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).sum()).backward()
+    g = (seen[0].grad.flatten(0, -2) @ linear.weight).double().detach()
+    assert torch.dist(found.agop, g.mT @ g / x.numel()) < 1e-5 * found.agop.norm()
+
+
+def test_a_bridge_with_grouped_queries_and_gated_mlps(tmp_path):
+    """A Llama: the whole gradient past the norm is that of W_gate and W_in together."""
+    llama, boot = bridged("Llama", tmp_path, **GROUPED)
+    bridge = boot()
     x = tokens(4, 8, 50)
     found = feature_ansatz(bridge, x, [1], next_token_loss, **QUIET)
     shapes = {row.kind: tuple(row.matrix.shape) for row in found}
@@ -360,6 +420,9 @@ def test_the_table_has_each_cosine_beside_its_baselines():
     assert line["left_identity"] == pytest.approx(slow_cosine(eye, row.before))
     assert math.isnan(table.iloc[2]["tight_after"]) and table.iloc[2]["other_layers"] > 0
     assert len(found) == 3 and "captured_by_chance" in table
+    # A notebook that shows it must not print matrices.
+    assert repr(found).startswith("FeatureAnsatz(3 weights, layers.0.W … layers.2.W; logit_probe")
+    assert len(repr(row)) < 200
     with pytest.raises(KeyError, match="layers\\.0\\.W, layers\\.1\\.W"):
         found["layers.9.W"]
 
@@ -374,6 +437,10 @@ def test_what_is_wrong_is_said():
         feature_ansatz(model, x, [replace(weights[0], matrix=torch.ones(6, 2))], **QUIET)
     with pytest.raises(ValueError, match=r"layers has \[7\]; expected some of 0\.\.1"):
         feature_ansatz(model, x, [7], **QUIET)
+    with pytest.raises(TypeError, match=r"layers is 1; expected a list of numbers"):
+        feature_ansatz(model, x, 1, **QUIET)
+    with pytest.raises(TypeError, match="'loss'; expected a callable such as next_token_loss"):
+        feature_ansatz(model, x, objective={"a": logit_probe(), "b": "loss"}, **QUIET)
     with pytest.raises(TypeError, match=r"pass layers=\[Weight"):
         feature_ansatz(torch.nn.Linear(2, 2), x, **QUIET)
     with pytest.raises(ValueError, match="raise max_width"):

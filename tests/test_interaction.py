@@ -238,6 +238,8 @@ def test_positions_that_count_are_source_and_target_alike(positions):
     )
     if a.n_components == 6:  # Q is EEᵀ where all of the stream is present
         torch.testing.assert_close(a.encoder @ a.encoder.mT, metric / n, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="selects no token"):
+        interaction_edges(model, x, bases, positions=slice(4, None), **QUIET)
     # One probe a coordinate with random signs over positions is unbiased.
     error = torch.dist(signed.edges[here, there], graph.edges[here, there])
     assert error < (1e-9 if len(at) == 1 else 0.5) * graph.edges[here, there].norm()
@@ -347,9 +349,32 @@ def test_what_is_wrong_is_said():
         edge_ablation_curves(model, x, {"LIB": graph}, (NAMES[0], NAMES[2]), n_edges=[1])
     with pytest.raises(ValueError, match="not below zero"):
         edge_ablation_curves(model, x, {"LIB": graph}, (NAMES[0], NAMES[1]), n_edges=[-1])
+    with pytest.raises(TypeError, match="bases is a list; expected a dict"):
+        interaction_edges(model, x, list(bases.values()), **QUIET)
+    with pytest.raises(TypeError, match="bases is a dict of Tensor; expected"):
+        interaction_edges(model, x, {n: torch.eye(3) for n in NAMES}, **QUIET)
     still = replace(bases[NAMES[0]], eigenvalues=0 * bases[NAMES[0]].eigenvalues)
     with pytest.raises(ValueError, match="nothing there varies"):
         used(still)
+
+
+def test_a_basis_serves_where_it_was_made_unless_told_otherwise():
+    """Of one width, so that nothing else would tell."""
+    model, x = mlp([4, 4, 4, 4]), inputs(20, 4)
+    bases = local_interaction_basis(model, x, NAMES, **QUIET)
+    a, b = NAMES[:2]
+    swapped = {a: bases[b], b: bases[a]}
+    with pytest.raises(ValueError, match="This basis was made at 'layers.1.hook_in'"):
+        interaction_edges(model, x, swapped, **QUIET)
+    graph = interaction_edges(model, x, swapped, anywhere=True, **QUIET)
+    assert repr(graph) == f"InteractionGraph({a} (4) → {b} (4); n_tokens=20)"
+    with pytest.raises(ValueError, match="This basis was made at"):
+        edge_ablation_curves(model, x, {"LIB": graph}, (a, b), n_edges=[1], **QUIET)
+    curves = edge_ablation_curves(
+        model, x, {"LIB": graph}, (a, b), n_edges=[16], score=squared_error(x),
+        anywhere=True, **QUIET,
+    )  # fmt: skip
+    assert curves.scores["LIB"][0] == pytest.approx(curves.baseline, rel=1e-6)
 
 
 def test_hooks_for_gradients_are_run_by_the_collector_alone():
@@ -358,7 +383,9 @@ def test_hooks_for_gradients_are_run_by_the_collector_alone():
     import tl_weighted_pca
 
     folder = Path(tl_weighted_pca.__file__).parent
-    for name in ("ansatz", "interaction", "interaction_graph", "weights"):
+    for name in (
+        "ansatz", "weight_ansatz", "weights", "interaction", "interaction_graph", "jacobian_probe",
+    ):  # fmt: skip
         text = (folder / f"{name}.py").read_text()
         for word in (
             "fwd_hooks",

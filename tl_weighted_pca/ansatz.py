@@ -21,25 +21,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.alignment import (
-    captured,
-    captured_by_chance,
-    centred_cosine,
-    centred_cosine_sd,
-    cosine,
-    participation_ratio,
-    power_of,
-    principal_angles,
-    replaced_cosine,
-    support_condition,
-)
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.data import Positions
 from tl_weighted_pca.moments import Moments
 from tl_weighted_pca.objectives import Objective, logit_probe, objective_name
+from tl_weighted_pca.weight_ansatz import WeightAnsatz
 from tl_weighted_pca.weights import Weight, check_weights, model_weights
 
 if TYPE_CHECKING:
@@ -92,10 +80,17 @@ def feature_ansatz(
         A `FeatureAnsatz`: `.to_pandas()` and `.plot()`.
 
     Raises:
-        TypeError: for a model whose weights are not known.
+        TypeError: for a model whose weights are not known, or an objective that is no callable.
         ValueError: for unknown layers, a `Weight` that does not lead from its input to its output,
             or one too wide whose input is shared.
     """
+    named = dict(objective) if isinstance(objective, Mapping) else {"": objective}
+    for value in named.values():
+        if not callable(value):
+            raise TypeError(
+                f"The objective is {value!r}; expected a callable such as next_token_loss or "
+                "logit_probe(), or a dict of such."
+            )
     weights = _weights(model, layers, folded)
     head, data = _first_kept(batches)
     check_weights(model, head, weights, positions)
@@ -116,7 +111,6 @@ def feature_ansatz(
         if len(sharing) > 1 and all(weight.alone for weight in sharing):
             measured.append(_Measured(tuple(sharing), None))
             at[sharing[0].reads] = None
-    named = dict(objective) if isinstance(objective, Mapping) else {"": objective}
     collections = collect(
         model, data, list(at), objective=named, statistics=("gradient",),
         row_metric="identity", positions=positions, batch_size=batch_size, max_tokens=max_tokens,
@@ -131,87 +125,15 @@ def feature_ansatz(
 
 
 @dataclass(frozen=True)
-class WeightAnsatz:
-    """One weight (or several that read one input) and the gradients on either side of it."""
-
-    name: str
-    kind: str
-    layer: int
-    objective: str
-    matrix: Float[Tensor, "d_in d_out"]
-    """W, float64; several weights lie side by side."""
-    agop: Float[Tensor, "d_in d_in"]
-    """E[g gᵀ] at the input, through this weight, per token."""
-    before: Float[Tensor, "d_out d_out"] | None
-    """K = E[g_h g_hᵀ] at the pre-activation, per token: with the activation's derivative."""
-    after: Float[Tensor, "d_out d_out"] | None
-    """The same past the non-linearity: without its derivative."""
-    n_tokens: int
-
-    @property
-    def gram(self) -> Float[Tensor, "d_in d_in"]:
-        """W Wᵀ."""
-        return self.matrix @ self.matrix.mT
-
-    def cosine(self, power: float = 1.0) -> float:
-        """cos(W Wᵀ, AGOP^power)."""
-        return cosine(self.gram, power_of(self.agop, power))
-
-    def captured(self) -> Float[Tensor, "rank"]:
-        """The share of the best k directions' gradient variance that W's top k hold, k = 1 … rank."""
-        return captured(self.matrix, self.agop)
-
-    def captured_by_chance(self) -> Float[Tensor, "rank"]:
-        """The same for random directions, on average."""
-        return captured_by_chance(self.matrix, self.agop)
-
-    def principal_angles(self, k: int) -> Float[Tensor, "k"]:
-        """Angles, in radians, between W's top k input directions and the AGOP's."""
-        return principal_angles(self.matrix, self.agop, k)
-
-    def row(self, others: Sequence[WeightAnsatz], power: float) -> dict[str, Any]:
-        """This weight's line of the table; `others` are the same kind in other layers."""
-        gram, agop = self.gram, power_of(self.agop, power)
-        eye = torch.eye(len(gram), dtype=gram.dtype)
-        d_in, d_out = self.matrix.shape
-        same = [other.gram for other in others if other.gram.shape == gram.shape]
-        k = max(1, min(d_in, d_out) // 8)
-        kept = self.matrix.mT @ self.matrix
-        before, after = self.before, self.after
-        # The frame that W's columns or rows make, whichever there are fewer of.
-        small = gram if d_in <= d_out else kept
-        nan = float("nan")
-        return {
-            "name": self.name, "kind": self.kind, "layer": self.layer, "objective": self.objective,
-            "d_in": d_in, "d_out": d_out,
-            "cosine": cosine(gram, agop),
-            "identity": cosine(eye, agop),
-            "rotated": cosine(eye, agop) * cosine(eye, gram),
-            "centred": centred_cosine(gram, agop),
-            "centred_sd": centred_cosine_sd(d_in),
-            "other_layers": sum(cosine(g, agop) for g in same) / len(same) if same else nan,
-            "replaced": nan if before is None or power != 1 else replaced_cosine(self.matrix, before),
-            "left": nan if before is None else cosine(kept, before),
-            "left_identity": nan if before is None else participation_ratio(before) ** 0.5,
-            "captured": float(self.captured().mean()),
-            "captured_by_chance": float(self.captured_by_chance().mean()),
-            "angles_k": k,
-            "mean_cos2_angle": float(self.principal_angles(k).cos().square().mean()),
-            "tight_before": nan if before is None else participation_ratio(before),
-            "condition_before": nan if before is None else support_condition(before),
-            "tight_after": nan if after is None else participation_ratio(after),
-            "condition_after": nan if after is None else support_condition(after),
-            "tight_weight": participation_ratio(small),
-            "condition_weight": support_condition(small),
-            "n_tokens": self.n_tokens,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
 class FeatureAnsatz:
     """What `feature_ansatz` found: one entry a weight and objective."""
 
     rows: tuple[WeightAnsatz, ...]
+
+    def __repr__(self) -> str:
+        names = list(dict.fromkeys(row.name for row in self.rows))
+        objectives = ", ".join(dict.fromkeys(row.objective for row in self.rows))
+        return f"FeatureAnsatz({len(names)} weights, {names[0]} … {names[-1]}; {objectives})"
 
     def __getitem__(self, name: str) -> WeightAnsatz:
         """The entry of a weight, by its name, under the first objective."""
@@ -311,6 +233,10 @@ def _row(what: _Measured, objective: str, moments: Mapping[str, Moments]) -> Wei
 
 
 def _weights(model: Any, layers: Any, folded: bool) -> list[Weight]:
+    if isinstance(layers, (int, str)):
+        raise TypeError(
+            f"layers is {layers!r}; expected a list of numbers of layers, such as [0, 1], or of Weight."
+        )
     given = None if layers is None else list(layers)
     if given and all(isinstance(layer, Weight) for layer in given):
         return given

@@ -118,9 +118,10 @@ def _chosen(
     ]
     if not rows:
         all_kinds = list(dict.fromkeys(row.kind for row in found))
+        of_kinds = "" if kinds is None else f" of kinds {', '.join(kinds)}"
         raise ValueError(
-            f"Nothing was measured of kinds {kinds} under the objective {objective!r}; there are the "
-            f"kinds {', '.join(all_kinds)} and the objectives {', '.join(known)}."
+            f"Nothing was measured{of_kinds} under the objective {objective!r}; there are the kinds "
+            f"{', '.join(all_kinds)} and the objectives {', '.join(known)}."
         )
     return rows
 

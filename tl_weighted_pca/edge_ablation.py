@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.curves import AblationCurves
-from tl_weighted_pca.data import Positions, batches
+from tl_weighted_pca.data import Positions, batches, count_tokens
 from tl_weighted_pca.downstream import Downstream
-from tl_weighted_pca.hook_points import hooked
+from tl_weighted_pca.hook_points import hooked, model_name
 from tl_weighted_pca.interaction_graph import InteractionGraph, top_edges
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.scores import Score, Scorer
@@ -31,6 +32,8 @@ def edge_ablation_curves(
     positions: Positions = None,
     batch_size: int = 32,
     max_tokens: int | None = None,
+    anywhere: bool = False,
+    progress: bool = True,
 ) -> AblationCurves:
     """score(n) with ẑ'_j = z'_j(z ∘ m_·j), m the mask of the n strongest edges between two layers.
 
@@ -48,12 +51,15 @@ def edge_ablation_curves(
         positions: where to ablate, at both.
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens of data.
+        anywhere: use graphs also of models that they were not made from.
+        progress: show a progress bar.
 
     Returns:
         Scores by number of edges: `AblationCurves` whose `ranks` are `n_edges`.
 
     Raises:
-        ValueError: for a pair of hook points that a graph has no edges between.
+        ValueError: for a pair of hook points that a graph has no edges between, or a graph of another
+            model.
     """
     here, there = between
     for name, graph in graphs.items():
@@ -62,13 +68,21 @@ def edge_ablation_curves(
                 f"The graph {name!r} has no edges between {here!r} and {there!r}; it has them between "
                 f"{', '.join(map(str, graph.edges))}."
             )
+        if not anywhere:
+            for hook_point in between:
+                graph.bases[hook_point].check_place(model_name(model), hook_point)
     counts = sorted({int(n) for n in n_edges})
     if not counts or counts[0] < 0:
         raise ValueError(f"n_edges is {list(n_edges)}; expected numbers not below zero.")
     scorer = Scorer(score)
     sums: dict[str, list[Tensor]] = {name: [] for name in graphs}
     baseline, terms, order = [], [], []
-    with quiet(model, gradients=False):
+    total = count_tokens(data, max_tokens)
+    bar = tqdm(
+        total=None if total is None else total * len(graphs) * len(counts), unit="tok",
+        unit_scale=True, desc="Ablating edges", dynamic_ncols=True, disable=not progress,
+    )  # fmt: skip
+    with bar, quiet(model, gradients=False):
         source = Downstream(model, here, positions)
         target = Downstream(model, there, positions)
         for batch in batches(data, batch_size, max_tokens=max_tokens):
@@ -87,6 +101,7 @@ def edge_ablation_curves(
                     )
                     output = target.resume(partial(_instead, later))
                     rows.append(scorer(run, output)[0])
+                    bar.update(batch.n_tokens)
                 sums[name].append(torch.stack(rows))
     by_index = torch.cat(order).argsort(stable=True)
     return AblationCurves(

@@ -13,29 +13,26 @@ its scale. What is absent or unused has Λ = 0 and drops out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Positions, selected
-from tl_weighted_pca.hook_points import NamesFilter, resolve
+from tl_weighted_pca.data import Positions, count_batches
+from tl_weighted_pca.hook_points import NamesFilter, model_name, resolve
 from tl_weighted_pca.interaction_graph import InteractionGraph
-from tl_weighted_pca.objectives import Run, hook_probe
-from tl_weighted_pca.pairs import stream_pairs
+from tl_weighted_pca.jacobian_probe import coordinate_probe, jacobian_probe
+from tl_weighted_pca.pairs import Pairs, stream_pairs
 from tl_weighted_pca.principal_components import Center, metric_pca
-from tl_weighted_pca.randomness import signs
 
 METHOD = "local_interaction_basis"
-
-_NARROW = 128
-"""Coordinates of one sequence up to which each gets a unit probe of its own: exact Jacobians."""
 
 
 def local_interaction_basis(
@@ -114,6 +111,8 @@ def interaction_edges(
     batch_size: int = 8,
     max_tokens: int | None = None,
     seed: int = 0,
+    anywhere: bool = False,
+    progress: bool = True,
 ) -> InteractionGraph:
     """W_ij = Var(z_i) Σ_{x,s,t} (∂z'_tj / ∂z_si)² / n_tokens: interactions of neighbouring layers.
 
@@ -135,45 +134,75 @@ def interaction_edges(
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens of data.
         seed: of the signs.
+        anywhere: use bases also at hook points or models that they were not made from.
+        progress: show a progress bar.
 
     Returns:
         An `InteractionGraph`.
 
     Raises:
-        ValueError: for hook points out of order, fewer than two, or a basis with no component used.
+        TypeError: where `bases` is no mapping from hook points to `Basis`.
+        ValueError: for hook points out of order, fewer than two, a basis with no component used, or
+            one of another model or hook point.
     """
+    if not (isinstance(bases, Mapping) and all(isinstance(b, Basis) for b in bases.values())):
+        raise TypeError(
+            f"bases is {_kinds(bases)}; expected a dict from hook points to Basis, such as "
+            "local_interaction_basis returns."
+        )
     names = _several(model, list(bases))
+    if not anywhere:
+        for name in names:
+            bases[name].check_place(model_name(model), name)
     kept = {name: used(bases[name], threshold) for name in names}
     _check_rereadable(batches)
-    variances: dict[str, Tensor] = {}
+    starts = {there: range(0, kept[there].n_components, chunk) for there in names[1:]}
+    n_batches = count_batches(batches, batch_size) if max_tokens is None else None
+    bar = tqdm(
+        total=n_batches and n_batches * sum(map(len, starts.values())), unit="batch",
+        desc="Edges", dynamic_ncols=True, disable=not progress,
+    )  # fmt: skip
+    # The last layer's are only for the picture: those that its basis was made with.
+    variances = {name: kept[name].eigenvalues for name in names}
     edges: dict[tuple[str, str], Tensor] = {}
     n_tokens = 0
-    for here, there in pairwise(names):
-        source, parts = kept[here], []
-        for start in range(0, kept[there].n_components, chunk):
-            probe = _unit_probe(there, kept[there], start, start + chunk, exact, positions, seed)
-            stream = stream_pairs(
-                model, batches, here, objective=probe, positions=positions,
-                batch_size=batch_size, max_tokens=max_tokens,
-            )  # fmt: skip
-            energy: Tensor | float = 0.0
-            squares, n_tokens = torch.zeros(source.n_components, dtype=torch.float64), 0
-            for pairs in stream:
-                f, g = pairs[here].rows()
-                slopes = g.double() @ source.decoder.mT.to(g.device)  # ∂z'/∂z, samples first
-                size = min(chunk, kept[there].n_components - start)
-                # Samples are [position,] coordinate: positions are summed over.
-                energy = energy + slopes.square().sum(1).unflatten(0, (-1, size)).sum(0).cpu()
-                squares += source.encode(f.double()).square().sum(0).cpu()
-                n_tokens += len(f)
-            assert isinstance(energy, Tensor)
-            parts.append(energy.mT / n_tokens)
-            variances[here] = squares / n_tokens
-        edges[here, there] = variances[here][:, None] * torch.cat(parts, dim=1)
-    last = names[-1]
-    # The last layer's are only for the picture: those that its basis was made with.
-    variances[last] = kept[last].eigenvalues
+    with bar:
+        for here, there in pairwise(names):
+            parts = []
+            for start in starts[there]:
+                stop = min(start + chunk, kept[there].n_components)
+                probe = coordinate_probe(there, kept[there], start, stop, exact, positions, seed)
+                stream = stream_pairs(
+                    model, batches, here, objective=probe, positions=positions,
+                    batch_size=batch_size, max_tokens=max_tokens,
+                )  # fmt: skip
+                pairs = (found[here] for found in stream)
+                slopes, variances[here], n_tokens = _squares(pairs, kept[here], stop - start, bar)
+                parts.append(slopes)
+            edges[here, there] = variances[here][:, None] * torch.cat(parts, dim=1)
     return InteractionGraph(variances, edges, kept, n_tokens)
+
+
+def _squares(
+    stream: Iterable[Pairs], source: Basis, n_targets: int, bar: tqdm
+) -> tuple[Float[Tensor, "source target"], Float[Tensor, "source"], int]:
+    """Σ (∂z'_j/∂z_i)² and Σ z_i² per token, and the number of tokens."""
+    slopes = torch.zeros(source.n_components, n_targets, dtype=torch.float64)
+    coordinates = torch.zeros(source.n_components, dtype=torch.float64)
+    n_tokens = 0
+    for pairs in stream:
+        f, g = pairs.rows()
+        squared = (g.double() @ source.decoder.mT.to(g.device)).square().sum(1)
+        # Samples are [position,] coordinate: positions are summed over.
+        slopes += squared.unflatten(0, (-1, n_targets)).sum(0).mT.cpu()
+        coordinates += source.encode(f.double()).square().sum(0).cpu()
+        n_tokens += len(f)
+        bar.update()
+    if n_tokens == 0:
+        raise ValueError(
+            "`positions` selects no token of the data: choose others, or None for all."
+        )
+    return slopes / n_tokens, coordinates / n_tokens, n_tokens
 
 
 def used(basis: Basis, threshold: float = 0.0) -> Basis:
@@ -193,96 +222,6 @@ def used(basis: Basis, threshold: float = 0.0) -> Basis:
     return basis.truncate(n)
 
 
-@dataclass(frozen=True)
-class jacobian_probe:
-    """E[g gᵀ] = Σ JᵀEEᵀJ over samples g, J the Jacobian to the activations at a later hook point.
-
-    `hook_probe` with random signs; or, for narrow layers, exactly, with unit probes: √N times each of
-    the N coordinates of a sequence, so that the mean over samples is their sum.
-
-    Args:
-        hook_point: downstream of what is collected.
-        basis: whose encoder E gives the coordinates.
-        n_probes: of random signs.
-        exact: unit probes; None: where a sequence has at most 128 coordinates.
-        positions: which count at `hook_point`.
-        seed: of the random signs.
-    """
-
-    hook_point: str
-    basis: Basis = field(repr=False)
-    n_probes: int = 8
-    exact: bool | None = None
-    positions: Positions = None
-    seed: int = 0
-
-    @property
-    def hook_points(self) -> tuple[str, ...]:
-        """What the collector must show in `run.activations`."""
-        return (self.hook_point,)
-
-    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
-        run = _restricted(run, self.hook_point, self.positions)
-        coordinates = _coordinates(run, self.hook_point, self.basis)
-        n = coordinates[0].numel()
-        if self.exact or (self.exact is None and n <= _NARROW):
-            return coordinates.flatten(1).mT * n**0.5
-        return hook_probe(self.hook_point, self.basis, self.n_probes, self.seed)(run)
-
-
-@dataclass(frozen=True)
-class _unit_probe:
-    """One sample for each coordinate start..stop, and for each position where that is `exact`."""
-
-    hook_point: str
-    basis: Basis = field(repr=False)
-    start: int
-    stop: int
-    exact: bool | None
-    positions: Positions
-    seed: int
-
-    @property
-    def hook_points(self) -> tuple[str, ...]:
-        return (self.hook_point,)
-
-    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
-        run = _restricted(run, self.hook_point, self.positions)
-        coordinates = _coordinates(run, self.hook_point, self.basis)
-        exact = coordinates[0].numel() <= _NARROW if self.exact is None else self.exact
-        chosen = coordinates[..., self.start : self.stop]
-        if exact:
-            return chosen.flatten(1).mT
-        at = torch.arange(chosen.shape[1], device=chosen.device)
-        sequence = run.sequence_index.to(chosen.device)[:, None]
-        drawn = signs(self.seed, sequence, at).to(chosen)
-        return (chosen * drawn[..., None]).sum(1).mT
-
-
-def _restricted(run: Run, hook_point: str, positions: Positions) -> Run:
-    """The run with a mask of the positions that count at a hook point."""
-    activations = run.activations[hook_point]
-    if not activations.requires_grad:
-        raise ValueError(
-            f"Nothing that is collected influences {hook_point!r}: give the hook points in the order "
-            "in which the model computes them."
-        )
-    if activations.ndim == 2:
-        return replace(run, mask=None)
-    shape = (activations.shape[0], activations.shape[1])
-    mask = selected(positions, run.mask, shape)
-    return replace(run, mask=None if mask is None else mask.to(activations.device))
-
-
-def _coordinates(run: Run, hook_point: str, basis: Basis) -> Float[Tensor, "batch pos k"]:
-    """(f − μ)E, zero where the mask leaves positions out; vectors are sequences of length one."""
-    activations = run.activations[hook_point]
-    if activations.ndim == 2:
-        return basis.encode(activations)[:, None]
-    coordinates = basis.encode(activations.flatten(2))
-    return coordinates if run.mask is None else coordinates.masked_fill(~run.mask[..., None], 0.0)
-
-
 def _several(model: Any, hook_points: NamesFilter) -> list[str]:
     names = resolve(model, hook_points)
     if len(names) < 2:
@@ -291,6 +230,14 @@ def _several(model: Any, hook_points: NamesFilter) -> list[str]:
             "last."
         )
     return names
+
+
+def _kinds(given: Any) -> str:
+    """What was given in place of a mapping of bases, in words."""
+    if not isinstance(given, Mapping):
+        return f"a {type(given).__name__}"
+    values = {type(value).__name__ for value in given.values()}
+    return f"a {type(given).__name__} of {', '.join(sorted(values))}"
 
 
 def _check_rereadable(data: Any) -> None:

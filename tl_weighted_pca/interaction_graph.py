@@ -30,6 +30,10 @@ class InteractionGraph:
     n_tokens: int = 0
     """Positions that the edges were averaged over."""
 
+    def __repr__(self) -> str:
+        layers = " → ".join(f"{name} ({len(v)})" for name, v in self.variances.items())
+        return f"InteractionGraph({layers}; n_tokens={self.n_tokens})"
+
     def n_edges(self, share: float = 0.99) -> dict[tuple[str, str], int]:
         """The fewest edges that hold so much of each pair's total strength."""
         return {pair: int(mask.sum()) for pair, mask in self.strongest(share).items()}

@@ -132,7 +132,8 @@ def check_weights(model: Any, data: Any, weights: Sequence[Weight], positions: A
             raise ValueError(
                 f"{weight.name} does not lead from {weight.reads!r} to {weight.writes!r}: what is left "
                 f"of the output varies by {spread:.1e} of its norm, expected a constant bias. Name "
-                "the hook points at its own input and output."
+                "the hook points at its own input and output, or leave it out: pass the rest of "
+                "tl_weighted_pca.weights.model_weights(model) as layers."
             )
 
 
@@ -163,11 +164,13 @@ def _block_weights(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
         if matrix is None:
             continue
         theirs, ours = f"{at}.mlp.{theirs}", f"{at}.mlp.{ours}"
+        # Where no gate shares the input, it is at the linear map: some MLPs (OPT's) are no module.
+        own = [f"{at}.mlp.in.hook_in"] if gate is None else []
         # A block of parallel attention and MLP may have one norm for both.
         norm = "ln2" if getattr(block, "ln2", None) is not None else "ln1"
         yield _behind_norm(
             model, f"{at}.mlp", kind, matrix, layer, getattr(block, norm, None), f"{at}.{norm}",
-            theirs if theirs in known else ours, after if after in known else None, folded,
+            theirs if theirs in known else ours, after if after in known else None, folded, own,
         )  # fmt: skip
 
 
@@ -181,24 +184,23 @@ def _unembedding(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
 
 def _behind_norm(
     model: Any, module: str, kind: str, matrix: Tensor, layer: int, norm: Any, norm_name: str,
-    writes: str | None, after: str | None, folded: bool,
+    writes: str | None, after: str | None, folded: bool, inputs: Sequence[str] = (),
 ) -> Weight:  # fmt: skip
     """A weight that reads a (perhaps absent) norm's output, at the best hook point there is for it."""
     known = model.hook_dict
-    gain = _present(norm, "w")
-    gain = gain if gain is not None else _present(norm, "weight")
-    own, normalized = f"{module}.hook_in", f"{norm_name}.hook_normalized"
+    gain = _gain(norm)
+    own = next((name for name in (*inputs, f"{module}.hook_in") if name in known), None)
+    normalized = f"{norm_name}.hook_normalized"
     matrix = matrix.detach()
     change: Tensor | None = None
-    if own in known:
+    if own is not None:
         reads, alone = own, True
         if folded and gain is not None:
-            change = _centring(model, len(gain)) * gain.detach().double().cpu()
+            change = _centring(model, len(gain)) * gain.double().cpu()
     elif normalized in known:
         # Before the gain: HookedTransformer has no hook point between an unfolded norm and W.
         reads, alone = normalized, True
         if gain is not None:
-            gain = gain.detach()
             if bool((gain == 0).any()):
                 raise ValueError(
                     f"The gain of {norm_name!r} has zeros, so the gradient at the input of "
@@ -217,6 +219,21 @@ def _behind_norm(
             reads = f"blocks.{layer - 1}.hook_resid_post"
             alone = True
     return Weight(f"{module}.{kind}", matrix, reads, writes, layer, kind, after, alone, change)
+
+
+def _gain(norm: Any) -> Tensor | None:
+    """γ, or None; the bridge keeps the gain of Gemma's norms as γ − 1, HookedTransformer as γ."""
+    stored = _present(norm, "w")
+    stored = stored if stored is not None else _present(norm, "weight")
+    if stored is None:
+        return None
+    offset = getattr(norm, "uses_weight_offset", None)  # TransformerLens 4 says so itself
+    if offset is None:
+        settings = getattr(norm, "config", None)
+        offset = getattr(norm, "uses_rms_norm", False) and getattr(
+            settings, "rmsnorm_uses_offset", False
+        )
+    return stored.detach() + (1 if offset else 0)
 
 
 def _centring(model: Any, width: int) -> Float[Tensor, "d d"]:
