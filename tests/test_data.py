@@ -94,6 +94,16 @@ def test_padding_on_either_side_changes_no_moment(model, tokens, side):
             assert float((x - y).norm()) < 1e-5 * float(y.norm())
 
 
+def test_a_file_that_is_damaged_in_the_middle_is_told_with_the_place(tmp_path):
+    rows = ['{"input_ids": [1, 2, 3]}\n'] * 3
+    (tmp_path / "rows.jsonl").write_text("".join([*rows, '{"input_ids": [1, 2']))
+    stream = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "rows.jsonl"), split="train", streaming=True
+    )
+    with pytest.raises(ValueError, match="cannot be read past row [0-3]: JSON parse error"):
+        list(batches(stream, 2))
+
+
 def test_the_size_of_data_is_told_unread_where_it_can_be():
     assert [count_batches(data, 2) for data in FORMS.values() if data is not None] == [
         None if isinstance(data, datasets.IterableDataset) else 3

@@ -53,8 +53,8 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
 
     Raises:
         TypeError: for data of another kind.
-        ValueError: for a batch size below one, empty data, or sequences of mixed lengths in one
-            batch with no mask.
+        ValueError: for a batch size below one, empty data, data that cannot be read, or sequences of
+            mixed lengths in one batch with no mask.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
@@ -187,9 +187,27 @@ def _numbered_rows(share: Shard) -> Iterator[_Row]:
             return  # `datasets` cannot split into more shares than there are rows
         step = share.world_size if stream else 1
         dataset = split_dataset_by_node(dataset, share.rank, share.world_size)
-    for number, row in zip(itertools.count(first, step), dataset, strict=False):
+    for number, row in zip(itertools.count(first, step), _read(dataset), strict=False):
         keep = row.get("attention_mask")
         yield number, _as_list(row[_token_key(row)]), None if keep is None else _as_list(keep)
+
+
+def _read(dataset: Any) -> Iterator[Any]:
+    """The rows; what goes wrong in the midst of a file or a download is told with its place."""
+    rows, n_read = iter(dataset), 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        # pyarrow's errors and those of decoding are ValueErrors, the hub's OSErrors.
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"The data cannot be read past row {n_read}: {error}. What was collected until there is "
+                "kept; mend the data, or stop before with max_tokens."
+            ) from error
+        n_read += 1
+        yield row
 
 
 def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:
