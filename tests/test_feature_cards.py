@@ -474,6 +474,17 @@ def test_errors_say_what_to_do(best_model, heldout, basis, change, message):
         wpca.cards(best_model, heldout, basis, **change, **QUIET)
 
 
+def test_what_cannot_be_ablated_is_refused_at_once_and_may_go_without(tokens):
+    """On the bridge a skip path goes past hook_resid_mid."""
+    model = embedded.load_model("TransformerBridge")
+    basis = pca_at(model, tokens, "blocks.1.hook_resid_mid")
+    with pytest.raises(ValueError, match="a skip path goes past it"):
+        wpca.cards(model, tokens, basis, 2, **QUIET)
+    made = wpca.cards(model, tokens, basis, 2, score=None, **QUIET)
+    assert made[0].cost is made.ablations is None
+    assert made[0].promoted
+
+
 def test_data_must_be_readable_twice_and_have_columns(best_model, tokens, basis):
     with pytest.raises(ValueError, match="can be read only once"):
         wpca.cards(best_model, iter([tokens]), basis, **QUIET)

@@ -60,7 +60,7 @@ class Extremes:
     ) -> None:
         """See a batch, with the coordinates and which positions count."""
         strength = (self._sign * z).masked_fill(~counted[..., None], -math.inf)
-        best, at = (each.cpu() for each in strength.max(1))
+        best, at = strength.max(1)
         for row, i in (best >= self._bar.to(best)).nonzero().tolist():
             if best[row, i] > -math.inf:
                 self._offer(i, self._cut(batch, z[row, :, i], counted[row], row, int(at[row, i])))

@@ -52,7 +52,7 @@ def direct_logits(
     # Piece by piece: a float32 copy of a large vocabulary's unembedding is gigabytes.
     pieces = [read @ piece.float() for piece in unembedding.detach().split(2**14, dim=1)]
     logits = torch.cat(pieces, 1)
-    return (logits - logits.mean(1, keepdim=True)).double().cpu()
+    return (logits - logits.mean(1, keepdim=True)).cpu().double()
 
 
 def _normed(norm: Any, written: Tensor, dtype: torch.dtype) -> Float[Tensor, "n d_model"]:

@@ -88,7 +88,7 @@ class FactSums:
         counted: Bool[Tensor, "batch pos"],
     ) -> None:
         """See a batch."""
-        z, counted = z.double().cpu(), counted.cpu()
+        z = z.double()
         for row, number in enumerate(index.tolist()):
             if not counted[row].any():
                 continue

@@ -82,7 +82,7 @@ class HistogramSums:
         """Count the values of a batch, all finite."""
         if not len(values):
             return
-        values = values.double().cpu()
+        values = values.double()
         low = torch.minimum(self._extremes[0], values.amin(0))
         high = torch.maximum(self._extremes[1], values.amax(0))
         self._extremes = torch.stack([low, high])

@@ -102,7 +102,15 @@ def cards(
             "twice: pass a tensor, a dataset, or list(data)."
         )
     components = Components.leading(basis, n)
-    seen = _Seen(components, contexts, window, FactSums(batches, facts) if facts else None)
+    told = FactSums(batches, facts) if facts else None
+    ablations = None  # first, so that a hook point that cannot be ablated is refused at once
+    if score is not None:
+        ablations = single_ablations(
+            model, batches, components, hook_point, score=score, positions=positions,
+            batch_size=batch_size, progress=progress,
+            max_tokens=max_tokens if ablation_tokens is None else ablation_tokens,
+        )  # fmt: skip
+    seen = _Seen(components, contexts, window, told)
     recorder = Recorder({hook_point: seen}, {}, None)
     with (
         Progress(batches, batch_size, max_tokens, progress) as bar,
@@ -125,13 +133,6 @@ def cards(
     except ValueError as reason:
         notes.append(str(reason))
         promoted = suppressed = [[] for _ in components.names]
-    ablations = None
-    if score is not None:
-        ablations = single_ablations(
-            model, batches, components, hook_point, score=score, positions=positions,
-            batch_size=batch_size, progress=progress,
-            max_tokens=max_tokens if ablation_tokens is None else ablation_tokens,
-        )  # fmt: skip
     scores = [[] for _ in components.names] if seen.facts is None else seen.facts.result(seed)
     if facts and not any(scores):
         notes.append(
@@ -205,10 +206,9 @@ class _Seen:
                 f"{tuple(self._activations.shape)}; cards are of token ids [batch, pos] and one vector a "
                 "token."
             )
-        z = self._components.coordinates(self._activations)
+        z = self._components.coordinates(self._activations).cpu()
         counted = selected(positions, batch.mask, (z.shape[0], z.shape[1]))
-        counted = torch.ones(z.shape[:2], dtype=torch.bool) if counted is None else counted
-        counted = counted.to(z.device)
+        counted = torch.ones(z.shape[:2], dtype=torch.bool) if counted is None else counted.cpu()
         self.discard()
         self.histograms.add(z[counted])
         self.highest.add(batch, z, counted)

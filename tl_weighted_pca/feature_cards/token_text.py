@@ -29,11 +29,10 @@ class TokenText:
         return self._known[number]
 
     def _asked(self, number: int) -> str:
-        if self._tokenizer is None:
+        # A model's vocabulary is often padded past its tokenizer's.
+        if self._tokenizer is None or number >= len(self._tokenizer):
             return f"#{number}"
         piece = self._tokenizer.convert_ids_to_tokens(number)
-        if not isinstance(piece, str):  # vocabularies are often padded past the tokenizer's
-            return f"#{number}"
         text = self._tokenizer.decode([number], clean_up_tokenization_spaces=False)
         if not text or "\ufffd" in text:  # a part of a character
             return piece
