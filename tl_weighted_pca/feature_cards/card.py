@@ -58,7 +58,7 @@ class FeatureCard:
     histogram: Histogram
     """Of the coordinate z = (f − μ)E at the tokens that count, with its mean and deviation."""
     promoted: list[tuple[str, float]]
-    """Tokens with the highest direct logits of one unit of D, and these; see `direct_logits`."""
+    """Tokens with the highest direct logits of D alone, and these logits; see `direct_logits`."""
     suppressed: list[tuple[str, float]]
     """Tokens with the lowest."""
     highest: list[Context]
