@@ -9,6 +9,7 @@ import torch
 from fancy_einsum import einsum
 
 from tl_weighted_pca import logit_probe, next_token_loss, sampled_token_loss
+from tl_weighted_pca.alignment import replaced_cosine
 from tl_weighted_pca.ansatz import feature_ansatz
 from tl_weighted_pca.hooked_mlp import HookedMLP
 from tl_weighted_pca.supervised import classification_loss, squared_error
@@ -275,109 +276,14 @@ def test_both_model_classes_say_the_same(folded):
         assert ours.cosine() == pytest.approx(theirs.cosine(), abs=1e-5)
 
 
-SMALL = {
-    "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 32, "attn_implementation": "eager",
-}  # fmt: skip
-
-
-def bridged(family, folder, **options):
-    """A random model of a family of Hugging Face's, and the bridge to it."""
-    import transformers
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from tl_weighted_pca.embedded import load_model
-
-    config = getattr(transformers, f"{family}Config")(**SMALL, **options)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            p.copy_(1 + 0.3 * noise if "norm" in name else 0.4 * noise)
-    model.save_pretrained(folder)
-    tokenizer = load_model("TransformerBridge", device="cpu").tokenizer
-
-    def bridge():
-        return TransformerBridge.boot_transformers(
-            str(folder), hf_model=model, tokenizer=tokenizer, device="cpu"
-        )
-
-    return model, bridge
-
-
-GROUPED = {"intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 4}
-
-
-@pytest.mark.parametrize(("family", "offset"), [("Llama", 0), ("Gemma", 1)])
-def test_a_bridge_s_folded_claim_is_that_of_weights_folded_by_hand(family, offset, tmp_path):
-    """Gemma's norms multiply by 1 + w, Llama's by w."""
-    model, bridge = bridged(family, tmp_path, **GROUPED)
-    x = tokens(4, 8, 50)
-    ours = feature_ansatz(bridge(), x, [0, 1], next_token_loss, folded=True, **QUIET)
-    before = model(x).logits
-    with torch.no_grad():
-        for layer in model.model.layers:
-            for norm, readers in (
-                (layer.input_layernorm, [getattr(layer.self_attn, f"{c}_proj") for c in "qkv"]),
-                (layer.post_attention_layernorm, [layer.mlp.gate_proj, layer.mlp.up_proj]),
-            ):
-                for linear in readers:
-                    linear.weight *= norm.weight + offset
-                norm.weight.fill_(1 - offset)
-    assert torch.dist(model(x).logits, before) < 1e-4 * before.norm()
-    theirs = feature_ansatz(bridge(), x, [0, 1], next_token_loss, **QUIET)
-    assert len(ours) == len(theirs) == 14
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.name == other.name
-        assert torch.dist(one.matrix, other.matrix) < 1e-5 * one.matrix.norm()
-        assert torch.dist(one.agop, other.agop) < 1e-4 * one.agop.norm()
-
-
-def test_a_bridge_whose_mlp_is_no_module_of_its_own(tmp_path):
-    """OPT's layers hold fc1 and fc2 themselves, so that nothing goes through `mlp.hook_in`."""
-    model, bridge = bridged("OPT", tmp_path, ffn_dim=24, word_embed_proj_dim=16)
-    x = tokens(4, 8, 50)
-    found = feature_ansatz(bridge(), x, [1], next_token_loss, **QUIET)["blocks.1.mlp.W_in"]
-    seen = []
-
-    def keep(module, arguments, output):
-        output.retain_grad()
-        seen.append(output)
-
-    model.requires_grad_(True)
-    linear = model.model.decoder.layers[1].fc1
-    handle = linear.register_forward_hook(keep)
-    logits = model(x).logits
-    handle.remove()
-    (-logits.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).sum()).backward()
-    g = (seen[0].grad.flatten(0, -2) @ linear.weight).double().detach()
-    assert torch.dist(found.agop, g.mT @ g / x.numel()) < 1e-5 * found.agop.norm()
-
-
-def test_a_bridge_with_grouped_queries_and_gated_mlps(tmp_path):
-    """A Llama: the whole gradient past the norm is that of W_gate and W_in together."""
-    llama, boot = bridged("Llama", tmp_path, **GROUPED)
-    bridge = boot()
-    x = tokens(4, 8, 50)
-    found = feature_ansatz(bridge, x, [1], next_token_loss, **QUIET)
-    shapes = {row.kind: tuple(row.matrix.shape) for row in found}
-    assert shapes["W_K"] == (16, 8) and shapes["W_Q+W_K+W_V"] == (16, 32)
-    assert shapes["W_gate+W_in"] == (16, 48)
-    seen = []
-
-    def keep(module, arguments, output):
-        output.retain_grad()
-        seen.append(output)
-
-    llama.requires_grad_(True)
-    handle = llama.model.layers[1].post_attention_layernorm.register_forward_hook(keep)
-    logits = bridge(x)
-    handle.remove()
-    (-logits.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).sum()).backward()
-    g = seen[0].grad.double()
-    slow = einsum("b s i, b s j -> i j", g, g) / x.numel()
-    assert torch.dist(found["blocks.1.mlp.W_gate+W_in"].agop, slow) < 1e-5 * slow.norm()
+def test_the_gradient_at_an_input_that_others_read_is_not_taken_for_a_weight_s():
+    """Q, K and V read one norm: listed without its fellows, a wide W_Q cannot be told at its input."""
+    model, x = transformer(), tokens()
+    some = [w for w in model_weights(model, [1]) if w.kind in ("W_Q", "W_K")]
+    found = feature_ansatz(model, x, some, next_token_loss, **QUIET)
+    assert [row.kind for row in found] == ["W_Q", "W_K"]
+    with pytest.raises(ValueError, match=r"W_Q has output width 16 and shares its input"):
+        feature_ansatz(model, x, some[:1], next_token_loss, max_width=4, **QUIET)
 
 
 def test_a_model_without_norms_has_its_weights_measured_at_their_outputs():
@@ -400,29 +306,89 @@ def test_data_from_a_generator_is_read_once_and_whole():
 # -- the table, and what is refused ----------------------------------------------------------------
 
 
-def test_the_table_has_each_cosine_beside_its_baselines():
-    model, x = mlp([6, 6, 6, 3]), torch.randn(50, 6).double()
-    found = feature_ansatz(model, x, **QUIET)
-    table = found.to_pandas()
-    row = found["layers.0.W"]
-    eye = torch.eye(6).double()
-    line = table.iloc[0]
-    others = [found[f"layers.{l}.W"].gram for l in (1, 2)]
+def test_each_column_of_the_table_is_its_definition():
+    """All of a row again, from Jacobians and plain eigenvalues; 10 wide into 8 and 8 into 12."""
+    model, x = mlp([10, 8, 12, 3], torch.tanh), torch.randn(50, 10).double()
+    found = feature_ansatz(model, x, objective=unit_probes, **QUIET)
+    table = found.to_pandas().set_index("name")
+    rows = [found[f"layers.{l}.W"] for l in range(3)]
 
-    def slow_cosine(a, b):
+    def second_moment(forward, at):
+        jacobian = torch.stack([torch.autograd.functional.jacobian(forward, row) for row in at])
+        return einsum("n out i, n out j -> i j", jacobian, jacobian) / len(at)
+
+    def cos(a, b):
         return float(einsum("i j, i j ->", a, b) / (a.norm() * b.norm()))
 
-    assert line["cosine"] == pytest.approx(slow_cosine(row.gram, row.agop))
-    assert line["identity"] == pytest.approx(slow_cosine(eye, row.agop))
-    elsewhere = sum(slow_cosine(other, row.agop) for other in others) / 2
-    assert line["other_layers"] == pytest.approx(elsewhere)
-    assert line["left"] == pytest.approx(slow_cosine(row.matrix.mT @ row.matrix, row.before))
-    assert line["left_identity"] == pytest.approx(slow_cosine(eye, row.before))
-    assert math.isnan(table.iloc[2]["tight_after"]) and table.iloc[2]["other_layers"] > 0
-    assert len(found) == 3 and "captured_by_chance" in table
+    def traceless(a):
+        return a - a.trace() / len(a) * torch.eye(len(a)).double()
+
+    first, second, third = model.layers
+    h = (x @ first.W + first.b).detach()
+    past = [h.tanh(), (h.tanh() @ second.W + second.b).detach()]
+    onward = [lambda f: third(second(f)), lambda f: third(f.tanh())]
+    before = [second_moment(lambda f: onward[0](f.tanh()), h), second_moment(onward[1], past[1])]
+    after = [second_moment(onward[0], past[0]), second_moment(third, past[1].tanh())]
+    agops = [second_moment(model, x), second_moment(onward[0], past[0])]
+    for l, (row, k, post, agop) in enumerate(zip(rows[:2], before, after, agops, strict=True)):
+        w, line = model.layers[l].W.detach(), table.loc[f"layers.{l}.W"]
+        gram, kept, eye = w @ w.mT, w.mT @ w, torch.eye(len(w)).double()
+        u = torch.linalg.svd(w).U
+        best, v = (t.flip(-1) for t in torch.linalg.eigh(agop))
+        rank, d = min(w.shape), len(w)
+        held = [
+            float((u[:, :j].mT @ agop @ u[:, :j]).trace() / best[:j].sum())
+            for j in range(1, rank + 1)
+        ]
+        chance = [float(j * agop.trace() / d / best[:j].sum()) for j in range(1, rank + 1)]
+        frame = torch.linalg.eigvalsh(gram if d <= w.shape[1] else kept)
+
+        def condition(a):
+            eigenvalues = torch.linalg.eigvalsh(a)
+            return float(eigenvalues[eigenvalues > 1e-6 * eigenvalues[-1]][0] / eigenvalues[-1])
+
+        expected = {
+            "d_in": d, "d_out": w.shape[1], "n_tokens": 50,
+            "cosine": cos(gram, agop), "identity": cos(eye, agop),
+            "rotated": float(gram.trace() * agop.trace() / d / (gram.norm() * agop.norm())),
+            "centred": cos(traceless(gram), traceless(agop)),
+            "centred_sd": math.sqrt(1 / (d * (d + 1) / 2 - 1)),
+            "replaced": replaced_cosine(w, k),
+            "left": cos(kept, k), "left_identity": cos(torch.eye(len(k)).double(), k),
+            "captured": sum(held) / rank, "captured_by_chance": sum(chance) / rank,
+            "angles_k": rank // 8, "mean_cos2_angle": float((u[:, 0] @ v[:, 0]).square()),
+            "tight_before": float(k.trace() ** 2 / len(k) / k.square().sum()),
+            "tight_after": float(post.trace() ** 2 / len(post) / post.square().sum()),
+            "condition_before": condition(k), "condition_after": condition(post),
+            "tight_weight": float(frame.sum() ** 2 / len(frame) / frame.square().sum()),
+            "condition_weight": float(frame[0] / frame[-1]),
+        }  # fmt: skip
+        for column, value in expected.items():
+            assert line[column] == pytest.approx(value, rel=1e-6), column
+        torch.testing.assert_close(row.agop, agop)
+    # No other weight has the width of the first's input or the second's; the last has no K after it.
+    assert table["other_layers"].isna().all() and math.isnan(table.loc["layers.2.W", "tight_after"])
+
+
+def test_other_layers_are_those_of_one_kind_width_and_objective():
+    model, x = mlp([6, 6, 6, 3]), torch.randn(50, 6).double()
+    objectives = {"once": unit_probes, "twice": lambda run: unit_probes(run)[:1]}
+    found = feature_ansatz(model, x, objective=objectives, **QUIET)
+    assert len(found) == 6
+    table = found.to_pandas().set_index(["objective", "name"])
+    rows = {(row.objective, row.name): row for row in found}
+    for (objective, name), row in rows.items():
+        grams = [other.gram for (o, n), other in rows.items() if o == objective and n != name]
+        cosines = [float((g * row.agop).sum() / (g.norm() * row.agop.norm())) for g in grams]
+        assert table.loc[(objective, name), "other_layers"] == pytest.approx(sum(cosines) / 2)
+
+
+def test_what_was_found_is_named_and_told_in_a_line():
+    model, x = mlp([6, 6, 6, 3]), torch.randn(50, 6).double()
+    found = feature_ansatz(model, x, **QUIET)
     # A notebook that shows it must not print matrices.
     assert repr(found).startswith("FeatureAnsatz(3 weights, layers.0.W … layers.2.W; logit_probe")
-    assert len(repr(row)) < 200
+    assert len(repr(found["layers.0.W"])) < 200
     with pytest.raises(KeyError, match="layers\\.0\\.W, layers\\.1\\.W"):
         found["layers.9.W"]
 
@@ -443,8 +409,8 @@ def test_what_is_wrong_is_said():
         feature_ansatz(model, x, objective={"a": logit_probe(), "b": "loss"}, **QUIET)
     with pytest.raises(TypeError, match=r"pass layers=\[Weight"):
         feature_ansatz(torch.nn.Linear(2, 2), x, **QUIET)
-    with pytest.raises(ValueError, match="raise max_width"):
-        feature_ansatz(model, x, [replace(weights[0], alone=False)], max_width=2, **QUIET)
+    with pytest.raises(ValueError, match="dict of objectives is empty"):
+        feature_ansatz(model, x, objective={}, **QUIET)
     with pytest.raises(ValueError, match="at least an input and an output"):
         HookedMLP([3])
     assert isinstance(weights[0], Weight)

@@ -57,7 +57,9 @@ def feature_ansatz(
     own, and their sum Σ W Wᵀ has one, against the whole gradient at that input.
 
     Everything comes from one `collect` over the data; the same pairs of hook points are checked
-    first: h − x W must be constant, or the weight is refused.
+    first on two sequences: h − x W must be constant, or the weight is refused, and the gradient at an
+    input that several share must be theirs alone, or their sum has no row (as where attention and
+    MLP read one norm in parallel).
 
     Args:
         model: a HookedTransformer, a TransformerBridge, or a module with `weights()` (`HookedMLP`).
@@ -85,6 +87,8 @@ def feature_ansatz(
             or one too wide whose input is shared.
     """
     named = dict(objective) if isinstance(objective, Mapping) else {"": objective}
+    if not named:
+        raise ValueError("The dict of objectives is empty: pass at least one.")
     for value in named.values():
         if not callable(value):
             raise TypeError(
@@ -93,12 +97,12 @@ def feature_ansatz(
             )
     weights = _weights(model, layers, folded)
     head, data = _first_kept(batches)
-    check_weights(model, head, weights, positions)
+    alone = check_weights(model, head, weights, next(iter(named.values())), positions)
     measured, at = [], dict[str, None]()
     readers = _by_input(weights)
     for weight in weights:
         at_output = weight.writes is not None and weight.matrix.shape[1] <= max_width
-        if not at_output and not (weight.alone and len(readers[weight.reads]) == 1):
+        if not at_output and (len(readers[weight.reads]) > 1 or weight.reads not in alone):
             raise ValueError(
                 f"{weight.name} has output width {weight.matrix.shape[1]} and shares its input with "
                 f"others: raise max_width (it is {max_width}), or leave that layer out."
@@ -107,10 +111,10 @@ def feature_ansatz(
         at[str(weight.writes) if at_output else weight.reads] = None
         if weight.after is not None and weight.matrix.shape[1] <= max_width:
             at[weight.after] = None
-    for sharing in readers.values():
-        if len(sharing) > 1 and all(weight.alone for weight in sharing):
+    for reads, sharing in readers.items():
+        if len(sharing) > 1 and reads in alone:
             measured.append(_Measured(tuple(sharing), None))
-            at[sharing[0].reads] = None
+            at[reads] = None
     collections = collect(
         model, data, list(at), objective=named, statistics=("gradient",),
         row_metric="identity", positions=positions, batch_size=batch_size, max_tokens=max_tokens,

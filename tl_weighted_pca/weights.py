@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.pairs import Pairs, stream_pairs
+from tl_weighted_pca.data import Positions, batches
+from tl_weighted_pca.objectives import Objective
+from tl_weighted_pca.pairs import stream_pairs
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,13 @@ class Weight:
     reads: str
     """Hook point of x."""
     writes: str | None
-    """Hook point of h, the pre-activation; None where there is none."""
+    """Hook point of h, the pre-activation; None where there is none: then nothing else may read x."""
     layer: int = 0
     """The layer, for pictures."""
     kind: str = "W"
     """"W_in", "W_Q", …: matrices of one kind are compared between layers."""
     after: str | None = None
     """Hook point past the non-linearity, of the width of h; None where there is no non-linearity."""
-    alone: bool = True
-    """Whether all that reads x at `reads` are weights of this list: no skip path goes past them."""
     change: Float[Tensor, "d_in d_in"] | None = None
     """T, where the claim is about another weight T A, whose input's gradient is T times that at x."""
 
@@ -96,29 +96,40 @@ def model_weights(
     return [weight for weight in found if weight.layer in set(layers)]
 
 
-def check_weights(model: Any, data: Any, weights: Sequence[Weight], positions: Any = None) -> None:
-    """Raise ValueError unless h − xA is constant over the first batch, for each weight.
+def check_weights(
+    model: Any,
+    data: Any,
+    weights: Sequence[Weight],
+    objective: Objective,
+    positions: Positions = None,
+) -> set[str]:
+    """Raise ValueError unless h − xA is constant over the first two sequences, for each weight.
 
     It guards against a matrix that was folded, transposed, grouped or rotated otherwise than its
     hook points say.
+
+    Returns:
+        Hook points of x whose gradient goes through the weights listed and past none of them:
+        g_x = Σ g_h Aᵀ. Elsewhere a skip path or, in parallel, another module reads x as well.
     """
     written = [weight for weight in weights if weight.writes is not None]
+    # Without a pre-activation there is nothing to compare with: who lists such a weight vouches for it.
+    alone = {weight.reads for weight in weights if weight.writes is None}
     if not written:
-        return
+        return alone
     names = dict.fromkeys(name for w in written for name in (w.reads, str(w.writes)))
-    pairs: dict[str, Pairs] = next(
+    pairs = next(
         stream_pairs(
-            model,
-            data,
-            list(names),
-            objective=None,
-            positions=positions,
-            batch_size=2,
-            max_tokens=1,
+            model, [_two(data)], list(names), objective=objective, positions=positions
         )
-    )
+    )  # fmt: skip
+    left: dict[str, Tensor] = {}
+    precise = next(iter(pairs.values())).activations.itemsize >= 4
     for weight in written:
-        x, h = (pairs[str(name)].rows()[0].double().cpu() for name in (weight.reads, weight.writes))
+        (x, g_x), (h, g_h) = (
+            (t.double().cpu() for t in pairs[str(name)].rows())
+            for name in (weight.reads, weight.writes)
+        )
         matrix = weight.matrix.detach().double().cpu()
         if (x.shape[1], h.shape[1]) != tuple(matrix.shape):
             raise ValueError(
@@ -128,13 +139,27 @@ def check_weights(model: Any, data: Any, weights: Sequence[Weight], positions: A
             )
         rest = h - x @ matrix
         spread = (rest - rest.mean(0)).norm() / h.norm().clamp(min=1e-30)
-        if spread > (1e-4 if pairs[weight.reads].activations.itemsize >= 4 else 5e-2):
+        if spread > (1e-4 if precise else 5e-2):
             raise ValueError(
                 f"{weight.name} does not lead from {weight.reads!r} to {weight.writes!r}: what is left "
                 f"of the output varies by {spread:.1e} of its norm, expected a constant bias. Name "
                 "the hook points at its own input and output, or leave it out: pass the rest of "
                 "tl_weighted_pca.weights.model_weights(model) as layers."
             )
+        left[weight.reads] = left.get(weight.reads, g_x) - g_h @ matrix.mT
+    for name, gradient in left.items():
+        whole = pairs[name].rows()[1].double().norm().cpu()
+        if gradient.norm() <= (1e-3 if precise else 1e-1) * whole:
+            alone.add(name)
+    return alone
+
+
+def _two(data: Any) -> Any:
+    """The first two sequences: a loader's batches may be too large to hold all their gradients."""
+    first = next(batches(data, 2, max_tokens=1))
+    if first.mask is None:
+        return first.inputs[:2]
+    return {"input_ids": first.inputs[:2], "attention_mask": first.mask[:2]}
 
 
 def _block_weights(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
@@ -194,12 +219,12 @@ def _behind_norm(
     matrix = matrix.detach()
     change: Tensor | None = None
     if own is not None:
-        reads, alone = own, True
+        reads = own
         if folded and gain is not None:
             change = _centring(model, len(gain)) * gain.double().cpu()
     elif normalized in known:
         # Before the gain: HookedTransformer has no hook point between an unfolded norm and W.
-        reads, alone = normalized, True
+        reads = normalized
         if gain is not None:
             if bool((gain == 0).any()):
                 raise ValueError(
@@ -214,11 +239,10 @@ def _behind_norm(
         at = norm_name.rpartition(".")[0]
         side = "pre" if kind in ("W_Q", "W_K", "W_V") else "mid"
         stream = f"{at}.hook_resid_{side}"
-        reads, alone = (stream if stream in known else f"{at}.hook_resid_pre"), False
+        reads = stream if stream in known else f"{at}.hook_resid_pre"
         if not at:
             reads = f"blocks.{layer - 1}.hook_resid_post"
-            alone = True
-    return Weight(f"{module}.{kind}", matrix, reads, writes, layer, kind, after, alone, change)
+    return Weight(f"{module}.{kind}", matrix, reads, writes, layer, kind, after, change)
 
 
 def _gain(norm: Any) -> Tensor | None:
