@@ -5,21 +5,13 @@ import re
 import pandas as pd
 import pytest
 import typer
+from command_line import plain, run
 from typer.testing import CliRunner
 
 import tl_weighted_pca as wpca
-from tl_weighted_pca.cli import app
 from tl_weighted_pca.cli.errors import OneSentenceGroup
 
 SMALL = ["--stories", "40", "--heldout", "20", "--no-progress"]
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-
-
-def plain(text):
-    return re.sub(r"\x1b\[[0-9;]*m", "", " ".join(text.split()))
 
 
 def test_the_demo_prints_a_table_and_writes_what_it_says(tmp_path):

@@ -204,6 +204,7 @@ def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path):
 def test_where_a_folder_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert partial_of("a/b") == partial_of("a/b/") == Path("a/b.partial")
+    assert partial_of(".") == tmp_path.with_name(tmp_path.name + ".partial")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', "\0"])

@@ -182,8 +182,10 @@ class RunFolder:
 
 def partial_of(path: str | os.PathLike[str]) -> Path:
     """Where a folder is written until it is whole."""
-    path = Path(os.path.abspath(path))
-    return Path(os.path.relpath(path.with_name(path.name + ".partial")))
+    path = Path(path)
+    if path.name in ("", ".."):  # the current folder, or one above it
+        path = Path(os.path.abspath(path))
+    return path.with_name(path.name + ".partial")
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -78,6 +78,9 @@ def cards(
         )
         found.save(run / "cards.html")
         found.to_pandas().to_csv(run / "cards.csv", index=False)
+        facts = found.facts_to_pandas()
+        if len(facts):
+            facts.to_csv(run / "facts.csv", index=False)
         Console().print(
             f"{len(found)} cards of {found.method} at {found.hook_point}, "
             f"from {found.n_tokens:,} tokens.",

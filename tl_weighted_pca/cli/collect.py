@@ -119,7 +119,8 @@ def collect(
             progress=progress and rank == 0,
         )
         collections = found if isinstance(found, dict) else {"none": found}
-        collections = {name: each.all_reduce() for name, each in collections.items()}
+        with processes.together():
+            collections = {name: each.all_reduce() for name, each in collections.items()}
         if run is None:
             return
         for name, collection in collections.items():

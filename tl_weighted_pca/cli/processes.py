@@ -28,11 +28,7 @@ def device(wanted: str | None) -> str | None:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """torch.distributed among the processes of torchrun; nothing where there is one process.
-
-    Raises:
-        ConnectionError: when another process has died.
-    """
+    """torch.distributed among the processes of torchrun; nothing where there is one process."""
     if world_size() == 1:
         yield
         return
@@ -42,12 +38,23 @@ def joined() -> Iterator[None]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError):
-            raise
-        raise ConnectionError(f"Rank {rank()}: {error}") from error
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What takes every process.
+
+    Raises:
+        ConnectionError: when another process has stopped.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"Process {rank()} stops, because another one did, which says why."
+        ) from error
 
 
 def wait() -> None:
@@ -55,4 +62,5 @@ def wait() -> None:
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+        with together():
+            dist.barrier()
