@@ -1,0 +1,86 @@
+"""The documentation as a reader sees it: built without a warning, opened offline in a real browser."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tl_weighted_pca as wpca
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+def test_every_public_name_has_its_place_in_the_reference():
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    documented = re.findall(r"^::: [\w.]+\.(\w+)$", pages, re.M)
+    assert len(documented) == len(set(documented))
+    assert set(wpca.__all__) <= set(documented)
+
+
+def test_every_page_of_the_readme_exists():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Built strictly, as pages that open from a folder."""
+    for module in ("mkdocs", "material", "mkdocstrings", "mkdocs_jupyter"):
+        pytest.importorskip(module, reason="pip install -e '.[docs]'")
+    out = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "OFFLINE": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 360], ids=["desktop", "phone"])
+def test_pages_typeset_their_mathematics_complain_of_nothing_and_fetch_nothing(site, width):
+    playwright = pytest.importorskip("playwright.sync_api")
+    formulas = 0
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = chromium.new_page(viewport={"width": width, "height": 800})
+        complaints: list[str] = []
+        page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda r: r.url.startswith(("file:", "data:", "blob:")) or complaints.append(r.url),
+        )
+        for path in sorted(site.rglob("*.html")):
+            if "notebooks" in path.parts:  # the badge is Colab's
+                continue
+            page.goto(path.as_uri())
+            page.wait_for_function("window.document$ && window.renderMathInElement")
+            marked, typeset, wrong, wide = page.evaluate(
+                """[
+                    document.querySelectorAll(".arithmatex").length,
+                    document.querySelectorAll(".arithmatex .katex").length,
+                    document.querySelectorAll(".katex-error").length,
+                    document.documentElement.scrollWidth - innerWidth,
+                ]"""
+            )
+            assert (typeset, wrong) == (marked, 0), path.name
+            assert wide <= 0, f"{path.name} is wider than the screen"
+            assert complaints == [], path.name
+            formulas += marked
+        chromium.close()
+    assert formulas > 100
