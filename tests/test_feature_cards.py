@@ -260,6 +260,38 @@ def test_heads_compete_for_cards_by_eigenvalue(best_model, tokens):
     assert set(made.to_pandas()["head"]) == {card.head for card in made}
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_streaming_keeps_what_a_full_sort_would(data):
+    """With ties, repeated texts, positions that do not count, and batches in any order."""
+    n_sequences, length = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 5))
+    k, before = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 2))
+    size = n_sequences * length
+
+    def table(of):
+        drawn = data.draw(st.lists(of, min_size=size, max_size=size))
+        return torch.tensor(drawn).view(n_sequences, length)
+
+    tokens, z = table(st.integers(0, 2)), table(st.integers(-3, 3)).float()
+    counted = table(st.booleans())
+    for sign in (1, -1):
+        best = {}
+        for number in range(n_sequences):
+            places = counted[number].nonzero().flatten().tolist()
+            if not places:
+                continue
+            at = min(places, key=lambda each: (-sign * float(z[number, each]), each))
+            text = tuple(tokens[number, max(0, at - before) : at + 1].tolist())
+            rank = (-sign * float(z[number, at]), number, at)
+            best[text] = min(best.get(text, rank), rank)
+        expected = [(number, at) for _, number, at in sorted(best.values())][:k]
+        ends = Extremes(1, k, (before, 1), sign)
+        order = torch.tensor(data.draw(st.permutations(range(n_sequences))))
+        for rows in order.split(data.draw(st.integers(1, 5))):
+            ends.add(Batch(tokens[rows], None, rows), z[rows][..., None], counted[rows])
+        assert [(each.sequence, each.position) for each in ends.result()[0]] == expected
+
+
 values = st.floats(-1e6, 1e6, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)
 
 
