@@ -176,9 +176,11 @@ class FeatureCards(Sequence[FeatureCard]):
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, so that a notebook's style and the page's stay apart."""
+        from tl_weighted_pca.feature_cards.page import page
+
         return (
             '<iframe title="Feature cards" style="width:100%;height:44rem;border:1px solid #8884" '
-            f'srcdoc="{html.escape(self.to_html())}"></iframe>'
+            f'srcdoc="{html.escape(page(self, framed=True))}"></iframe>'
         )
 
     def __repr__(self) -> str:

@@ -22,8 +22,13 @@ _SHADES = 6
 """Steps of a tint, each way."""
 
 
-def page(cards: FeatureCards) -> str:
-    """HTML with its style and its few lines of script inside; all text is escaped."""
+def page(cards: FeatureCards, *, framed: bool = False) -> str:
+    """HTML with its style and its few lines of script inside; all text is escaped.
+
+    Args:
+        cards: what to show.
+        framed: for an iframe's `srcdoc`, whose links would otherwise lead to the page around it.
+    """
     script, style = (_environment().get_template(f"page.{end}").render() for end in ("js", "css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -31,6 +36,7 @@ def page(cards: FeatureCards) -> str:
         .get_template("page.html")
         .render(
             cards=cards,
+            framed=framed,
             # Trusted: files of this package.
             script=Markup(script),
             style=Markup(style),
