@@ -66,7 +66,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "overlap-pair": lambda: plots.basis_overlap(methods()["PCA"], methods()["metric PCA"]),
     "overlap-layers": lambda: plots.basis_overlap(layers()),
     "singular-values": lambda: plots.singular_value_spectra(
-        wpca.FactoredMatrix(model().OV), title="OV circuits of the embedded model"
+        wpca.FactoredMatrix(model().OV), columns=2, title="OV circuits of the embedded model"
     ),
     "ablation": lambda: ablation(methods(), STREAM).plot(),
     "ablation-heads": lambda: ablation(heads(), HEADS).plot(),

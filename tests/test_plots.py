@@ -131,7 +131,7 @@ def test_a_grid_of_overlaps_holds_them_and_writes_them_down(stats):
             assert f"{overlap:.2f}" in [text.get_text() for text in ax.texts]
     assert [t.get_text() for t in ax.get_xticklabels()] == list(columns)
     assert [t.get_text() for t in ax.get_yticklabels()] == list(rows)
-    assert bar.get_ylabel() == "overlap φ of the top 10 of 64 (chance 0.16)"
+    assert bar.get_ylabel() == "overlap φ of the top 10 of 64\n(chance 0.16)"
     assert bar.lines[-1].get_ydata()[0] == pytest.approx(10 / 64)
     assert ax.images[0].get_clim() == (0, 1)
 

@@ -153,7 +153,7 @@ def _heat(
     )  # fmt: skip
     ax.grid(False)
     if chance is not None:
-        label = f"{label} (chance {chance:.2g})"
+        label = f"{label}\n(chance {chance:.2g})"
     bar = ax.figure.colorbar(image, ax=ax, label=label)
     if chance is not None:
         bar.ax.axhline(chance, color="white", linewidth=1.5)
