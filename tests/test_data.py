@@ -71,6 +71,16 @@ def test_max_tokens_counts_real_tokens_alone():
     assert len(list(batches(data, 2, max_tokens=6))) == 2
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(1, [0]), (4, [0, 1]), (7, [0, 1]), (8, [0, 1, 2])]
+)
+def test_max_tokens_takes_the_first_sequences_and_not_the_shortest(batch_size, limit, expected):
+    dataset = datasets.Dataset.from_dict({"input_ids": LENGTHS})
+    found = [b.sequence_index for b in batches(dataset, batch_size, max_tokens=limit)]
+    assert sorted(torch.cat(found).tolist()) == expected
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_no_moment(model, tokens, side):
     lengths, longest = [20, 13, 7, 20, 5], 20

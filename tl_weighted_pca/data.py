@@ -48,8 +48,9 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
             a `datasets.Dataset` or `IterableDataset` with such columns, of any lengths; or a `shard`
             of any of these, which may be empty.
         batch_size: sequences a batch, where the data comes in single sequences.
-        max_tokens: stop before the batch that would exceed so many real tokens; at least one batch
-            is given.
+        max_tokens: stop before exceeding so many real tokens: before the sequence that would, where
+            the data come in single sequences of their own lengths, otherwise before the batch. At least
+            one is given.
 
     Raises:
         TypeError: for data of another kind.
@@ -59,7 +60,7 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     n_tokens = n_batches = 0
-    for batch in _all_batches(data, batch_size):
+    for batch in _all_batches(data, batch_size, max_tokens):
         n_batches += 1
         if max_tokens is not None:
             n_tokens += batch.n_tokens
@@ -137,7 +138,7 @@ def _chosen(positions: slice | Sequence[int], length: int) -> Bool[Tensor, "pos"
     return chosen
 
 
-def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
+def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator[Batch]:
     share = data if isinstance(data, Shard) else Shard(data, 0, 1)
     data = share.data
     if isinstance(data, Tensor):
@@ -150,7 +151,7 @@ def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
             chunk = data[start : min(start + batch_size, mine.stop)]
             yield Batch(chunk, None, torch.arange(start, start + len(chunk)))
     elif _is_hugging_face(data):
-        yield from _from_rows(_numbered_rows(share), batch_size)
+        yield from _from_rows(_limited(_numbered_rows(share), max_tokens), batch_size)
     elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise TypeError(
             f"The data is a {type(data).__name__}; expected a tensor [n, pos] of tokens, a DataLoader, "
@@ -208,6 +209,16 @@ def _read(dataset: Any) -> Iterator[Any]:
             ) from error
         n_read += 1
         yield row
+
+
+def _limited(rows: Iterator[_Row], max_tokens: int | None) -> Iterator[_Row]:
+    """The first rows, of so many tokens. Before they are sorted: else the shortest alone were left."""
+    n_tokens = 0
+    for place, (number, tokens, keep) in enumerate(rows):
+        n_tokens += len(tokens) if keep is None else sum(map(bool, keep))
+        if max_tokens is not None and n_tokens > max_tokens and place:
+            return
+        yield number, tokens, keep
 
 
 def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:

@@ -84,6 +84,7 @@ def dictionary(
         plot_biases,
         train_dictionary,
     )
+    from tl_weighted_pca.hook_points import resolve
     from tl_weighted_pca.plots.picture import new_figure
     from tl_weighted_pca.principal_components import pca
 
@@ -98,6 +99,7 @@ def dictionary(
             where_from = "the text it was trained on: pass other text with --heldout"
             tell(f"The dictionary is evaluated on {where_from}.", head="Note", style="bold yellow")
         model = source.load(run)
+        (hook,) = resolve(model, [hook])  # ahead of the data, which may be long in coming
         train = replace(text, max_tokens=n_tokens).load(model, "train")
         options: dict[str, Any] = {"positions": where, "batch_size": batch_size}
         # For the units of the terms, and for the PCA to compare with.

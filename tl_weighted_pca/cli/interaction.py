@@ -69,12 +69,13 @@ def interaction(
     with output.folder(context) as run:
         text.check(source, run)
         model = source.load(run)
+        points = matching(model, hook)
         data = text.load(model, "train")
         options: dict[str, Any] = {"positions": where, "batch_size": batch_size, "seed": seed}
         bases = local_interaction_basis(
             model,
             data,
-            matching(model, hook),
+            points,
             n_probes=probes,
             max_tokens=text.max_tokens,
             progress=progress,

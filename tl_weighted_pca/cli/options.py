@@ -192,9 +192,11 @@ class DataOptions:
 
         if self.dataset is None:
             wanted: Any = self.split or split
-            # A story has some twenty tokens at least; collect stops at the exact number.
-            n = min(self.max_tokens // 20 + 1, embedded.corpus.SIZES.get(wanted, 1))
-            return embedded.stories(wanted, n)
+            some = embedded.stories(wanted, 100)
+            mean = sum(map(len, some["input_ids"])) / len(some)
+            # A few more than it takes: the exact number of tokens is the reader's business.
+            n = min(int(1.1 * self.max_tokens / mean) + 1, embedded.corpus.SIZES[wanted])
+            return embedded.stories(wanted, max(n, len(some)))
         context = getattr(model.cfg, "n_ctx", self.context_length)
         if self.context_length > context:
             raise ValueError(

@@ -1,0 +1,232 @@
+"""Bad input to each command: one sentence, exit code 1 or 2, and nothing half-written."""
+
+import resource
+import signal
+import subprocess
+
+import pytest
+import torch
+from command_line import FEW, POINT, plain, run, works
+
+from tl_weighted_pca.cli import app
+
+TWO = ["--hook", "blocks.1.hook_resid_post", "--hook", POINT]
+LINES = {
+    "demo": ["demo", "--stories", "8", "--heldout", "4", "--ranks", "8", "--no-progress"],
+    "collect": ["collect", "--hook", POINT, *FEW],
+    "basis": ["basis", "MOMENTS", "--method", "path", *FEW],
+    "ablate": ["ablate", "BASIS", "--ranks", "8", *FEW],
+    "cards": ["cards", "BASIS", "-n", "1", "--no-ablation", *FEW],
+    "svd": ["svd"],
+    "ansatz": ["ansatz", "--layer", "1", *FEW],
+    "interaction": ["interaction", *TWO, *FEW, "--edge-tokens", "100", "--max-tokens", "300"],
+    "dictionary": ["dictionary", "--features", "8", "--n-tokens", "1024", *FEW],
+}
+"""A small run of each command that works."""
+
+READING_FILES = {
+    "basis": ["basis", "FILE"],
+    "ablate": ["ablate", "FILE"],
+    "cards": ["cards", "FILE"],
+    "dictionary": ["dictionary", "--start", "FILE"],
+    "info": ["info", "FILE"],
+}
+READING_TEXT = ["collect", "basis", "ablate", "cards", "ansatz", "interaction", "dictionary"]
+LOADING_MODELS = [*READING_TEXT, "svd"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Files that earlier steps left: what MOMENTS and BASIS stand for."""
+    folder = tmp_path_factory.mktemp("made")
+    works(*LINES["collect"], "--out", folder / "run")
+    works("basis", folder / "run", "--method", "pca", "--out", folder / "bases")
+    return {
+        "MOMENTS": folder / "run" / "moments.safetensors",
+        "BASIS": folder / "bases" / f"{POINT}.pca.safetensors",
+    }
+
+
+@pytest.fixture
+def line(made):
+    return lambda name: [made.get(part, part) for part in LINES[name]]
+
+
+def refused(arguments, words, *, code=1):
+    """The command fails with one sentence that has these words."""
+    result = run(*arguments)
+    told = plain(result.output)
+    assert result.exit_code == code, told
+    assert "Traceback" not in told
+    if code == 1:
+        sentences = [part for part in result.stderr.splitlines() if not part.startswith("Note:")]
+        assert len(sentences) == 1 and sentences[0].startswith("Error: "), result.stderr
+        assert not result.stdout
+    assert words in told
+
+
+def test_each_command_is_here():
+    names = {command.callback.__name__ for command in app.registered_commands}
+    assert names == {*LINES, "info"}
+
+
+@pytest.mark.parametrize("name", READING_FILES)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "There is no file"),
+        (b"", "header too small"),
+        (bytes(range(256)) * 8, "header too large"),
+        ("truncated", ""),
+        ("foreign", ""),
+    ],
+    ids=["missing", "empty", "binary", "truncated", "foreign"],
+)
+def test_a_file_that_is_none_of_ours(tmp_path, made, name, content, words):
+    file = tmp_path / "x.safetensors"
+    if content == "truncated":
+        file.write_bytes(made["BASIS"].read_bytes()[:-100])
+    elif content == "foreign":
+        from safetensors.torch import save_file
+
+        save_file({"weight": torch.zeros(2)}, file)
+    elif content is not None:
+        file.write_bytes(content)
+    arguments = [file if part == "FILE" else part for part in READING_FILES[name]]
+    out = [] if name == "info" else ["--out", tmp_path / "out"]
+    refused([*arguments, *out], words)
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.safetensors"}
+
+
+@pytest.mark.parametrize("name", READING_TEXT)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "There is no file"), (b"", "is empty: pass text"), (bytes(256), "is a binary file")],
+    ids=["missing", "empty", "binary"],
+)
+def test_text_that_is_none(tmp_path, line, name, content, words):
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    refused([*line(name), "--dataset", text, "--out", tmp_path / "out"], words)
+    assert {path.name for path in tmp_path.iterdir()} <= {"text.txt"}
+
+
+@pytest.mark.parametrize("name", LOADING_MODELS)
+def test_an_unknown_model_with_no_network(tmp_path, line, name):
+    (tmp_path / "text.txt").write_text("Once upon a time")
+    text = [] if name == "svd" else ["--dataset", tmp_path / "text.txt"]
+    refused(
+        [*line(name), *text, "--model", "gpt2-smal", "--out", tmp_path / "out"],
+        "Check the name (near it: gpt2-small",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["collect", "--hook", "blocks.*.hook_resid_pst"], "the nearest are blocks."),
+        (["collect", "--hook", "zzz*"], "No hook point of the model matches 'zzz*'"),
+        (["collect", "--hook", "blocks.9.hook_resid_post"], "The model has no hook point"),
+        (["interaction", "--hook", "blocks.*.hook_resid_pst"], "the nearest are blocks."),
+        (["interaction", "--hook", POINT], "Only 'blocks.2.hook_resid_post' was given"),
+        (["dictionary", "--hook", "blocks.9.hook_resid_post"], "The model has no hook point"),
+        (["demo", "--hook", "blocks.9.hook_resid_post"], "The model has no hook point"),
+        (["basis", "MOMENTS", "--hook", "blocks.3.*"], "has no hook point that matches"),
+        (["svd", "--head", "4.0"], "There is no head 4.0: the model has layers 0..3"),
+        (["svd", "--head", "one"], "--head is 'one'; expected LAYER.HEAD"),
+        (["ansatz", "--layer", "9"], "9"),
+    ],
+)
+def test_a_place_that_is_not_in_the_model(tmp_path, made, arguments, words):
+    arguments = [made.get(part, part) for part in arguments]
+    refused([*arguments, "--out", tmp_path / "out"], words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_an_output_folder_that_exists(tmp_path, line, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    arguments = [*line(name), "--out", tmp_path / "out"]
+    refused(arguments, "exists already: choose another --out, or add --overwrite")
+    refused([*arguments, "--overwrite"], "was not made by this program")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_no_space_left(tmp_path, line, name):
+    """Files may not grow beyond four kilobytes: the manifest has room, and what is found has not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        result = run(*line(name), "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert result.exit_code == 1, result.output
+    (sentence,) = (part for part in result.stderr.splitlines() if part.startswith("Error:"))
+    assert "File too large" in sentence
+    assert "Traceback" not in result.output and "Written to" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(disk)],
+        check=False,
+        capture_output=True,
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        refused([*LINES["collect"], "--out", disk / "out"], "No space left on device")
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["collect", "--device", "abacus"], 1, "There is no device 'abacus'"),
+        (["collect", "--dtype", "float8"], 2, "float8"),
+        (["collect", "--positions", "first"], 1, "--positions is 'first'; expected a Python slice"),
+        (["collect", "--objective", "none", "--objective", "loss"], 1, "name no other beside it"),
+        (["collect", "--context-length", "1"], 2, "--context-length"),
+        (["collect", "--dataset", "TEXT", "--context-length", "512"], 1, "at most 128 tokens"),
+        (["collect", "--model", "gpt2"], 1, "pass a text file or a data set with --dataset"),
+        (["collect", "--split", "test"], 1, "unknown split 'test'"),
+        (["basis", "MOMENTS", "--method", "ica"], 2, "ica"),
+        (["ablate", "BASIS", "--ranks", "80"], 1, "ranks [80] are outside 0..64"),
+        (["ablate", "BASIS", "BASIS"], 1, "Two bases at blocks.2.hook_resid_post are called 'pca'"),
+        (["dictionary", "--n-tokens", "10"], 1, "n_tokens is 10, less than one batch"),
+        (["cards", "BASIS", "-n", "0"], 2, "-n"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, made, arguments, code, words):
+    (tmp_path / "text.txt").write_text("Once upon a time")
+    files = {**made, "TEXT": tmp_path / "text.txt"}
+    arguments = [files.get(part, part) for part in arguments]
+    refused([*arguments, "--out", tmp_path / "out"], words, code=code)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_an_out_folder_must_be_named():
+    result = run("collect")
+    assert result.exit_code == 2 and "--out" in plain(result.output)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_debug_shows_the_traceback(tmp_path, where):
+    arguments = ["ablate", tmp_path / "nothing", "--out", tmp_path / "out"]
+    line = ["--debug", *arguments] if where == "before" else [*arguments, "--debug"]
+    result = run(*line)
+    assert isinstance(result.exception, ValueError)
+    assert result.exception.__traceback__ is not None
