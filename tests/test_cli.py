@@ -1,14 +1,20 @@
 """The command line as a user meets it: the demo, help, errors and what may not be left behind."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import typer
 from command_line import plain, run
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import tl_weighted_pca as wpca
+from tl_weighted_pca.cli import app
 from tl_weighted_pca.cli.errors import OneSentenceGroup
 
 SMALL = ["--stories", "40", "--heldout", "20", "--no-progress"]
@@ -92,15 +98,75 @@ def test_ctrl_c_is_quiet():
     assert (result.exit_code, result.output) == (130, "")
 
 
-def test_help_explains_every_option():
-    text = plain(run("demo", "--help").output)
-    for option in (
-        "--hook",
-        "--out",
-        "--stories",
-        "--heldout",
-        "--ranks",
-        "--batch-size",
-        "--seed",
-    ):
-        assert option in text
+COMMANDS = [command.callback.__name__ for command in app.registered_commands]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_in_help_are_commands_that_parse(name):
+    command = get_command(app).commands[name]
+    _, examples = command.help.split("Example", 1)
+    lines = examples.replace("\\\n", " ").splitlines()[1:]
+    assert lines
+    for line in lines:
+        before, _, arguments = line.partition(f" {name} ")
+        assert before.split()[0] in ("tl-weighted-pca", "torchrun")
+        command.make_context(name, shlex.split(arguments))
+    assert "Example" in run(name, "--help").output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_terminal_of_80_columns(name):
+    """rich keeps line ends where it is asked to: a command that it had to break could not be pasted."""
+    lines = get_command(app).commands[name].help.splitlines()
+    assert max(map(len, lines)) <= 78
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is_for(name):
+    for parameter in get_command(app).commands[name].params:
+        assert parameter.help, parameter.name
+
+
+def completed(words):
+    """What bash offers for the last of the words."""
+    line = f"tl-weighted-pca {words}"
+    environment = {
+        **os.environ, "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1),
+        "_TL_WEIGHTED_PCA_COMPLETE": "complete_bash",
+    }  # fmt: skip
+    program = "from tl_weighted_pca.cli import app; app(prog_name='tl-weighted-pca')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_and_methods():
+    assert completed("ba") == ["basis"]
+    assert completed("basis run --method w") == ["weighted"]
+    assert completed("collect --model-class H") == ["HookedTransformer"]
+    assert "--overwrite" in completed("ablate bases --o")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_shown(shell):
+    done = subprocess.run(
+        [sys.executable, "-m", "tl_weighted_pca", "--show-completion", shell],
+        capture_output=True, text=True, check=False, env={**os.environ, "SHELL": f"/bin/{shell}"},
+    )  # fmt: skip
+    assert "complete" in done.stdout.lower(), done.stderr
+
+
+def test_help_completion_and_version_do_not_wait_for_torch():
+    code = (
+        "import sys; from tl_weighted_pca.cli import app\n"
+        "for line in (['--help'], ['collect', '--help'], ['--version']):\n"
+        "    app(line, standalone_mode=False)\n"
+        "assert not {'torch', 'transformer_lens', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -88,7 +88,8 @@ def basis(
     Examples:
       tl-weighted-pca basis run --out bases
       tl-weighted-pca basis run --method pca --method path --out bases
-      tl-weighted-pca basis run/moments.fisher.safetensors --method metric --out fisher
+      tl-weighted-pca basis run/moments.fisher.safetensors --method metric \\
+          --out fisher
     """
     from tl_weighted_pca.collection import Collection
     from tl_weighted_pca.plots import eigenvalue_spectra

@@ -49,8 +49,9 @@ def cards(
 
     \b
     Examples:
-      tl-weighted-pca cards bases/blocks.2.hook_resid_post.pca.safetensors --out cards
-      tl-weighted-pca cards lib/blocks.1.hook_resid_post.local_interaction_basis.safetensors \\
+      tl-weighted-pca cards bases/blocks.2.hook_resid_post.pca.safetensors \\
+          --out cards
+      tl-weighted-pca cards bases/blocks.2.hook_mlp_out.metric.safetensors \\
           --dataset notes.txt -n 10 --out cards
     """
     from tl_weighted_pca import embedded

@@ -21,7 +21,8 @@ def info(
     ],
     debug: Debug = False,
 ) -> None:
-    """Say what a file is: moments, a basis, a checkpoint, a dictionary, or the folder of a run.
+    """Say what a file is: moments, a basis, a checkpoint, a dictionary, or the
+    folder of a run.
 
     \b
     Examples:
