@@ -1,6 +1,7 @@
 """Feature cards: each number on a card against the plain formula it stands for."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -494,6 +495,7 @@ def test_the_model_is_left_as_it_was(model, tokens, heldout):
     [
         ({"n": 0}, "n is 0; expected at least one component"),
         ({"contexts": 0}, "contexts is 0; expected at least 1"),
+        ({"window": (3, -1)}, "window is (3, -1); expected two numbers of tokens"),
         ({"facts": ["colour"]}, "facts has 'colour'; the data's columns are text, input_ids"),
         ({"facts": ["input_ids"]}, "holds list; expected strings, booleans or numbers"),
         ({"positions": slice(500, None)}, "selects no token of the data"),
@@ -502,8 +504,21 @@ def test_the_model_is_left_as_it_was(model, tokens, heldout):
     ],
 )  # fmt: skip
 def test_errors_say_what_to_do(best_model, heldout, basis, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         wpca.cards(best_model, heldout, basis, **change, **QUIET)
+
+
+def test_what_is_not_finite_is_named(best_model, tokens, basis):
+    def spoil(f, hook):
+        f = f.clone()
+        f[0, 1, 2] = math.nan
+        return f
+
+    with (
+        best_model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", spoil)]),
+        pytest.raises(wpca.NonFiniteError, match=f"at hook point '{HOOK}' hold NaN .* batch 0"),
+    ):
+        wpca.cards(best_model, tokens, basis, 2, score=None, **QUIET)
 
 
 def test_what_cannot_be_ablated_is_refused_at_once_and_may_go_without(tokens):

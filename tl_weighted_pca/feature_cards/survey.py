@@ -96,6 +96,8 @@ def cards(
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} is {count}; expected at least 1.")
+    if min(window) < 0:
+        raise ValueError(f"window is {window}; expected two numbers of tokens, none below zero.")
     if isinstance(batches, Iterator):
         raise ValueError(
             f"The data is a {type(batches).__name__}, which can be read only once, but cards read it "
