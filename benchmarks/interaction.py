@@ -48,9 +48,9 @@ def addition(seeds: int, steps: int) -> None:
     for seed in range(seeds):
         model = HookedMLP([2 * P, *WIDTHS, P], seed=seed)
         loss = train(model, inputs, labels, steps=steps, weight_decay=0.5, seed=seed)
-        options = {"batch_size": len(inputs)}
-        lib = local_interaction_basis(model, inputs, names, progress=False, **options)
-        stats = collect(model, inputs, names, objective=None, progress=False, **options)
+        options = {"batch_size": len(inputs), "progress": False}
+        lib = local_interaction_basis(model, inputs, names, **options)
+        stats = collect(model, inputs, names, objective=None, **options)
         components = {name: pca(stats[name]) for name in names}
         levels = (1.01 * loss, loss + 0.01 * (chance - loss))
 
@@ -69,7 +69,7 @@ def addition(seeds: int, steps: int) -> None:
             ranks = list(range(lib[name].width + 1))
             bases = {"LIB": lib[name], "PCA": components[name]}
             curves = ablation_curves(
-                model, inputs, bases, name, ranks=ranks, score=score, progress=False, **options
+                model, inputs, bases, name, ranks=ranks, score=score, **options
             )
             line(f"features at {name}", ranks, curves)
         graphs = {
@@ -119,7 +119,7 @@ def embedded_model(stories: int) -> None:
             f"{counted[0]} to {counted[-1]} {ratio:.2f} times PCA's ({ratio.low:.2f} to {ratio.high:.2f})",
             flush=True,
         )
-    options = {"threshold": 1e-6, "batch_size": 16, "max_tokens": 20_000}
+    options = {"threshold": 1e-6, "batch_size": 16, "max_tokens": 20_000, "progress": False}
     lib_graph = interaction_edges(model, made, lib, **options)
     pca_graph = interaction_edges(model, made, {n: pca(stats[n]) for n in names}, **options)
     for pair in lib_graph.edges:
@@ -127,7 +127,7 @@ def embedded_model(stories: int) -> None:
         print(f"edges that hold 99% of the strength into {pair[1]}: LIB {ours}, PCA {theirs}")
 
 
-def blocks() -> None:
+def blocks(seeds: int) -> None:
     """Two networks side by side: the share of edge strength between them, by the number of inputs."""
 
     def side_by_side(seed: int) -> HookedMLP:
@@ -143,7 +143,7 @@ def blocks() -> None:
 
     def across(model: HookedMLP, x: torch.Tensor, **options) -> float:
         bases = local_interaction_basis(model, x, names, progress=False, batch_size=4096, **options)
-        graph = interaction_edges(model, x, bases, batch_size=4096, threshold=1e-9)
+        graph = interaction_edges(model, x, bases, batch_size=4096, threshold=1e-9, progress=False)
         crossing = whole = 0.0
         for (here, there), edges in graph.edges.items():
             # The share of each feature that lies in the first network, by its decoder's energy.
@@ -152,13 +152,17 @@ def blocks() -> None:
             crossing, whole = crossing + float((edges * mixed).sum()), whole + float(edges.sum())
         return crossing / whole
 
-    print("share of edge strength between two independent networks, by inputs (five seeds)")
-    print(f"{'inputs':>18} {'exact Jacobians':>26} {'8 random probes':>26}")
-    for what in ("product of 30×30", *(100, 1000, 10_000)):
-        found = []
+    print(
+        f"share of edge strength between two independent networks, {seeds} seeds: median (10% … 90%)"
+    )
+    print(f"{'inputs':>16} {'exact Jacobians':>28} {'8 random probes':>28}")
+    numbers = (100, 300, 1000, 3000, 10_000, 30_000)
+    medians: dict[bool, list[float]] = {True: [], False: []}
+    for what in ("product of 30×30", *numbers):
+        line = f"{what!s:>16}"
         for exact in (True, False):
             shares = []
-            for seed in range(5):
+            for seed in range(seeds):
                 generator = torch.Generator().manual_seed(seed)
                 if isinstance(what, int):
                     x = torch.randn(what, 6, generator=generator).double()
@@ -166,8 +170,15 @@ def blocks() -> None:
                     first, second = torch.randn(2, 30, 3, generator=generator).double()
                     x = torch.cat([first.repeat_interleave(30, 0), second.repeat(30, 1)], 1)
                 shares.append(across(side_by_side(seed), x, exact=exact))
-            found.append(f"{min(shares):.1e} … {max(shares):.1e}")
-        print(f"{what!s:>18} {found[0]:>26} {found[1]:>26}", flush=True)
+            spread = torch.tensor(shares).double().quantile(torch.tensor([0.1, 0.5, 0.9]).double())
+            low, middle, high = spread.tolist()
+            medians[exact].append(middle)
+            line += f" {middle:10.1e} ({low:.0e} … {high:.0e})"
+        print(line, flush=True)
+    for exact, values in medians.items():
+        x, y = torch.tensor(numbers).log(), torch.tensor(values[1:]).log()
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+        print(f"{'exact' if exact else 'random probes'}: the median falls as n^{slope:.2f}")
 
 
 def _share(decoder: torch.Tensor) -> torch.Tensor:
@@ -177,7 +188,7 @@ def _share(decoder: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, help="5; with --blocks 30")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--embedded", action="store_true", help="the embedded language model")
@@ -188,9 +199,9 @@ def main() -> None:
     if args.embedded:
         embedded_model(args.stories)
     elif args.blocks:
-        blocks()
+        blocks(args.seeds or 30)
     else:
-        addition(args.seeds, args.steps)
+        addition(args.seeds or 5, args.steps)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from tl_weighted_pca.ansatz import feature_ansatz
 from tl_weighted_pca.hooked_mlp import HookedMLP
 from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis
+from tl_weighted_pca.interaction_graph import InteractionGraph
 
 NAMES = ["layers.0.hook_in", "layers.1.hook_in", "layers.2.hook_pre"]
 
@@ -24,6 +25,22 @@ def test_the_graph_shows_every_feature_and_no_more_edges_than_asked():
     heights = {round(float(y), 6) for y in dots[0].get_offsets()[:, 1]}
     assert len(heights) == 64 and min(heights) >= 0 and max(heights) <= 1
     figure.canvas.draw()
+
+
+def test_features_that_interact_stand_side_by_side():
+    """Sixteen threads, shuffled: in the picture none crosses another."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(16, generator=generator)
+    names = NAMES[:2]
+    graph = InteractionGraph(
+        {name: torch.arange(16, 0, -1).double() for name in names},
+        {tuple(names): torch.eye(16, dtype=torch.float64)[order] + 1e-3},
+        bases={},
+    )
+    (ax,) = graph.plot(share=0.9).axes
+    dots = [c for c in ax.collections if len(c.get_offsets()) == 16]
+    here, there = (d.get_offsets()[:, 1] for d in dots)
+    assert [float(y) for y in here] == pytest.approx([float(there[j]) for j in order])
 
 
 def test_the_ansatz_has_one_panel_a_kind_and_draws_each_baseline():
