@@ -84,7 +84,9 @@ def interaction(
         for name, basis in bases.items():
             basis.save(run / f"{name}.local_interaction_basis.safetensors")
         tokens = min(edge_tokens, text.max_tokens)
-        graph = interaction_edges(model, data, bases, max_tokens=tokens, **options)
+        graph = interaction_edges(
+            model, data, bases, max_tokens=tokens, progress=progress, **options
+        )
         Console().print(table(_summary(graph)))
         graph.to_pandas(share).to_csv(run / "edges.csv", index=False)
         graph.plot().savefig(run / "graph.png")
