@@ -1,4 +1,4 @@
-"""The pictures of docs/plots.md, on the embedded model.
+"""The pictures of docs/plots.md, and of the pages on the ansatz and on interactions.
 
 python benchmarks/pictures.py                    # writes docs/images/*.png, under a minute
 python benchmarks/pictures.py --out some/folder
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import plots
+from tl_weighted_pca.hooked_mlp import HookedMLP
+from tl_weighted_pca.small_networks import modular_addition, train
 
 STREAM = "blocks.2.hook_resid_post"
 HEADS = "blocks.0.attn.hook_z"
@@ -60,6 +62,31 @@ def heads() -> dict[str, wpca.Basis]:
     return {"PCA by head": wpca.pca(m), "random by head": wpca.random_basis(m)}
 
 
+def ansatz() -> Figure:
+    stories = wpca.embedded.stories("heldout", 100)
+    found = wpca.feature_ansatz(
+        model(),
+        stories,
+        objective={"the loss": wpca.next_token_loss},
+        batch_size=50,
+        progress=False,
+    )
+    return found.plot(columns=3)
+
+
+def interactions() -> Figure:
+    """The network of benchmarks/interaction.py that adds modulo 31, first seed."""
+    inputs, labels = modular_addition(31)
+    network = HookedMLP([62, 48, 96, 31])
+    train(network, inputs, labels, steps=1500, weight_decay=0.5)
+    names = ["layers.1.hook_in", "layers.2.hook_in", "layers.2.hook_pre"]
+    options = {"batch_size": len(inputs), "progress": False}
+    bases = wpca.local_interaction_basis(network, inputs, names, **options)
+    graph = wpca.interaction_edges(network, inputs, bases, threshold=1e-9, **options)
+    labels_shown = ["before layer 2", "before layer 3", "output"]
+    return graph.plot(labels=labels_shown, title="addition modulo 31")
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "eigenvalues": lambda: plots.eigenvalue_spectra(methods()),
     "eigenvalues-layers": lambda: plots.eigenvalue_spectra(layers()),
@@ -70,6 +97,8 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     ),
     "ablation": lambda: ablation(methods(), STREAM).plot(),
     "ablation-heads": lambda: ablation(heads(), HEADS).plot(),
+    "feature-ansatz": ansatz,
+    "interaction-graph": interactions,
 }
 
 
