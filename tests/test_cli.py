@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -112,6 +113,15 @@ def test_the_examples_in_help_are_commands_that_parse(name):
         assert before.split()[0] in ("tl-weighted-pca", "torchrun")
         command.make_context(name, shlex.split(arguments))
     assert "Example" in run(name, "--help").output
+
+
+def test_the_commands_on_the_page_parse():
+    page = (Path(__file__).parent.parent / "docs" / "command_line.md").read_text()
+    program = r"^(?:\$ )?(?:tl-weighted-pca|torchrun .*-m tl_weighted_pca) ([a-z]+) (.*)$"
+    lines = re.findall(program, page, re.M)
+    assert {name for name, _ in lines} == {*COMMANDS} - {"demo"}
+    for name, arguments in lines:
+        get_command(app).commands[name].make_context(name, shlex.split(arguments))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

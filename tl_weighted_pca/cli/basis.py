@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -151,8 +152,6 @@ def _possible(moments: Moments) -> list[Method]:
 
 def _chosen(collection: Any, patterns: list[str] | None, path: Path) -> list[str]:
     """The hook points of a collection that names and globs mean."""
-    import fnmatch
-
     if not patterns:
         return list(collection)
     names = []

@@ -96,8 +96,11 @@ def dictionary(
             each.check(source, run)
         basis = None if start is None else Basis.load(run.reads(existing(start)))
         if text.dataset is not None and heldout is None:
-            where_from = "the text it was trained on: pass other text with --heldout"
-            tell(f"The dictionary is evaluated on {where_from}.", head="Note", style="bold yellow")
+            tell(
+                "The scores are of text that it was trained on: pass other text with --heldout.",
+                head="Note",
+                style="bold yellow",
+            )
         model = source.load(run)
         (hook,) = resolve(model, [hook])  # ahead of the data, which may be long in coming
         train = replace(text, max_tokens=n_tokens).load(model, "train")
