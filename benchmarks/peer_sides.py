@@ -200,6 +200,22 @@ def collected(*statistics: str) -> Callable[[Subject, Batches], Call]:
     return side
 
 
+def collected_apart(s: Subject, batches: Batches) -> Call:
+    """Two runs, for exactly the moments that the others keep."""
+    before, after = [m.before for m in s.maps], [m.after for m in s.maps]
+
+    def call() -> Found:
+        data = list(batches)
+        inputs = wpca.collect(s.hooked, data, before, objective=None, progress=False)
+        outputs = wpca.collect(s.hooked, data, after, statistics="gradient", progress=False)
+        found: Found = {("activation", name): lambda x=x: _ours(x) for name, x in inputs.items()}
+        for name, x in outputs.items():
+            found["gradient", name] = lambda x=x: x.gradient.second / x.n_tokens
+        return found
+
+    return call
+
+
 def hooks_and_backward(s: Subject, batches: Batches, dtype: torch.dtype = torch.float32) -> Call:
     """The recipe of notebooks: hooks that store, `loss.backward()`, then the sums in that dtype."""
     before, after = [m.before for m in s.maps], [m.after for m in s.maps]
@@ -340,6 +356,7 @@ SIDES: dict[str, dict[str, Callable[[Subject, Batches], Call]]] = {
     "both": {
         "`collect`, activations and gradients": collected("activation", "gradient"),
         "`collect`, weighted moments too": collected("activation", "gradient", "weighted"),
+        "`collect` twice, just these moments": collected_apart,
         "hooks and `backward`": hooks_and_backward,
         "kronfluence": kronfluence,
         "curvlinops, KFAC": curvlinops,
