@@ -33,8 +33,8 @@ def answered(page: str, folder: str) -> str:
                 env={**os.environ, **ENVIRONMENT, "PATH": path},
             )  # fmt: skip
             said = done.stderr if done.returncode else done.stdout
-            lines += [f"$ {command}", *(line.rstrip() for line in said.strip("\n").split("\n"))]
-        return "\n".join(line for i, line in enumerate(lines) if line or i) + "\n```"
+            lines += [f"$ {command}", *(line.rstrip() for line in said.strip("\n").splitlines())]
+        return "\n".join([*lines, "```"])
 
     return re.sub(r"```console\n(.*?)```", block, page, flags=re.S)
 
