@@ -1,5 +1,6 @@
 """Sparse autoencoders: the map, recovery of known features, the loss, units, files, SAELens."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -234,7 +235,9 @@ def test_picture_of_biases():
     import matplotlib
 
     matplotlib.use("Agg")
-    assert "biases are negative" in plot_biases(randomized("prolu_ste")).get_title()
+    ax = plot_biases(randomized("prolu_ste"))
+    assert "biases are negative" in ax.get_title()
+    plt.close(ax.figure)  # pyplot would keep it for good
 
 
 class TestSAELens:
