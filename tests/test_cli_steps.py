@@ -270,6 +270,7 @@ def test_torchrun_shares_the_data_out(tmp_path):
     done = processes([*launcher, "2", "-m", "tl_weighted_pca", *line, tmp_path / "two"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Written to") == 1
+    assert read_manifest(tmp_path / "two")["processes"] == 2
     works(*line, tmp_path / "one")
     two, one = (
         wpca.Collection.load(tmp_path / name / "moments.safetensors")[POINT]

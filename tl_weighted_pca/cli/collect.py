@@ -123,6 +123,7 @@ def collect(
             collections = {name: each.all_reduce() for name, each in collections.items()}
         if run is None:
             return
+        run.manifest["processes"] = processes.world_size()
         for name, collection in collections.items():
             end = f".{name}" if len(collections) > 1 else ""
             collection.save(run / f"moments{end}.safetensors")

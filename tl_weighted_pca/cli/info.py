@@ -161,6 +161,7 @@ def _run(folder: Path) -> RenderableType:
     facts = {
         "command": manifest["command"],
         "in": manifest["folder"],
+        "processes": manifest.get("processes"),
         "seed": manifest["seed"],
         "model": manifest.get("model"),
         "versions": manifest["versions"],
