@@ -19,6 +19,8 @@ COLUMNS = [
     "cosine", "identity", "rotated", "centred", "other_layers", "replaced", "left", "left_identity",
     "captured", "captured_by_chance", "tight_before", "tight_after", "tight_weight",
 ]  # fmt: skip
+PAGE = ["cosine", "identity", "rotated", "replaced", "captured", "tight_before"]
+"""Columns of the table in docs/feature_ansatz.md."""
 
 
 def regression(seeds: int, steps: int, width: int) -> pd.DataFrame:
@@ -78,6 +80,10 @@ def main() -> None:
         )
         table = found.to_pandas().set_index(["objective", "kind", "layer"])[COLUMNS].sort_index()
         print(table.round(3).to_string())
+        print("\nthe page's table: mean over layers")
+        for (objective, kind), row in table.groupby(["objective", "kind"])[PAGE].mean().iterrows():
+            figures = " | ".join("–" if pd.isna(value) else f"{value:.2f}" for value in row)
+            print(f"| {objective} | {kind} | {figures} |")
         return
     table = regression(args.seeds, args.steps, args.width)
     groups = table.groupby(["objective", "name", "step"])
