@@ -163,7 +163,8 @@ class Basis:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
             raise ValueError(
-                f"{os.fspath(path)!r} is not a readable basis file: {error}."
+                f"{os.fspath(path)!r} is not a readable basis file ({error}): pass one "
+                "that Basis.save wrote, with the ending .safetensors."
             ) from error
         if metadata.get("format") != _FORMAT:
             raise ValueError(

@@ -129,7 +129,8 @@ class Collection(Mapping[str, Moments]):
                     )
         except SafetensorError as error:
             raise ValueError(
-                f"{os.fspath(path)!r} is not a readable collection file: {error}."
+                f"{os.fspath(path)!r} is not a readable collection file ({error}): pass one "
+                "that Collection.save wrote, with the ending .safetensors."
             ) from error
         return cls(moments, json.loads(metadata["settings"]))
 
