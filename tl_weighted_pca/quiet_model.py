@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -73,4 +74,17 @@ def run_model(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None, **kwa
     """The model's output; a mask is passed on only where there is padding."""
     if mask is not None:
         kwargs["attention_mask"] = mask.to(torch.long)
+        if _counts_padding(model):
+            kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     return model(inputs, **kwargs)
+
+
+def _counts_padding(model: Any) -> bool:
+    """Whether this is an early bridge (TransformerLens 3.0), whose positions begin at the left edge.
+
+    Later ones derive them from the mask, where the wrapped model doesn't do that by itself.
+    """
+    wrapped = getattr(model, "original_model", None)
+    if not isinstance(wrapped, nn.Module) or hasattr(model, "_accepts_derived_position_ids"):
+        return False
+    return "position_ids" in inspect.signature(wrapped.forward).parameters
