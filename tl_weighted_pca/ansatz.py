@@ -186,13 +186,13 @@ class FeatureAnsatz:
 
     def plot(self, **options: Any) -> Any:
         """A matplotlib figure: the cosine and its baselines by layer, one panel a kind of weight."""
-        from tl_weighted_pca.ansatz_plots import plot_feature_ansatz
+        from tl_weighted_pca.plots.ansatz import plot_feature_ansatz
 
         return plot_feature_ansatz(self, **options)
 
     def plot_captured(self, **options: Any) -> Any:
         """A matplotlib figure: captured gradient variance by k, one panel a kind of weight."""
-        from tl_weighted_pca.ansatz_plots import plot_captured
+        from tl_weighted_pca.plots.ansatz import plot_captured
 
         return plot_captured(self, **options)
 

@@ -90,7 +90,7 @@ class InteractionGraph:
 
     def plot(self, **options: Any) -> Any:
         """A matplotlib figure of the graph, layers from left to right."""
-        from tl_weighted_pca.interaction_plots import plot_interaction_graph
+        from tl_weighted_pca.plots.interaction import plot_interaction_graph
 
         return plot_interaction_graph(self, **options)
 

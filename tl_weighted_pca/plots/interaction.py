@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tl_weighted_pca.interaction_graph import InteractionGraph
-from tl_weighted_pca.plots import PALETTE, Picture
+from tl_weighted_pca.plots.picture import PALETTE, Picture
 
 
 def plot_interaction_graph(

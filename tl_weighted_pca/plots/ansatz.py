@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from tl_weighted_pca.plots import MARKERS, PALETTE, Picture
+from tl_weighted_pca.plots.picture import MARKERS, PALETTE, Picture
 
 if TYPE_CHECKING:
     from tl_weighted_pca.ansatz import FeatureAnsatz, WeightAnsatz
