@@ -282,3 +282,9 @@ class TestBasis:
         m, _, _ = moments()
         with pytest.raises(ValueError, match=message):
             wpca.metric_pca(m, **arguments)
+
+
+def test_a_basis_is_told_in_one_line():
+    m, _, _ = moments(heads=(2,))
+    assert repr(wpca.pca(m)) == "Basis(pca: 2 heads, 6 components of width 6)"
+    assert repr(wpca.pca(moments()[0]).truncate(3)) == "Basis(pca: 3 components of width 6)"

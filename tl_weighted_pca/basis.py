@@ -20,7 +20,7 @@ from tl_weighted_pca.moments import Provenance
 _FORMAT = "tl_weighted_pca.Basis/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Basis:
     """f̂ = μ + (f − μ) E_k D_k: an encoder E, a decoder D and a centre μ, by descending eigenvalue.
 
@@ -44,6 +44,14 @@ class Basis:
     """What made it: "pca", "weighted_pca", "gradient_pca", "metric_pca", …"""
     provenance: Provenance = Provenance()
     """Model, hook point and objective of the moments it was made from."""
+
+    def __repr__(self) -> str:
+        heads = f"{len(self.encoder)} heads, " if self.per_head else ""
+        place = f" at {self.provenance.hook_point!r}" if self.provenance.hook_point else ""
+        return (
+            f"Basis({self.method or 'unnamed'}{place}: {heads}{self.n_components} components of "
+            f"width {self.width})"
+        )
 
     @property
     def components(self) -> Float[Tensor, "*head k d"]:
