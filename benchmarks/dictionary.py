@@ -1,12 +1,15 @@
 """Dictionaries on the embedded model: is ProLU better than ReLU, and does λ_a make features act sparsely?
 
-    python benchmarks/dictionary.py frontier attribution helps --out results.json
-    python benchmarks/dictionary.py report --out results.json --pictures docs/images
+    python benchmarks/dictionary.py frontier attribution off helps --out results.jsonl
+    python benchmarks/dictionary_report.py results.jsonl --pictures docs/images
+    python benchmarks/dictionary.py throughput
 
-`frontier` trains ReLU, ProLU-STE and ProLU-ReLU at five λ₁ and three seeds; `attribution` switches λ_a
-on over a factor of 13 to 20, to be set against the same kind's frontier at equal loss recovered; `helps`
-changes, one at a time, what is meant to make λ_a forgiving; `throughput` times training against its parts.
-Activations and gradients are cached once. Results are kept run by run: a run that stopped goes on.
+`frontier` trains ReLU, ProLU-STE and ProLU-ReLU at five λ₁ and three seeds; `attribution` varies λ_a
+alone, to be set against the same kind's frontier at equal loss recovered; `off` is the recipe of
+`attribution` without λ_a, its λ₁ varied; `helps` changes one part of that recipe at a time;
+`throughput` times training against its parts. Activations and gradients are cached once. Results are
+kept run by run: a run that stopped goes on. Settings were chosen with `--validation`, which scores on
+stories of the training split that no run is trained on.
 """
 
 import argparse
@@ -14,7 +17,6 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import tl_weighted_pca as wpca
@@ -25,7 +27,6 @@ from tl_weighted_pca.dictionary import (
     SparseAutoencoder,
     Trainer,
     Units,
-    plot_biases,
     train_dictionary,
 )
 from tl_weighted_pca.dictionary.evaluation import _Sums
@@ -38,46 +39,54 @@ HOOK = "blocks.2.hook_resid_post"
 POSITIONS = slice(1, None)
 SEEDS = (0, 1, 2)
 LAMBDA_1 = {
-    "relu": (0.03, 0.06, 0.12, 0.25, 0.5),
+    "relu": (0.03, 0.05, 0.08, 0.13, 0.25),
     "prolu_ste": (0.01, 0.03, 0.06, 0.12, 0.25),
-    "prolu_relu": (0.003, 0.01, 0.02, 0.04, 0.08),
+    "prolu_relu": (0.008, 0.013, 0.02, 0.03, 0.045),
 }
-LAMBDA_A = {
-    "relu": (0.01, 0.02, 0.05, 0.1, 0.2),
-    "prolu_ste": (0.03, 0.05, 0.1, 0.2, 0.4),
+LAMBDA_A = (0.0001, 0.0002, 0.0005, 0.001, 0.002)
+RECIPE = {"penalty": "log", "sparsity": 0.004, "unexplained": 0.02}
+"""What λ_a is added to."""
+OFF = (0.0025, 0.004, 0.008, 0.016)
+"""λ₁ of that recipe without λ_a."""
+MIDDLE = 0.0005
+HELPS = {
+    "without λ_a": {"attribution": 0.0},
+    "without λ_u": {"unexplained": 0.0},
+    "without λ₁, λ_a = 0.005": {"sparsity": 0.0, "attribution": 0.005},
+    "Σ|·|, λ₁ = 0.09": {"penalty": "l1", "sparsity": 0.09},
+    "Σ√|·|, λ₁ = 0.014": {"penalty": "sqrt", "sparsity": 0.014},
+    "unit of the stream": {"attribution_unit": "stream"},
+    "without warm-up": {"warmup": 0.0},
 }
-BASE = {"relu": 0.03, "prolu_ste": 0.001}
-"""λ₁ beside λ_a: small, so that it is λ_a that makes features sparse."""
-NAMES = {"relu": "ReLU", "prolu_ste": "ProLU-STE", "prolu_relu": "ProLU-ReLU"}
-COLORS = {"relu": "#bbbbbb", "prolu_ste": "#4477aa", "prolu_relu": "#ee6677"}
-HELPS = [
-    ("without warm-up", {"warmup": 0.0}),
-    ("token unit", {"attribution_unit": "token"}),
-    ("stream unit", {"attribution_unit": "stream"}),
-    ("with λ_u = 0.1", {"unexplained": 0.1}),
-]
 
 
 class Bench:
     """The embedded model, cached pairs, and how to train and score on them."""
 
-    def __init__(self, stories: int, heldout: int, features: int, steps: int) -> None:
+    def __init__(
+        self, stories: int, heldout: int, features: int, steps: int, validation: bool
+    ) -> None:
         self.features, self.steps = features, steps
         self.model = embedded.load_model(device="cpu")
-        self.x, self.g = self.pairs("train", stories)
-        self.held_x, self.held_g = self.pairs("heldout", heldout)
+        train, held = (
+            embedded.stories("train", stories + heldout),
+            embedded.stories("heldout", heldout),
+        )
+        if validation:
+            held = train.select(range(stories, stories + heldout))
+        train, held = (each.select_columns("input_ids") for each in (train, held))
+        self.x, self.g = self.pairs(train.select(range(stories)))
+        self.held_x, self.held_g = self.pairs(held)
         self.moments = Moments(second(self.x), second(self.g), None, len(self.x), stories)
         self.units = Units.of(self.moments)
-        tokens = embedded.stories("heldout", heldout).select_columns("input_ids")
         with quiet(self.model, gradients=False):
             self.downstream = Downstream(self.model, HOOK, POSITIONS)
-            (batch,) = batches(tokens, heldout)
+            (batch,) = batches(held, heldout)
             self.run = self.downstream.start(batch)
             self.clean = self.loss(lambda x: x)
             self.ablated = self.loss(lambda x: self.units.center.expand_as(x))
 
-    def pairs(self, split: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        data = embedded.stories(split, n).select_columns("input_ids")
+    def pairs(self, data) -> tuple[torch.Tensor, torch.Tensor]:
         stream = wpca.stream_pairs(self.model, data, HOOK, positions=POSITIONS, batch_size=32)
         rows = [pairs[HOOK].rows() for pairs in stream]
         return torch.cat([x for x, _ in rows]), torch.cat([g[0] for _, g in rows])
@@ -112,40 +121,37 @@ def second(rows: torch.Tensor) -> SecondMoment:
     return SecondMoment.about_zero(torch.tensor(len(wide)), wide.sum(0), wide.T @ wide)
 
 
-def plan(parts: list[str]) -> list[dict]:
+def plan(parts: list[str], kinds: list[str]) -> list[dict]:
     """What to train: part, kind, and what differs from the default recipe."""
     runs = []
     for seed in SEEDS:
-        if "frontier" in parts:
-            runs += [
-                {"part": "frontier", "kind": kind, "seed": seed, "sparsity": value}
-                for kind, values in LAMBDA_1.items()
-                for value in values
-            ]
-        if "attribution" in parts:
-            runs += [
-                {
-                    "part": "attribution",
-                    "kind": kind,
-                    "seed": seed,
-                    "sparsity": base,
-                    "attribution": a,
-                }
-                for kind, base in BASE.items()
-                for a in LAMBDA_A[kind]
-            ]
-    if "helps" in parts:
-        base = {"kind": "prolu_ste", "seed": 0, "sparsity": BASE["prolu_ste"], "attribution": 0.1}
-        runs += [{"part": "helps", "name": name} | base | changes for name, changes in HELPS]
+        for kind in kinds:
+            here = {"kind": kind, "seed": seed}
+            if "frontier" in parts:
+                runs += [{"part": "frontier"} | here | {"sparsity": v} for v in LAMBDA_1[kind]]
+            if "attribution" in parts:
+                runs += [
+                    {"part": "attribution"} | here | RECIPE | {"attribution": a} for a in LAMBDA_A
+                ]
+            if "off" in parts:
+                runs += [{"part": "off"} | here | RECIPE | {"sparsity": v} for v in OFF]
+            if "helps" in parts:
+                whole = here | RECIPE | {"attribution": MIDDLE}
+                runs += [{"part": "helps", "name": n} | whole | c for n, c in HELPS.items()]
     return runs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ["frontier", "attribution", "helps", "throughput", "report"]
+    parts = ["frontier", "attribution", "off", "helps", "throughput"]
     parser.add_argument("parts", nargs="+", choices=parts)
-    parser.add_argument("--out", type=Path, required=True, help="results, a JSON line a run")
-    parser.add_argument("--pictures", type=Path, help="folder for pictures")
+    parser.add_argument("--kinds", nargs="+", choices=LAMBDA_1, default=list(LAMBDA_1))
+    parser.add_argument(
+        "--out", type=Path, default=Path("results.jsonl"), help="results, a line a run"
+    )
+    parser.add_argument(
+        "--validation", action="store_true", help="score on unused training stories"
+    )
     parser.add_argument("--stories", type=int, default=1200)
     parser.add_argument("--heldout", type=int, default=120)
     parser.add_argument("--features", type=int, default=192)
@@ -157,9 +163,9 @@ def main() -> None:
     if args.out.exists():
         results = [json.loads(line) for line in args.out.read_text().splitlines()]
     done = [result["run"] for result in results]
-    todo = [run for run in plan(args.parts) if run not in done]
+    todo = [run for run in plan(args.parts, args.kinds) if run not in done]
     if todo:
-        bench = Bench(args.stories, args.heldout, args.features, args.steps)
+        bench = Bench(args.stories, args.heldout, args.features, args.steps, args.validation)
         for number, run in enumerate(todo, 1):
             settings = {k: v for k, v in run.items() if k not in ("part", "kind", "name")}
             began = time.monotonic()
@@ -178,15 +184,13 @@ def main() -> None:
             )
     if "throughput" in args.parts:
         throughput(args)
-    if "report" in args.parts:
-        report(results, args.pictures)
 
 
 def throughput(args: argparse.Namespace, n_tokens: int = 20_000) -> None:
     """Tokens a second of `train_dictionary`, of the bare collector, and of the autoencoder alone."""
     model = embedded.load_model(device="cpu")
     data = embedded.stories("train", 250).select_columns("input_ids")
-    recipe = Recipe(attribution=0.05, batch_size=args.batch_size)
+    recipe = Recipe(**RECIPE, attribution=MIDDLE, batch_size=args.batch_size)
     moments = wpca.collect(model, data, HOOK, positions=POSITIONS, batch_size=32, progress=False)
     x, g = [], []
     began = time.perf_counter()
@@ -215,151 +219,6 @@ def throughput(args: argparse.Namespace, n_tokens: int = 20_000) -> None:
         f"and backward {1 / alone:.0f}; the two together {1 / (collector + alone):.0f}, of which training "
         f"reaches {(collector + alone) / whole:.0%}"
     )
-
-
-def points(results: list[dict], part: str, kind: str, seed: int, **where) -> list[dict]:
-    return [
-        r["scores"] | r["run"]
-        for r in results
-        if r["run"]["part"] == part and r["run"]["kind"] == kind and r["run"]["seed"] == seed
-        and all(r["run"].get(k) == v for k, v in where.items())
-    ]  # fmt: skip
-
-
-def lost_at(rows: list[dict], l0):
-    """1 − loss recovered at an L0: straight lines between the runs on logarithmic axes, NaN outside.
-
-    On linear axes the chords of so bent a curve would lie off it, to the baseline's cost.
-    """
-    rows = sorted(rows, key=lambda r: r["l0"])
-    x, y = np.log([r["l0"] for r in rows]), np.log([1 - r["loss_recovered"] for r in rows])
-    return np.exp(np.interp(np.log(l0), x, y, np.nan, np.nan))
-
-
-def holders_at(rows: list[dict], loss_recovered: float) -> float:
-    """Attribution L0 at a loss recovered, likewise."""
-    rows = sorted(rows, key=lambda r: -r["loss_recovered"])
-    x = np.log([1 - r["loss_recovered"] for r in rows])
-    y = np.log([r["attribution_l0"] for r in rows])
-    return float(np.exp(np.interp(np.log(1 - loss_recovered), x, y, np.nan, np.nan)))
-
-
-def interval(values) -> tuple[float, float]:
-    """Mean and the half-width of its 95% t-interval."""
-    values = np.asarray(values, float)
-    quantile = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}.get(len(values) - 1, 1.96)
-    return float(values.mean()), quantile * float(values.std(ddof=1)) / len(values) ** 0.5
-
-
-def report(results: list[dict], pictures: Path | None) -> None:
-    seeds = [s for s in SEEDS if points(results, "frontier", "relu", s)]
-    print("\nLoss recovered at matched L0, minus ReLU's (mean over seeds ± 95% interval)")
-    grid = np.array([4, 6, 8, 10, 12, 16, 20])
-    print("L0            " + "".join(f"{l0:>18}" for l0 in grid) + "              all")
-    for kind in ("prolu_ste", "prolu_relu"):
-        differences = []
-        for seed in seeds:
-            if not points(results, "frontier", kind, seed):
-                continue
-            ours, relus = (
-                lost_at(points(results, "frontier", k, seed), grid) for k in (kind, "relu")
-            )
-            differences.append(relus - ours)
-        cells = []
-        for column in np.array(differences).T:
-            mean, half = interval(column)
-            cells.append("                 –" if np.isnan(mean) else f"{mean:+9.4f} ±{half:.4f}")
-        if not differences:
-            continue
-        shared = ~np.isnan(np.array(differences)).any(0)
-        mean, half = interval(np.array(differences)[:, shared].mean(1))
-        print(f"{NAMES[kind]:14}" + "".join(cells) + f"   {mean:+.4f} ±{half:.4f}")
-    print("\nBiases below zero, mean over the frontier")
-    for kind in LAMBDA_1:
-        rows = [r for s in seeds for r in points(results, "frontier", kind, s)]
-        print(f"{NAMES[kind]:12} {np.mean([r['negative'] for r in rows]):.0%}")
-    print("\nAttribution L0 against the baseline whose λ₁ gives the same loss recovered")
-    for kind in BASE:
-        for a in LAMBDA_A[kind]:
-            falls, losses, holders = [], [], []
-            for seed in seeds:
-                base = points(results, "frontier", kind, seed)
-                for row in points(results, "attribution", kind, seed, attribution=a):
-                    falls.append(
-                        1 - row["attribution_l0"] / holders_at(base, row["loss_recovered"])
-                    )
-                    losses.append(row["loss_recovered"])
-                    holders.append(row["attribution_l0"])
-            if falls:
-                mean, half = interval(falls) if len(falls) > 1 else (falls[0], float("nan"))
-                print(
-                    f"{NAMES[kind]:10} λ_a {a:<5} attribution L0 {np.mean(holders):5.2f}  loss recovered "
-                    f"{np.mean(losses):.4f}  fall {mean:.0%} ± {half:.0%}"
-                )
-    rows = points(results, "helps", "prolu_ste", 0)
-    if rows:
-        print("\nλ_a = 0.1, one seed, with one thing changed")
-        base = points(results, "frontier", "prolu_ste", 0)
-        for row in points(results, "attribution", "prolu_ste", 0, attribution=0.1) + rows:
-            fall = 1 - row["attribution_l0"] / holders_at(base, row["loss_recovered"])
-            print(
-                f"{row.get('name', 'nothing changed'):16} attribution L0 {row['attribution_l0']:5.2f}  "
-                f"loss recovered {row['loss_recovered']:.4f}  fall {fall:+.0%}"
-            )
-    if pictures:
-        draw(results, seeds, pictures)
-
-
-def draw(results: list[dict], seeds: list[int], folder: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def line(ax, rows_by_seed, x, y, **style):
-        ax.set_xscale("log")
-        ax.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
-        ax.minorticks_off()
-        for rows in rows_by_seed:
-            rows = sorted(rows, key=lambda r: r[x])
-            ax.plot([r[x] for r in rows], [r[y] for r in rows], "o-", markersize=3, **style)
-            style.pop("label", None)
-
-    fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-    for kind, name in NAMES.items():
-        rows = [points(results, "frontier", kind, s) for s in seeds]
-        line(ax, rows, "l0", "loss_recovered", color=COLORS[kind], label=name)
-    ax.set(xlabel="L0: features at a token", ylabel="loss recovered")
-    ax.set_title("One line a seed; up and to the left is better", fontsize=10)
-    ax.legend(frameon=False)
-    fig.savefig(folder / "dictionary-frontier.png", dpi=150)
-
-    kinds = [k for k in BASE if points(results, "attribution", k, 0)]
-    fig, axes = plt.subplots(
-        1,
-        len(kinds),
-        figsize=(4.2 * len(kinds), 3.6),
-        layout="constrained",
-        sharey=True,
-        squeeze=False,
-    )
-    for ax, kind in zip(axes[0], kinds, strict=True):
-        off = [points(results, "frontier", kind, s) for s in seeds]
-        on = [points(results, "attribution", kind, s) for s in seeds]
-        line(
-            ax, off, "attribution_l0", "loss_recovered", color="#bbbbbb", label="λ_a = 0, λ₁ varied"
-        )
-        line(ax, on, "attribution_l0", "loss_recovered", color="#228833", label="λ_a on, varied")
-        ax.set(xlabel="attribution L0", title=NAMES[kind])
-    axes[0][0].set_ylabel("loss recovered")
-    axes[0][0].legend(frameon=False)
-    fig.savefig(folder / "dictionary-attribution.png", dpi=150)
-
-    fig, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
-    for ax, kind in zip(axes, LAMBDA_1, strict=True):
-        (row,) = points(results, "frontier", kind, 0, sparsity=LAMBDA_1[kind][2])
-        plot_biases(torch.tensor(row["biases"]), ax)
-        ax.set_title(f"{NAMES[kind]}: {ax.get_title()}", fontsize=9)
-    fig.savefig(folder / "dictionary-biases.png", dpi=150)
 
 
 if __name__ == "__main__":

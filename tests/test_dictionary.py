@@ -1,5 +1,7 @@
 """Sparse autoencoders: the map, recovery of known features, the loss, units, files, SAELens."""
 
+import math
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -121,29 +123,69 @@ def test_training_does_not_depend_on_the_scale_of_the_data():
     assert torch.allclose(1024 * found[0].b_enc, found[1].b_enc, rtol=1e-2, atol=2.0)
 
 
-@pytest.mark.parametrize("unit", ["total", "token", "stream"])
-def test_losses_are_the_formulas(unit):
+PENALTIES = {
+    "l1": abs,
+    "sqrt": lambda v: math.sqrt(abs(v) + 1e-6) - 1e-3,
+    "log": lambda v: math.log(1 + abs(v) / 0.03),
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_losses_are_the_formulas(penalty):
     generator = torch.Generator().manual_seed(0)
     x, g = torch.randn(2, 50, 8, generator=generator, dtype=torch.float64)
     dictionary = randomized("prolu_ste").double()
-    terms, f = losses(
-        dictionary, x, g, Recipe(attribution=1.0, unexplained=1.0, attribution_unit=unit)
-    )
+    terms, _ = losses(dictionary, x, g, Recipe(attribution=1.0, unexplained=1.0, penalty=penalty))
+    p = PENALTIES[penalty]
     expected = torch.zeros(4, dtype=torch.float64)
-    for t in range(50):
-        a = f[t] * (dictionary.W_dec @ g[t])
-        error = x[t] - dictionary(x[t])
-        whole = a.abs().sum()
-        if unit == "total":
-            whole = whole / (a.square().sum() + 0.05**2).sqrt()
-        expected += (
-            torch.stack([error @ error, f[t].sum(), whole, (g[t] @ error) ** 2]).detach() / 50
-        )
+    with torch.no_grad():
+        for t in range(50):
+            features = [float(v) for v in dictionary.encode(x[t])]
+            a = [v * float(d @ g[t]) for v, d in zip(features, dictionary.W_dec, strict=True)]
+            error = x[t] - dictionary(x[t])
+            each = [error @ error, sum(map(p, features)), sum(map(p, a)), (g[t] @ error) ** 2]
+            expected += torch.tensor(each, dtype=torch.float64) / 50
     found = [terms.reconstruction, terms.sparsity, terms.attribution, terms.unexplained]
     assert torch.allclose(torch.stack(found), expected)
     recipe = Recipe(sparsity=2.0, attribution=3.0, unexplained=5.0)
     whole = float(terms.total(recipe, warm=0.5))
     assert whole == pytest.approx(float(expected @ torch.tensor([1, 1.0, 1.5, 2.5]).double()))
+
+
+def test_a_concave_penalty_prefers_one_large_attribution_to_many_small_ones():
+    """The same Σ|a|, held by one feature or shared by two: |·| cannot tell them apart."""
+    x = g = torch.eye(2)[:1].double()
+    one = SparseAutoencoder(2, 2, "relu").double()
+    two = SparseAutoencoder(2, 2, "relu").double()
+    with torch.no_grad():
+        for dictionary, weights in ((one, [1.0, 0.0]), (two, [0.5, 0.5])):
+            dictionary.W_dec.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+            dictionary.W_enc.copy_(torch.tensor([weights, [0.0, 0.0]]))
+    terms = {
+        penalty: [
+            float(losses(d, x, g, Recipe(attribution=1.0, penalty=penalty))[0].attribution)
+            for d in (one, two)
+        ]
+        for penalty in PENALTIES
+    }
+    assert torch.equal(one(x), two(x))
+    assert terms["l1"][0] == terms["l1"][1] == 1
+    for penalty in ("sqrt", "log"):
+        assert terms[penalty][0] < 0.8 * terms[penalty][1]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_penalties_have_finite_gradients_where_features_are_silent(penalty):
+    x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).double()
+    dictionary = randomized("relu").double()
+    with torch.no_grad():
+        dictionary.b_enc[:12] = -100.0
+    recipe = Recipe(sparsity=1.0, attribution=1.0, penalty=penalty)
+    terms, f = losses(dictionary, x, x, recipe)
+    assert (f == 0).any() and (f > 0).any()
+    terms.total(recipe).backward()
+    for parameter in dictionary.parameters():
+        assert bool(torch.isfinite(parameter.grad).all())
 
 
 def test_units_of_gradients():
@@ -223,7 +265,7 @@ def test_clear_errors():
         SparseAutoencoder(8, 16).encode(torch.zeros(3, 7))
     with pytest.raises(ValueError, match="sparsity is -1"):
         Recipe(sparsity=-1)
-    with pytest.raises(ValueError, match="'total', 'token' or 'stream'"):
+    with pytest.raises(ValueError, match="expected 'token' or 'stream'"):
         Recipe(attribution_unit="batch")
     with pytest.raises(ValueError, match="do not vary"):
         Units.of(moments_of(torch.ones(5, 3)))

@@ -12,22 +12,23 @@ from torch import Tensor
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 from tl_weighted_pca.moments import Moments
 
-Penalty = Literal["l1", "sqrt"]
-"""Σ|f|, or Σ√|f| which punishes a large feature less than many small ones."""
+Penalty = Literal["l1", "sqrt", "log"]
+"""What is summed over features: |v|, √|v| or log(1 + |v|/0.03). The last two punish one large value
+less than many small ones."""
 
-AttributionUnit = Literal["total", "token", "stream"]
-"""In units of what a token's attributions add up to, of what was expected of the token's gradient, or
-of the stream's mean: see `Recipe.attribution_unit`."""
+AttributionUnit = Literal["token", "stream"]
+"""In units of a token's own total attribution, or of the stream's: see `Recipe.attribution_unit`."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """loss = ‖x − x̂‖² + λ₁ Σ_i |f_i| + λ_a Σ_i |f_i (g·d_i)| + λ_u (g·(x − x̂))², mean over tokens.
+    """loss = ‖x − x̂‖² + λ₁ Σ_i p(f_i) + λ_a Σ_i p(a_i) + λ_u (g·(x − x̂))², mean over tokens.
 
     g = ∂L/∂x, and a_i = f_i (g·d_i) is the attribution of feature i: to first order, what L loses with
-    it. Every term is a pure number, so that one recipe fits models of any scale: activations are
-    centred and scaled to E‖x‖² = 1, and attributions are divided by their unit. Source: Taggart 2024 for
-    the first two terms; attribution dictionary learning (2024) for the last two.
+    it. p is the penalty, by default |·|. Every term is a pure number, so that one recipe fits models of
+    any scale: activations are centred and scaled to E‖x‖² = 1, and attributions are divided by their
+    unit. Source: Taggart 2024 for the first two terms; attribution dictionary learning (2024) for the
+    last two, with p = |·|.
     """
 
     sparsity: float = 0.1
@@ -35,14 +36,14 @@ class Recipe:
     attribution: float = 0.0
     """λ_a: sparsity in what features do."""
     unexplained: float = 0.0
-    """λ_u: what the reconstruction error does, in units of its token or stream."""
+    """λ_u: what the reconstruction error does, in the same unit."""
     penalty: Penalty = "l1"
-    """How features are summed in the λ₁ term."""
-    attribution_unit: AttributionUnit = "total"
-    """"total": Σ_i|a_i| / √Σ_i a_i², from 1 for one feature that does all to √n for n that do the same.
-    It asks for fewer attributions, not for smaller ones: shrinking all of them together gains nothing.
-    "token": Σ_i|a_i| / √(gᵀCg). "stream": Σ_i|a_i| / √tr(QC). These two also fall when features shrink,
-    those with the largest effect first."""
+    """p. |a_i| falls most where a feature with a large effect shrinks, the very one that the loss needs;
+    the concave penalties fall most where a small one goes. A λ fits one penalty only: λ₁ = 0.1 with
+    "l1" is about as sparse as 0.01 with "sqrt" and 0.003 with "log"."""
+    attribution_unit: AttributionUnit = "token"
+    """"token": √(gᵀCg), the standard deviation of a token's total attribution g·(x − μ), so that every
+    token counts the same. "stream": √tr(QC), its root mean square over the stream."""
     learning_rate: float = 3e-3
     """Of Adam, at its height."""
     batch_size: int = 1024
@@ -77,10 +78,10 @@ class Recipe:
                 f"resample_times={self.resample_times} and unit={self.unit}; expected all to be positive."
             )
         if self.penalty not in get_args(Penalty):
-            raise ValueError(f"penalty is {self.penalty!r}; expected 'l1' or 'sqrt'.")
+            raise ValueError(f"penalty is {self.penalty!r}; expected 'l1', 'sqrt' or 'log'.")
         if self.attribution_unit not in get_args(AttributionUnit):
             raise ValueError(
-                f"attribution_unit is {self.attribution_unit!r}; expected 'total', 'token' or 'stream'."
+                f"attribution_unit is {self.attribution_unit!r}; expected 'token' or 'stream'."
             )
 
     @property
@@ -100,10 +101,10 @@ class Recipe:
 
 
 _TINY = 1e-30
-_FLOOR = 0.05
-"""Attributions that together are below this share of what was expected of a token count for less."""
 _ROUND = 1e-3
-"""Below this size √|f| is rounded off: its slope at zero is infinite."""
+"""√|v| is rounded off below the square of this: its slope at zero is infinite."""
+_KNEE = 0.03
+"""Where log(1 + |v|/knee) turns from a slope into a count, as a share of what is typical of a token."""
 
 
 @dataclass(frozen=True)
@@ -210,12 +211,19 @@ def losses(
     attribution = unexplained = error.new_zeros(())
     if g is not None and recipe.attribution > 0:
         attributions = f * (g @ dictionary.W_dec.T)
-        whole = attributions.abs().sum(1)
-        if recipe.attribution_unit == "total":
-            whole = whole / (attributions.square().sum(1) + _FLOOR**2).sqrt()
-        attribution = whole.mean()
+        attribution = _penalised(attributions.abs(), recipe.penalty)
     if g is not None and recipe.unexplained > 0:
         unexplained = (g * error).sum(1).square().mean()
-    sparsity = f if recipe.penalty == "l1" else (f + _ROUND**2).sqrt() - _ROUND
-    terms = Losses(error.square().sum(1).mean(), sparsity.sum(1).mean(), attribution, unexplained)
+    terms = Losses(
+        error.square().sum(1).mean(), _penalised(f, recipe.penalty), attribution, unexplained
+    )
     return terms, f
+
+
+def _penalised(sizes: Float[Tensor, "tokens features"], penalty: Penalty) -> Float[Tensor, ""]:
+    """Σ p(v) over features, mean over tokens, of sizes that are not below zero."""
+    if penalty == "sqrt":
+        sizes = (sizes + _ROUND**2).sqrt() - _ROUND
+    elif penalty == "log":
+        sizes = torch.log1p(sizes / _KNEE)
+    return sizes.sum(1).mean()
