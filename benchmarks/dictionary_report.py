@@ -77,7 +77,7 @@ def percent(values) -> str:
 
 def frontier(results: Results) -> None:
     print("\nLoss recovered at matched L0, minus ReLU's")
-    grid = np.array([4, 6, 8, 10, 12, 16, 20, 30])
+    grid = np.array([4, 6, 8, 10, 12, 16, 20])
     print(f"{'L0':12}" + "".join(f"{v:>17}" for v in grid) + f"{'mean':>17}")
     for kind in ("prolu_ste", "prolu_relu"):
         gains = []
