@@ -178,7 +178,7 @@ def draw(results: Results, folder: Path) -> None:
     for ax, kind in zip(axes, NAMES, strict=True):
         (row,) = results.of(part="frontier", kind=kind, seed=0, sparsity=LAMBDA_1[kind][2])
         plot_biases(torch.tensor(row["biases"]), ax)
-        ax.set_title(f"{NAMES[kind]}: {ax.get_title()}", fontsize=9)
+        ax.set_title(f"{NAMES[kind]}: {ax.get_title()}", fontsize=8)
     fig.savefig(folder / "dictionary-biases.png", dpi=150)
 
 
