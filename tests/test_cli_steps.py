@@ -159,6 +159,20 @@ def test_dictionary_is_trained_and_evaluated(tmp_path):
     trained = wpca.dictionary.SparseAutoencoder.load(tmp_path / "d" / "dictionary.safetensors")
     assert trained.n_features == 32 and trained.provenance.hook_point == POINT
     assert not list((tmp_path / "d").glob("checkpoint*"))
+    terms = ("--penalty", "log", "--attribution", "0.001", "--unexplained", "0.02")
+    works(
+        "dictionary",
+        "--features",
+        "32",
+        "--n-tokens",
+        "3000",
+        *FEW,
+        *terms,
+        "--out",
+        tmp_path / "e",
+    )
+    other = wpca.dictionary.SparseAutoencoder.load(tmp_path / "e" / "dictionary.safetensors")
+    assert not torch.equal(other.W_dec, trained.W_dec)
 
 
 def test_ones_own_text_goes_all_the_way(tmp_path):

@@ -48,10 +48,17 @@ def dictionary(
         Literal["relu", "prolu_ste", "prolu_relu"],
         typer.Option(help="Activation function, and for ProLU the rule of its gradient."),
     ] = "prolu_relu",
-    sparsity: Annotated[float, typer.Option(min=0, help="λ₁, of Σ|f|.")] = 0.1,
+    sparsity: Annotated[float, typer.Option(min=0, help="λ₁, of the features f.")] = 0.1,
     attribution: Annotated[
-        float, typer.Option(min=0, help="λ_a, of what features do: Σ|f (g·d)|.")
+        float, typer.Option(min=0, help="λ_a, of what features do: f (g·d).")
     ] = 0.0,
+    unexplained: Annotated[
+        float, typer.Option(min=0, help="λ_u, of what the error does: (g·(x − x̂))².")
+    ] = 0.0,
+    penalty: Annotated[
+        Literal["l1", "sqrt", "log"],
+        typer.Option(help="How features and attributions count: |·|, √|·| or log(1 + |·|/0.03)."),
+    ] = "l1",
     start: Annotated[
         Path | None, typer.Option(help="A basis to start from, made at the same hook point.")
     ] = None,
@@ -75,6 +82,8 @@ def dictionary(
     Examples:
       tl-weighted-pca dictionary --out dictionary
       tl-weighted-pca dictionary --features 1024 --sparsity 0.05 --out wide
+      tl-weighted-pca dictionary --kind relu --penalty log --sparsity 0.004 \\
+          --attribution 0.0005 --unexplained 0.02 --out few
     """
     from tl_weighted_pca.basis import Basis
     from tl_weighted_pca.collect import collect
@@ -89,7 +98,13 @@ def dictionary(
     from tl_weighted_pca.principal_components import pca
 
     where = parsed_positions(positions)
-    recipe = Recipe(sparsity=sparsity, attribution=attribution, seed=seed)
+    recipe = Recipe(
+        sparsity=sparsity,
+        attribution=attribution,
+        unexplained=unexplained,
+        penalty=penalty,
+        seed=seed,
+    )
     with output.folder(context, resume=resume) as run:
         judge = replace(text, dataset=heldout) if heldout is not None else text
         for each in (text, judge):
