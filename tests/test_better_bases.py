@@ -173,6 +173,10 @@ class TestOptimize:
             assert _surely_lower((start + noise - 0.01 * terms, terms), (start, terms))
         assert 5 <= given_up <= 40
 
+    def test_one_sequence_makes_nothing_sure(self):
+        one = torch.ones(1, dtype=torch.float64)
+        assert not _surely_lower((one, 10 * one), (2 * one, 10 * one))
+
     def test_kl_too(self, best_model, stories, moments):
         start = wpca.metric_pca(moments)
         trained = wpca.optimize_basis(

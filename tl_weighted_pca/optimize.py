@@ -142,9 +142,11 @@ def _per_sequence(
 def _surely_lower(after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> bool:
     """Whether Σ after / Σ terms is below Σ before / Σ terms by more than 1.64 standard errors, paired."""
     difference, terms = after[0] - before[0], after[1]
-    mean = difference.sum() / terms.sum()
     n = len(terms)
-    error = (difference - mean * terms).square().sum().mul(n / max(n - 1, 1)).sqrt() / terms.sum()
+    if n < 2:  # of a single sequence there is no spread to be sure by
+        return False
+    mean = difference.sum() / terms.sum()
+    error = (difference - mean * terms).square().sum().mul(n / (n - 1)).sqrt() / terms.sum()
     return bool(mean + 1.64 * error < 0)
 
 
