@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,14 +68,39 @@ def ablation_curves(
             basis.check_place(model_name(model), hook_point)
     width = max(basis.width for basis in bases.values())
     steps = _checked_ranks(ranks, bases, width)
+    edits = {name: [partial(basis.project, k=k) for k in steps] for name, basis in bases.items()}
+    return score_edits(
+        model, data, hook_point, edits, ranks=steps, width=width, score=score,
+        positions=positions, batch_size=batch_size, max_tokens=max_tokens, progress=progress,
+    )  # fmt: skip
+
+
+def score_edits(
+    model: Any,
+    data: Any,
+    hook_point: str,
+    edits: Mapping[str, Sequence[Callable[[Tensor], Tensor]]],
+    *,
+    ranks: Sequence[int],
+    width: int,
+    score: Score,
+    positions: Positions,
+    batch_size: int,
+    max_tokens: int | None,
+    progress: bool,
+) -> AblationCurves:
+    """The score with f ↦ edit(f) at a hook point: `edits` has one a name and rank.
+
+    Other arguments are those of `ablation_curves`; the hook point's name is one that `resolve` gave.
+    """
     scorer = Scorer(score)
-    sums: dict[str, list[Tensor]] = {name: [] for name in bases}
+    sums: dict[str, list[Tensor]] = {name: [] for name in edits}
     baseline: list[Tensor] = []
     counts: list[Tensor] = []
     order: list[Tensor] = []
     total = count_tokens(data, max_tokens)
     bar = tqdm(
-        total=None if total is None else total * len(bases) * len(steps), unit="tok",
+        total=None if total is None else total * len(edits) * len(ranks), unit="tok",
         unit_scale=True, desc="Ablating", dynamic_ncols=True, disable=not progress,
     )  # fmt: skip
     with bar, quiet(model, gradients=False):
@@ -86,16 +111,15 @@ def ablation_curves(
             baseline.append(scores)
             counts.append(n)
             order.append(batch.sequence_index)
-            for name, basis in bases.items():
+            for name, by_rank in edits.items():
                 rows = []
-                for k in steps:
-                    output = downstream.resume(partial(basis.project, k=k))
-                    rows.append(scorer(run, output)[0])
+                for edit in by_rank:
+                    rows.append(scorer(run, downstream.resume(edit))[0])
                     bar.update(batch.n_tokens)
                 sums[name].append(torch.stack(rows))
     by_index = torch.cat(order).argsort(stable=True)
     return AblationCurves(
-        ranks=steps,
+        ranks=list(ranks),
         width=width,
         per_sequence={name: torch.cat(parts, 1)[:, by_index] for name, parts in sums.items()},
         baseline_per_sequence=torch.cat(baseline)[by_index],
