@@ -1,5 +1,7 @@
 """The feature ansatz through the bridge: one claim, whatever a family's modules look like."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from fancy_einsum import einsum
@@ -9,6 +11,7 @@ from tl_weighted_pca.ansatz import feature_ansatz
 from tl_weighted_pca.weights import model_weights
 
 QUIET = {"progress": False}
+OLD = version("transformer_lens").startswith("3.0.")
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +51,14 @@ def bridged(family, folder, **options):
     tokenizer = load_model("TransformerBridge", device="cpu").tokenizer
 
     def bridge():
-        return TransformerBridge.boot_transformers(
-            str(folder), hf_model=model, tokenizer=tokenizer, device="cpu"
-        )
+        try:
+            return TransformerBridge.boot_transformers(
+                str(folder), hf_model=model, tokenizer=tokenizer, device="cpu"
+            )
+        except AttributeError as error:
+            if not OLD:
+                raise
+            pytest.skip(f"TransformerLens 3.0 and these transformers: {error}")
 
     return model, bridge
 
@@ -87,7 +95,8 @@ def test_the_gradient_through_q_k_and_v_is_the_chain_rule_s(family, tmp_path):
     bridge, x = boot(), tokens()
     weights = {w.kind: w for w in model_weights(bridge, [1])}
     found = {r.kind: r for r in feature_ansatz(bridge, x, [1], next_token_loss, **QUIET)}
-    assert (family == "Mixtral") == ("W_in" not in found)  # experts have no one input matrix
+    # Experts have no one input matrix, and TransformerLens 3.0 leaves OPT's, in no module, where it is.
+    assert ("W_in" not in found) == (family == "Mixtral" or (OLD and family == "OPT"))
     assert (family in PARALLEL) == ("W_Q+W_K+W_V" not in found)
     qkv = [weights[kind] for kind in ("W_Q", "W_K", "W_V")]
     (pairs,) = stream_pairs(bridge, x, [w.writes for w in qkv])
@@ -100,7 +109,7 @@ def test_the_gradient_through_q_k_and_v_is_the_chain_rule_s(family, tmp_path):
     # Folded, it is the gradient at the normalised stream, where that has no other reader.
     normalised = "blocks.1.ln1.hook_normalized"
     folded = feature_ansatz(bridge, x, [1], next_token_loss, folded=True, **QUIET)
-    if family not in PARALLEL:
+    if family not in PARALLEL and not OLD:  # which detaches that hook point in most families
         moments = collect(bridge, x, normalised, statistics=("gradient",), **QUIET)[normalised]
         agop = moments.gradient.second / moments.n_tokens
         if bridge.cfg.normalization_type == "LN":  # the folded weight is centred over d_model
@@ -135,6 +144,7 @@ def test_a_bridge_s_folded_claim_is_that_of_weights_folded_by_hand(family, offse
         assert torch.dist(one.agop, other.agop) < 1e-4 * one.agop.norm()
 
 
+@pytest.mark.skipif(OLD, reason="TransformerLens 3.0 has no bridge to such an MLP")
 def test_a_bridge_whose_mlp_is_no_module_of_its_own(tmp_path):
     """OPT's layers hold fc1 and fc2 themselves, so that nothing goes through `mlp.hook_in`."""
     model, bridge = bridged("OPT", tmp_path, ffn_dim=24, word_embed_proj_dim=16)

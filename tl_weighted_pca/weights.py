@@ -188,6 +188,8 @@ def _block_weights(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
         matrix = _present(mlp, kind)
         if matrix is None:
             continue
+        if matrix.shape[0] != model.cfg.d_model:
+            matrix = matrix.mT  # TransformerLens 3.0's bridge gives Linear's weight, [d_out, d_in]
         theirs, ours = f"{at}.mlp.{theirs}", f"{at}.mlp.{ours}"
         # Where no gate shares the input, it is at the linear map: some MLPs (OPT's) are no module.
         own = [f"{at}.mlp.in.hook_in"] if gate is None else []
@@ -254,9 +256,8 @@ def _gain(norm: Any) -> Tensor | None:
     offset = getattr(norm, "uses_weight_offset", None)  # TransformerLens 4 says so itself
     if offset is None:
         settings = getattr(norm, "config", None)
-        offset = getattr(norm, "uses_rms_norm", False) and getattr(
-            settings, "rmsnorm_uses_offset", False
-        )
+        rms = getattr(norm, "uses_rms_norm", getattr(settings, "uses_rms_norm", False))
+        offset = rms and getattr(settings, "rmsnorm_uses_offset", False)
     return stored.detach() + (1 if offset else 0)
 
 
