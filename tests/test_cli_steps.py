@@ -311,8 +311,9 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_bits(tmp_path, how):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     checkpoint = tmp_path / "cut.partial" / "checkpoint.0.safetensors"
     child = subprocess.Popen(
-        [*COMMAND, *map(str, line), str(cut)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
+        [*COMMAND, *map(str, line), str(cut)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ours may ignore it
+    )  # fmt: skip
     started = time.monotonic()
     while not checkpoint.exists() and time.monotonic() - started < 200:
         time.sleep(0.02)

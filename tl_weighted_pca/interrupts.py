@@ -30,7 +30,7 @@ def uninterrupted() -> Iterator[None]:
     finally:
         # None: a handler that was not set from Python, and cannot be put back by it.
         signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
-        if arrived:
+        if arrived and before != signal.SIG_IGN:  # under nohup nothing is asked to end
             if not callable(before):
                 raise KeyboardInterrupt
             before(signal.SIGINT, None)
