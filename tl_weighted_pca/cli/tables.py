@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -38,11 +40,15 @@ def ablation_table(curves: AblationCurves, *, to: str | None) -> Table:
     shown = Table(
         title=f"{_capital(curves.unit)} by components kept at {curves.hook_point}",
         caption="area: the mean excess over the unablated model." + (relative if to else ""),
+        # Seven bases fit into eighty columns.
+        box=box.HORIZONTALS,
+        collapse_padding=True,
+        pad_edge=False,
     )
     names = list(curves.per_sequence)
     shown.add_column("kept", justify="right", no_wrap=True, min_width=len("relative"))
     for name in names:
-        shown.add_column(escape(name), justify="right", overflow="fold")
+        shown.add_column(escape(_narrow(name)), justify="right", overflow="fold")
     for i, rank in enumerate(curves.ranks):
         scores = [curves.scores[name][i] for name in names]
         lowest = f"{min(scores):.3f}"
@@ -55,6 +61,12 @@ def ablation_table(curves: AblationCurves, *, to: str | None) -> Table:
         ratios = [curves.relative_excess(name, to=to, ranks=middle) for name in names]
         shown.add_row("relative", *(f"{r:.2f}\n±{(r.high - r.low) / 2:.2f}" for r in ratios))
     return shown
+
+
+def _narrow(name: str) -> str:
+    """A name in lines no longer than its longest word, or than the numbers below it."""
+    longest = max((len(word) for word in name.replace("-", "- ").split()), default=0)
+    return "\n".join(textwrap.wrap(name, max(longest, len("10.000"))))
 
 
 def _capital(text: str) -> str:
