@@ -274,12 +274,13 @@ def test_clear_errors():
 
 
 def test_picture_of_biases():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    ax = plot_biases(randomized("prolu_ste"))
-    assert "biases are negative" in ax.get_title()
-    plt.close(ax.figure)  # pyplot would keep it for good
+    figure = plot_biases(randomized("prolu_ste"))
+    assert "biases are negative" in figure.axes[0].get_title()
+    _, ax = plt.subplots()
+    assert plot_biases(torch.tensor([-1.0, 1.0]), ax) is ax.figure
+    assert ax.get_title().startswith("50% of 2")
+    plt.close(ax.figure)
+    assert not plt.get_fignums()  # of its own figure pyplot never heard
 
 
 class TestSAELens:

@@ -94,7 +94,6 @@ def dictionary(
         train_dictionary,
     )
     from tl_weighted_pca.hook_points import resolve
-    from tl_weighted_pca.plots.picture import new_figure
     from tl_weighted_pca.principal_components import pca
 
     where = parsed_positions(positions)
@@ -157,6 +156,4 @@ def dictionary(
         frame = evaluation.to_pandas().rename_axis("code").reset_index()
         Console().print(table(frame.set_index("code").T.rename_axis("score").reset_index()))
         frame.to_csv(run / "evaluation.csv", index=False)
-        figure = new_figure((5.0, 3.0))
-        plot_biases(trained, figure.subplots())
-        figure.savefig(run / "biases.png")
+        plot_biases(trained).savefig(run / "biases.png")

@@ -11,6 +11,7 @@ from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def plot_biases(
@@ -18,7 +19,7 @@ def plot_biases(
     ax: Axes | None = None,
     *,
     bins: int = 50,
-) -> Axes:
+) -> Figure:
     """The histogram of b_enc, in the unit of the activations, with the share below zero in its title.
 
     Args:
@@ -27,13 +28,12 @@ def plot_biases(
         bins: of the histogram.
 
     Returns:
-        The axes.
+        The figure.
     """
-    biases = dictionary.biases if isinstance(dictionary, SparseAutoencoder) else dictionary
-    if ax is None:
-        import matplotlib.pyplot as plt
+    from tl_weighted_pca.plots.picture import canvas
 
-        _, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    biases = dictionary.biases if isinstance(dictionary, SparseAutoencoder) else dictionary
+    figure, ax = canvas(ax, (5, 3))
     ax.hist(biases.detach().cpu().numpy(), bins=bins, color="#4477aa")
     ax.axvline(0.0, color="black", linewidth=0.8)
     ax.set_xlabel("encoder bias (unit of the activations)")
@@ -41,4 +41,4 @@ def plot_biases(
     ax.set_title(
         f"{float((biases < 0).double().mean()):.0%} of {biases.numel()} biases are negative"
     )
-    return ax
+    return figure

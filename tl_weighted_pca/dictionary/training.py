@@ -59,7 +59,7 @@ def train_dictionary(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> SparseAutoencoder:
-    """argmin E[‖x − x̂‖² + λ₁ Σ_i|f_i| + λ_a attribution + λ_u (g·(x − x̂))²] over dictionaries, by Adam.
+    """argmin E[‖x − x̂‖² + λ₁ Σ_i p(f_i) + λ_a Σ_i p(a_i) + λ_u (g·(x − x̂))²] over dictionaries, by Adam.
 
     x are activations at the hook point and g the objective's gradients there, streamed from the model
     into a shuffle buffer: memory is flat in `n_tokens`. Without λ_a and λ_u no gradients are taken and
