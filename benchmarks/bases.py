@@ -31,6 +31,7 @@ HOOK_POINTS = [
     "blocks.1.mlp.hook_post",
 ]
 FISHER = wpca.sampled_token_loss(2)
+FLOORED = "\n*Some excesses were not positive, and floored at their interval's half-width.*"
 
 
 def bases_at(model: Any, train: Any, n_path: int, hook_point: str) -> tuple[dict, dict]:
@@ -109,6 +110,33 @@ def excess(value: float) -> str:
     return f"{round(value, 4) + 0.0:.4f}"
 
 
+def table(
+    curves: AblationCurves, seconds: dict[str, float]
+) -> tuple[list[str], dict[str, tuple[float, float]], bool]:
+    """The table of a hook point; the relative excesses in it; and whether an excess was floored."""
+    half = [k for k in curves.ranks if curves.width <= 8 * k <= 4 * curves.width]
+    lines = [
+        f"\n## `{curves.hook_point}`\n",
+        f"Unablated loss {curves.baseline:.4f}; excess loss by rank:\n",
+        "| basis | "
+        + " | ".join(map(str, curves.ranks))
+        + " | relative excess | d/8 to d/2 | seconds |",
+        "|---|" + "---:|" * (len(curves.ranks) + 3),
+    ]
+    relative = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for name, scores in curves.scores.items():
+            cells = [excess(s - curves.baseline) for s in scores]
+            pair = (curves.relative_excess(name), curves.relative_excess(name, ranks=half))
+            relative[name] = pair
+            shown = [f"{e:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in pair]
+            lines.append(
+                f"| {name} | " + " | ".join([*cells, *shown, f"{seconds[name]:.1f}"]) + " |"
+            )
+    return lines, relative, bool(caught)
+
+
 def summary(means: dict[str, list[tuple[float, float]]]) -> list[str]:
     """The table of mean relative excesses over the residual hook points, best first."""
     rows = ["\n| basis | d/8 to 7d/8 | d/8 to d/2 |", "|---|---:|---:|"]
@@ -152,34 +180,11 @@ def main() -> None:
             progress=False,
         )
         residual = hook_point.endswith("resid_post")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            scores = curves.scores
-            lines += [
-                f"\n## `{hook_point}`\n",
-                f"Unablated loss {curves.baseline:.4f}; excess loss by rank:\n",
-            ]
-            lines.append(
-                "| basis | "
-                + " | ".join(map(str, curves.ranks))
-                + " | relative excess | d/8 to d/2 | seconds |"
-            )
-            lines.append("|---|" + "---:|" * (len(curves.ranks) + 3))
-            for name in bases:
-                cells = [excess(s - curves.baseline) for s in scores[name]]
-                whole = curves.relative_excess(name)
-                half = curves.relative_excess(name, ranks=curves.ranks[:4])
-                if residual:
-                    means.setdefault(name, []).append((whole, half))
-                shown = [f"{e:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in (whole, half)]
-                lines.append(
-                    f"| {name} | " + " | ".join([*cells, *shown, f"{seconds[name]:.1f}"]) + " |"
-                )
-            floored = (
-                ["\n*Some excesses were not positive, and floored at their interval's half-width.*"]
-                if caught
-                else []
-            )
+        rows, relative, floored = table(curves, seconds)
+        lines += rows
+        if residual:
+            for name, pair in relative.items():
+                means.setdefault(name, []).append(pair)
         if arguments.limit_steps and residual:
             trained, below = limit(model, train, heldout, bases, curves, arguments.limit_steps)
             cells = " | ".join(excess(e) for e in trained)
@@ -189,7 +194,7 @@ def main() -> None:
             )
         lines += [
             f"\nCollection shared by all: {seconds['collect']:.1f} s.",
-            *floored,
+            *([FLOORED] if floored else []),
         ]
         print("\n".join(lines[-len(bases) - 8 :]), flush=True)
         if arguments.picture and hook_point == HOOK_POINTS[2]:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from command_line import FEW, POINT, plain, run, works
 from conftest import KINDS
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
@@ -82,6 +84,27 @@ def test_the_path_basis_reads_the_data_again(steps, tmp_path):
     basis = wpca.Basis.load(tmp_path / "path" / f"{POINT}.path.safetensors")
     assert basis.method == "metric_pca" and basis.n_components == 64
     assert read_manifest(tmp_path / "path")["model"]["name"] == "gpt2-stories"
+
+
+def test_the_path_is_at_the_positions_of_the_moments(tmp_path, best_model):
+    works("collect", "--hook", POINT, "--positions", "1:", *FEW, "--out", tmp_path / "run")
+    file = tmp_path / "run" / "moments.safetensors"
+    line = ["basis", file, "--method", "path", *FEW, "--max-tokens", "500", "--out"]
+    works(*line, tmp_path / "same")
+    works(*line, tmp_path / "other", "--positions", "2:")
+    data, collection = embedded.stories("train", 100), wpca.Collection.load(file)
+    options = {"batch_size": 16, "max_tokens": 500, "progress": False}
+    for out, first in (("same", 1), ("other", 2)):
+        start, where = wpca.pca(collection[POINT]), slice(first, None)
+        metric = wpca.path_metric(best_model, data, POINT, start, positions=where, **options)
+        found = wpca.Basis.load(tmp_path / out / f"{POINT}.path.safetensors")
+        expected = wpca.metric_pca(collection[POINT], metric)
+        torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-4, atol=1e-7)
+    collection.settings["positions"] = "[0, 3]"
+    collection.save(tmp_path / "chosen.safetensors")
+    line[1] = tmp_path / "chosen.safetensors"
+    result = run(*line, tmp_path / "no")
+    assert result.exit_code == 1 and "say which 'path' is to use" in plain(result.output)
 
 
 def test_options_of_bases_arrive(steps, tmp_path):
@@ -243,6 +266,19 @@ def test_info_tells_what_each_file_is(steps):
     assert "moments" in moments and "next_token_loss" in moments and POINT in moments
     basis = works("info", steps / "bases" / f"{POINT}.pca.safetensors")
     assert "a basis" in basis and "gpt2-stories" in basis and "100.0%" in basis
+
+
+@pytest.mark.parametrize("name", ["run/moments.loss.safetensors", f"bases/{POINT}.pca.safetensors"])
+def test_a_file_whose_header_lost_its_contents_is_one_sentence(steps, tmp_path, name):
+    damaged = tmp_path / "damaged.safetensors"
+    with safe_open(steps / name, "pt") as file:
+        save_file({"x": torch.zeros(1)}, damaged, {"format": file.metadata()["format"]})
+    result = run("info", damaged)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert "damaged" in plain(result.output)
+    load = wpca.Basis.load if name.startswith("bases") else wpca.Collection.load
+    with pytest.raises(ValueError, match="is not a readable"):
+        load(damaged)
 
 
 def test_info_tells_checkpoints_and_dictionaries(tmp_path, best_model, tokens):

@@ -168,21 +168,20 @@ class Basis:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(
+                        f"{os.fspath(path)!r} holds {metadata.get('format', 'no format mark')!r}, "
+                        f"expected {_FORMAT!r}: pass a file written by Basis.save."
+                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
+            header = json.loads(metadata["basis"])
+            made = Provenance(**header["provenance"])
+            return cls(**tensors, method=header["method"], provenance=made)
+        except (SafetensorError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{os.fspath(path)!r} is not a readable basis file ({error}): pass one "
                 "that Basis.save wrote, with the ending .safetensors."
             ) from error
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(
-                f"{os.fspath(path)!r} holds {metadata.get('format', 'no format mark')!r}, expected "
-                f"{_FORMAT!r}: pass a file written by Basis.save."
-            )
-        header = json.loads(metadata["basis"])
-        return cls(
-            **tensors, method=header["method"], provenance=Provenance(**header["provenance"])
-        )
 
     def _check_rank(self, k: int) -> int:
         if not 0 <= k <= self.n_components:

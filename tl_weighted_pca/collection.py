@@ -127,12 +127,13 @@ class Collection(Mapping[str, Moments]):
                         n_sequences=entry["n_sequences"],
                         provenance=Provenance(**entry["provenance"]),
                     )
-        except SafetensorError as error:
+                settings = json.loads(metadata["settings"])
+        except (SafetensorError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{os.fspath(path)!r} is not a readable collection file ({error}): pass one "
                 "that Collection.save wrote, with the ending .safetensors."
             ) from error
-        return cls(moments, json.loads(metadata["settings"]))
+        return cls(moments, settings)
 
 
 def _merged(mine: Moments, theirs: Moments) -> Moments:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import fnmatch
+import re
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -18,14 +20,18 @@ from tl_weighted_pca.cli.options import (
     Debug,
     ModelOptions,
     OutputOptions,
+    PositionSlice,
     Progress,
     SampleOptions,
     Seed,
+    parsed_positions,
 )
 from tl_weighted_pca.cli.tables import table
 
 if TYPE_CHECKING:
     from tl_weighted_pca.basis import Basis
+    from tl_weighted_pca.collection import Collection
+    from tl_weighted_pca.data import Positions
     from tl_weighted_pca.moments import Moments
     from tl_weighted_pca.run_folder import RunFolder
 
@@ -73,6 +79,7 @@ def basis(
     damping: Annotated[
         float, typer.Option(min=0, help="Of the metric: so much of its mean eigenvalue is added.")
     ] = 0.0,
+    positions: PositionSlice = "",
     batch_size: BatchSize = 16,
     seed: Seed = 0,
     progress: Progress = True,
@@ -83,7 +90,7 @@ def basis(
 
     Of a folder with several objectives, a method that uses gradients gives a
     basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path' needs
-    the model and the data.
+    the model and the data; its --positions are by default those of the moments.
 
     \b
     Examples:
@@ -104,7 +111,8 @@ def basis(
         makers: dict[Method, Callable[[Moments], Basis]] = {}
         for each in asked:
             if each is Method.path:
-                makers[each] = _path_maker(source, text, run, batch_size, progress)
+                where = parsed_positions(positions) if positions else _positions(first)
+                makers[each] = _path_maker(source, text, run, where, batch_size, progress)
             else:
                 makers[each] = _maker(each, center, damping, seed)
         jobs: dict[str, Callable[[], Basis]] = {}
@@ -181,8 +189,26 @@ def _maker(method: Method, center: str, damping: float, seed: int) -> Callable[[
     return partial(by_name[method], center=where)
 
 
+def _positions(collection: Collection) -> Positions:
+    """The positions at which moments were collected."""
+    kept = collection.settings.get("positions")
+    if kept is None:
+        return None
+    found = re.fullmatch(r"slice\((\S+), (\S+), (\S+)\)", kept)
+    if found is None:
+        raise ValueError(
+            f"The moments were collected at positions={kept}: say which 'path' is to use with --positions."
+        )
+    return slice(*map(ast.literal_eval, found.groups()))
+
+
 def _path_maker(
-    source: ModelOptions, text: SampleOptions, run: RunFolder, batch_size: int, progress: bool
+    source: ModelOptions,
+    text: SampleOptions,
+    run: RunFolder,
+    positions: Positions,
+    batch_size: int,
+    progress: bool,
 ) -> Callable[[Moments], Basis]:
     from tl_weighted_pca.path_metric import path_metric
     from tl_weighted_pca.principal_components import metric_pca, pca
@@ -197,6 +223,7 @@ def _path_maker(
             data,
             moments.provenance.hook_point,
             pca(moments),
+            positions=positions,
             batch_size=batch_size,
             max_tokens=text.max_tokens,
             progress=progress,

@@ -92,7 +92,7 @@ def collect(
         raise ValueError("--objective none collects activations alone: name no other beside it.")
     rank = processes.rank()
     with (
-        processes.joined(),
+        processes.joined(source.device),
         # The first process writes, the others have but checkpoints in its folder.
         output.folder(context, resume=resume) if rank == 0 else nullcontext() as run,
     ):

@@ -64,7 +64,12 @@ def _tensors(path: Path) -> list[RenderableType]:
         raise ValueError(
             f"{path} is a safetensors file of {len(shapes)} tensors, but not one of this program's."
         )
-    return tell(path, metadata, shapes)
+    try:
+        return tell(path, metadata, shapes)
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} says that it is a {kind.partition('/')[0]}, but is damaged ({error!r}): make it again."
+        ) from error
 
 
 def _moments(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> list[RenderableType]:

@@ -27,15 +27,22 @@ def device(wanted: str | None) -> str | None:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """torch.distributed among the processes of torchrun; nothing where there is one process."""
+def joined(wanted: str | None) -> Iterator[None]:
+    """torch.distributed among the processes of torchrun; nothing where there is one process.
+
+    By NCCL where `device` gives each a GPU of its own, else by gloo, which also joins processes that
+    were sent to the CPU or to one GPU.
+    """
     if world_size() == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    own = None if wanted else device(None)
+    if own is not None:
+        torch.cuda.set_device(own)
+    dist.init_process_group("gloo" if own is None else "nccl")
     try:
         yield
     finally:
