@@ -3,7 +3,7 @@
     short   K = (g gᵀ)F a sequence, then FᵀK over the whole batch: 2S²d a sequence, and S d² shared
     long    T = gᵀF a sequence, then TᵀT: S d² and d³ a sequence
 
-Times both, at one number of rows, over ratios S/d: `accumulator._CROSSING` is set from this table.
+Times both, at one number of rows, over ratios S/d: `row_metric._CROSSING` is set from this table.
 
     python benchmarks/contraction.py
 """

@@ -1,56 +1,19 @@
-"""Streaming accumulation of second moments: float32 products, float64 sums, one shift.
-
-Two contractions give the weighted moment of a gradient row metric, M = g gᵀ per sequence:
-
-    short sequences   K = (g gᵀ) F,  G = Fᵀ K     2 S² d + S d² products a sequence
-    long sequences    T = gᵀ F,      G = Tᵀ T       S d² + d³   products a sequence
-
-They cross near S = d/√2 by count, and at 0.75 d as `benchmarks/contraction.py` measures.
-"""
+"""Streaming accumulation of second moments: float32 products, float64 sums, one shift."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
+from tl_weighted_pca.row_metric import RowMetric, row_metric_name, weighted_sums
 from tl_weighted_pca.running_sums import Sums, full_precision, symmetric_product
 
-RowMetric = (
-    Literal["identity", "gradient", "diagonal"]
-    | Callable[
-        [Float[Tensor, "batch pos d"], Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos pos"]
-    ]
-)
-"""A name, or a callable (F, g) -> M giving one symmetric, positive semi-definite M a sequence."""
-
-ROW_METRICS = ("identity", "gradient", "diagonal")
 STATISTICS = ("activation", "gradient", "weighted")
-
-_CROSSING = 0.75
-"""S/d below which the contraction for short sequences is taken, as measured."""
-
-
-def row_metric_name(row_metric: RowMetric) -> str:
-    """The name that goes into files; raises ValueError for what is no row metric."""
-    if isinstance(row_metric, str):
-        if row_metric not in ROW_METRICS:
-            raise ValueError(
-                f"row_metric is {row_metric!r}; expected one of {', '.join(ROW_METRICS)}, "
-                "or a callable (F, g) -> [batch, pos, pos]."
-            )
-        return row_metric
-    if not callable(row_metric):
-        raise ValueError(
-            f"row_metric is a {type(row_metric).__name__}; expected one of "
-            f"{', '.join(ROW_METRICS)}, or a callable (F, g) -> [batch, pos, pos]."
-        )
-    return getattr(row_metric, "__name__", None) or type(row_metric).__name__
 
 
 class NonFiniteError(ValueError):
@@ -167,7 +130,9 @@ class MomentAccumulator:
                     weight, flat.sum(-2), symmetric_product(flat, flat), scale
                 )
             if ("weighted", objective) in self._sums:
-                self._sums["weighted", objective].add(*self._weighted(batch, g), scale)
+                assert self.shift is not None
+                parts = weighted_sums(self.row_metric, batch.rows, g, batch.mask, self.shift)
+                self._sums["weighted", objective].add(*parts, scale)
         batch.gradients_to_come -= 1
         if batch.gradients_to_come == 0:
             self._batch = None
@@ -297,58 +262,3 @@ class MomentAccumulator:
             if weighted and self.row_metric != "identity":
                 names.append(("weighted", objective))
         self._sums = {name: Sums(lead, width, device) for name in names}
-
-    def _weighted(self, batch: _Batch, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(c, b, G) of this batch under the row metric, about the shift."""
-        rows = batch.rows
-        if self.row_metric == "gradient":
-            total = g.sum(-2)  # gᵀ1 of each sequence
-            weight = total.square().sum((-2, -1))
-            row_sums = torch.einsum("...bsd,...bd->...bs", g, total)  # M1 = g gᵀ1
-            first = torch.einsum("...bs,...bsd->...d", row_sums, rows)
-            if rows.shape[-2] < _CROSSING * rows.shape[-1]:
-                mixed = (g @ g.mT) @ rows
-                second = symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
-            else:
-                crossed = (g.mT @ rows).flatten(-3, -2)
-                second = symmetric_product(crossed, crossed)
-            return weight, first, second
-        if self.row_metric == "diagonal":
-            squared = g.square().sum(-1, keepdim=True)  # ‖g_s‖²
-            scaled = squared * rows
-            weight, first = squared.sum((-3, -2, -1)), scaled.sum((-3, -2))
-            return weight, first, symmetric_product(rows.flatten(-3, -2), scaled.flatten(-3, -2))
-        metric = self._called_metric(batch, g)
-        mixed = metric @ rows
-        weight, first = metric.sum((-3, -2, -1)), mixed.sum((-3, -2))
-        return weight, first, symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
-
-    def _called_metric(self, batch: _Batch, g: Tensor) -> Tensor:
-        """M of a callable row metric, checked, with the rows and columns left out set to zero."""
-        assert callable(self.row_metric) and self.shift is not None
-        activations = batch.rows + self.shift.to(batch.rows)[..., None, None, :]
-        if batch.mask is not None:
-            activations.masked_fill_(~batch.mask[..., None], 0.0)
-        expected = (*g.shape[-3:-1], g.shape[-2])
-        called = []
-        # One call a head: what a user writes for [batch, pos, d] serves heads as well.
-        heads = zip(activations, g, strict=True) if g.ndim == 4 else [(activations, g)]
-        for of_head in heads:
-            metric = self.row_metric(*of_head)
-            if not isinstance(metric, Tensor) or metric.shape != expected:
-                got = tuple(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
-                raise ValueError(
-                    f"The row metric gave {got}; expected a tensor of shape {tuple(expected)}: "
-                    "one [pos, pos] matrix a sequence."
-                )
-            called.append(metric)
-        metric = torch.stack(called).view(*g.shape[:-1], g.shape[-2]).to(batch.rows)
-        if batch.mask is not None:
-            pairs = batch.mask[..., :, None] & batch.mask[..., None, :]
-            metric = metric.masked_fill(~pairs, 0.0)
-        if not torch.allclose(metric, metric.mT, rtol=1e-4, atol=1e-5 * float(metric.abs().max())):
-            raise ValueError(
-                "The row metric gave a matrix that is not symmetric; a second moment FᵀMF needs a "
-                "symmetric, positive semi-definite M: return (M + M.mT) / 2 if that is what you mean."
-            )
-        return metric

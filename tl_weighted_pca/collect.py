@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, overload
 
-from tl_weighted_pca.accumulator import STATISTICS, MomentAccumulator, RowMetric, row_metric_name
+from tl_weighted_pca.accumulator import STATISTICS, MomentAccumulator
 from tl_weighted_pca.checkpoint import Checkpoint, fingerprint
 from tl_weighted_pca.collection import Collection
 from tl_weighted_pca.data import Positions, batches, is_share
@@ -19,6 +19,7 @@ from tl_weighted_pca.progress import Progress
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.recompute import recomputed
 from tl_weighted_pca.recorder import Recorder
+from tl_weighted_pca.row_metric import RowMetric, row_metric_name
 
 
 @overload

@@ -17,11 +17,11 @@ from tl_weighted_pca.cli.options import (
     PositionSlice,
     Progress,
     Ranks,
-    SampleOptions,
     parsed_positions,
     parsed_ranks,
 )
 from tl_weighted_pca.cli.tables import ablation_table
+from tl_weighted_pca.cli.text_options import SampleOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.basis import Basis

@@ -16,12 +16,12 @@ from tl_weighted_pca.cli.options import (
     OutputOptions,
     PositionSlice,
     Progress,
-    SampleOptions,
     Seed,
     objective,
     parsed_positions,
 )
 from tl_weighted_pca.cli.tables import table
+from tl_weighted_pca.cli.text_options import SampleOptions
 
 _SHOWN = {
     "name": "weight",

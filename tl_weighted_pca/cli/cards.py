@@ -17,10 +17,10 @@ from tl_weighted_pca.cli.options import (
     OutputOptions,
     PositionSlice,
     Progress,
-    SampleOptions,
     Seed,
     parsed_positions,
 )
+from tl_weighted_pca.cli.text_options import SampleOptions
 
 
 @command

@@ -12,7 +12,6 @@ from tl_weighted_pca.cli import processes
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.options import (
     BatchSize,
-    DataOptions,
     Debug,
     Hooks,
     ModelOptions,
@@ -24,6 +23,7 @@ from tl_weighted_pca.cli.options import (
     objective,
     parsed_positions,
 )
+from tl_weighted_pca.cli.text_options import DataOptions
 
 
 @command

@@ -19,11 +19,11 @@ from tl_weighted_pca.cli.options import (
     OutputOptions,
     PositionSlice,
     Progress,
-    SampleOptions,
     Seed,
     parsed_positions,
 )
 from tl_weighted_pca.cli.tables import table
+from tl_weighted_pca.cli.text_options import SampleOptions
 
 _TOKENS_FOR_MOMENTS = 2**15
 

@@ -16,11 +16,11 @@ from tl_weighted_pca.cli.options import (
     OutputOptions,
     PositionSlice,
     Progress,
-    SampleOptions,
     Seed,
     parsed_positions,
 )
 from tl_weighted_pca.cli.tables import table
+from tl_weighted_pca.cli.text_options import SampleOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.interaction_graph import InteractionGraph
