@@ -42,6 +42,15 @@ class TinyMLP(HookedRootModule):
         return self.hook_out(self.second(hidden))
 
 
+@pytest.fixture
+def one_thread():
+    """Matrices as small as some tests' are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", params=KINDS)
 def model(request: pytest.FixtureRequest):
     """The embedded model, in each class there is."""

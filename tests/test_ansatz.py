@@ -15,16 +15,9 @@ from tl_weighted_pca.hooked_mlp import HookedMLP
 from tl_weighted_pca.supervised import classification_loss, squared_error
 from tl_weighted_pca.weights import Weight, model_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUIET = {"progress": False}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Matrices this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def mlp(widths, activation=torch.relu, **options):

@@ -10,17 +10,10 @@ from tl_weighted_pca import collect, next_token_loss, stream_pairs
 from tl_weighted_pca.ansatz import feature_ansatz
 from tl_weighted_pca.weights import model_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUIET = {"progress": False}
 OLD = version("transformer_lens").startswith("3.0.")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Matrices this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tokens(n=4, length=8, vocabulary=50, seed=0):

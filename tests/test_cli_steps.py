@@ -277,7 +277,7 @@ def test_a_file_whose_header_lost_its_contents_is_one_sentence(steps, tmp_path, 
     assert result.exit_code == 1 and "Traceback" not in result.output
     assert "damaged" in plain(result.output)
     load = wpca.Basis.load if name.startswith("bases") else wpca.Collection.load
-    with pytest.raises(ValueError, match="is not a readable"):
+    with pytest.raises(ValueError, match="is not readable as what"):
         load(damaged)
 
 

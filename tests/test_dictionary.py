@@ -246,7 +246,7 @@ def test_files_come_back(tmp_path):
     assert torch.equal(again(x), dictionary(x))
     assert again.provenance == dictionary.provenance and again.kind == "prolu_relu"
     (tmp_path / "bad").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="not a readable dictionary"):
+    with pytest.raises(ValueError, match="not readable as what SparseAutoencoder.save"):
         SparseAutoencoder.load(tmp_path / "bad")
 
 

@@ -91,7 +91,7 @@ def test_resuming_gives_the_same_dictionary_to_the_bit(best_model, heldout, tmp_
     with pytest.raises(ValueError, match="another run: it differs in weights"):
         train(changed, tensor, recipe, checkpoint=path, **settings)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
+    with pytest.raises(ValueError, match="not readable as what train_dictionary"):
         train(best_model, tensor, recipe, checkpoint=path, **settings)
 
 

@@ -14,16 +14,9 @@ from tl_weighted_pca.hooked_mlp import HookedMLP
 from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis, used
 from tl_weighted_pca.supervised import squared_error
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUIET = {"progress": False}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Matrices this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def mlp(widths, activation=torch.tanh, **options):

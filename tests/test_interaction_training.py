@@ -13,14 +13,7 @@ from tl_weighted_pca.interaction import interaction_edges, local_interaction_bas
 from tl_weighted_pca.small_networks import low_rank_regression, modular_addition, train
 from tl_weighted_pca.supervised import classification_loss
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Matrices this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def smallest(steps, scores, most):

@@ -263,7 +263,7 @@ class TestBasis:
         with pytest.raises(FileNotFoundError):
             wpca.Basis.load(tmp_path / "none")
         (tmp_path / "text").write_text("not a basis")
-        with pytest.raises(ValueError, match="not a readable basis file"):
+        with pytest.raises(ValueError, match="not readable as what Basis.save writes"):
             wpca.Basis.load(tmp_path / "text")
 
     @pytest.mark.parametrize(

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tl_weighted_pca.files import write_atomically
+from tl_weighted_pca.files import reading, write_atomically
 from tl_weighted_pca.moments import Provenance
 
 _FORMAT = "tl_weighted_pca.Basis/1"
@@ -165,23 +164,11 @@ class Basis:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is not a basis, or is damaged.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(
-                        f"{os.fspath(path)!r} holds {metadata.get('format', 'no format mark')!r}, "
-                        f"expected {_FORMAT!r}: pass a file written by Basis.save."
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with reading(path, _FORMAT, "Basis.save") as (file, metadata):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             header = json.loads(metadata["basis"])
             made = Provenance(**header["provenance"])
             return cls(**tensors, method=header["method"], provenance=made)
-        except (SafetensorError, LookupError, TypeError) as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} is not a readable basis file ({error}): pass one "
-                "that Basis.save wrote, with the ending .safetensors."
-            ) from error
 
     def _check_rank(self, k: int) -> int:
         if not 0 <= k <= self.n_components:

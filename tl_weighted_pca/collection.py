@@ -10,9 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from tl_weighted_pca.files import write_atomically
+from tl_weighted_pca.files import reading, write_atomically
 from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
 from tl_weighted_pca.reduction import KINDS, all_reduce_moments
 from tl_weighted_pca.sharding import running
@@ -107,33 +106,19 @@ class Collection(Mapping[str, Moments]):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is no collection, or is damaged.
         """
-        try:
-            with safe_open(path, "pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(
-                        f"{os.fspath(path)!r} holds {metadata.get('format', 'no format mark')!r}, "
-                        f"expected {_FORMAT!r}: pass a file written by Collection.save."
-                    )
-                names = set(file.keys())
-                header = json.loads(metadata["moments"])
-                moments = {}
-                for name, entry in header.items():
-                    moments[name] = Moments(
-                        activation=_read(file, f"{name}/activation", names),
-                        gradient=_read(file, f"{name}/gradient", names),
-                        weighted=_read(file, f"{name}/weighted", names),
-                        n_tokens=entry["n_tokens"],
-                        n_sequences=entry["n_sequences"],
-                        provenance=Provenance(**entry["provenance"]),
-                    )
-                settings = json.loads(metadata["settings"])
-        except (SafetensorError, LookupError, TypeError) as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} is not a readable collection file ({error}): pass one "
-                "that Collection.save wrote, with the ending .safetensors."
-            ) from error
-        return cls(moments, settings)
+        with reading(path, _FORMAT, "Collection.save", device) as (file, metadata):
+            names = set(file.keys())
+            moments = {}
+            for name, entry in json.loads(metadata["moments"]).items():
+                moments[name] = Moments(
+                    activation=_read(file, f"{name}/activation", names),
+                    gradient=_read(file, f"{name}/gradient", names),
+                    weighted=_read(file, f"{name}/weighted", names),
+                    n_tokens=entry["n_tokens"],
+                    n_sequences=entry["n_sequences"],
+                    provenance=Provenance(**entry["provenance"]),
+                )
+            return cls(moments, json.loads(metadata["settings"]))
 
 
 def _merged(mine: Moments, theirs: Moments) -> Moments:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,6 +40,32 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """
     with _replacing(Path(path)) as temporary:
         Path(temporary).write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def reading(
+    path: str | os.PathLike[str], form: str, writer: str, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Any, dict[str, str]]]:
+    """An open safetensors file whose format mark is `form`, as `writer` makes them, and its header.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is something else, or is damaged: what is not found in it counts as that.
+    """
+    name = repr(os.fspath(path))
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            if header.get("format") != form:
+                raise ValueError(
+                    f"{name} holds {header.get('format', 'no format mark')!r}, expected {form!r}: pass a "
+                    f"file written by {writer}."
+                )
+            yield file, header
+    except (SafetensorError, json.JSONDecodeError, LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} is not readable as what {writer} writes ({error}): it is damaged, or something else."
+        ) from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -10,12 +10,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.dictionary.prolu import GradientRule, prolu
-from tl_weighted_pca.files import write_atomically
+from tl_weighted_pca.files import reading, write_atomically
 from tl_weighted_pca.moments import Provenance
 
 _FORMAT = "tl_weighted_pca.SparseAutoencoder/1"
@@ -196,22 +195,11 @@ class SparseAutoencoder(nn.Module):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is no dictionary, or is damaged.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(
-                        f"{os.fspath(path)!r} holds {metadata.get('format', 'no format mark')!r}, "
-                        f"expected {_FORMAT!r}: pass a file written by SparseAutoencoder.save."
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} is not a readable dictionary file: {error}."
-            ) from error
-        dictionary = cls.from_header(json.loads(metadata["dictionary"]))
-        dictionary.load_state_dict(tensors)
-        return dictionary.to(tensors["W_dec"].dtype)
+        with reading(path, _FORMAT, "SparseAutoencoder.save") as (file, metadata):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            dictionary = cls.from_header(json.loads(metadata["dictionary"]))
+            dictionary.load_state_dict(tensors)
+            return dictionary.to(tensors["W_dec"].dtype)
 
     def header(self) -> dict[str, Any]:
         """Everything but the weights, fit for JSON."""

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,7 +26,7 @@ from tl_weighted_pca.dictionary.shuffle_buffer import (
     shuffled_blocks,
 )
 from tl_weighted_pca.dictionary.trainer import Trainer
-from tl_weighted_pca.files import write_atomically
+from tl_weighted_pca.files import reading, write_atomically
 from tl_weighted_pca.hook_points import model_name, resolve
 from tl_weighted_pca.moments import Moments, Provenance
 from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
@@ -242,17 +241,8 @@ def _read(path: str | os.PathLike[str] | None, run: dict[str, Any]) -> _Saved | 
     """The checkpoint, if there is one, checked to be of this very run."""
     if path is None or not os.path.exists(path):
         return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{os.fspath(path)!r} is not a readable checkpoint: {error}.") from error
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(
-            f"{os.fspath(path)!r} holds {metadata.get('format', 'no format mark')!r}, expected "
-            f"{_FORMAT!r}: pass another path for the checkpoint."
-        )
+    with reading(path, _FORMAT, "train_dictionary(checkpoint=…)") as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     before, now = json.loads(metadata["run"]), json.loads(json.dumps(run))
     different = [
         f"{k} (was {before.get(k)!r}, is {now[k]!r})" for k in now if before.get(k) != now[k]
