@@ -1,5 +1,7 @@
 """Node ablation on the embedded model: the seed check of the method, ranks, masks, intervals."""
 
+import math
+
 import pytest
 import torch
 from conftest import KINDS
@@ -136,7 +138,8 @@ def test_kl_is_the_divergence_written_out(best_model, tokens, moments):
         q = best_model.run_with_hooks(tokens, fwd_hooks=[(HOOK, basis.hook(16))]).log_softmax(-1)
     assert curves.baseline == pytest.approx(0.0, abs=1e-6)
     assert curves.scores["pca"][1] == pytest.approx(
-        float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4
+        float((p.exp() * (p - q))[:, :-1].sum(-1).mean()),
+        rel=1e-4,  # where there is a loss too
     )
     assert curves.scores["pca"][2] == pytest.approx(0.0, abs=1e-5)
 
@@ -287,6 +290,22 @@ class TestCurves:
         assert estimate == pytest.approx(0.5, abs=0.02)
         assert estimate.low < 0.5 < estimate.high
         assert self.curves().relative_excess("pca") == 1.0
+
+    def test_of_one_sequence_nothing_is_known_but_its_score(self):
+        two = torch.tensor([[3.0, 0.0], [1.5, 0.0]]).double()
+        flat = torch.tensor([1.0, 0.0]).double()
+        curves = AblationCurves([8, 32], 64, {"pca": two, "b": two * 2}, flat, flat)
+        assert curves.excess("pca")[0] == 2.0
+        for estimate in (*curves.excess("pca"), curves.area("pca"), *curves.difference("b")):
+            assert (estimate.low, estimate.high) == (-math.inf, math.inf)
+        assert curves.relative_excess("b") == pytest.approx((5 / 2 * 2 / 0.5) ** 0.5)
+
+    def test_sequences_without_terms_change_no_interval_into_nothing(self):
+        counts = torch.tensor([5.0, 4.0, 0.0, 0.0, 0.0, 0.0]).double()
+        scores = torch.tensor([[9.0, 6.0, 0.0, 0.0, 0.0, 0.0]]).double()
+        excess = AblationCurves([8], 64, {"pca": scores}, counts, counts).excess("pca")[0]
+        assert excess == pytest.approx(6 / 9)
+        assert 0.5 <= excess.low < excess.high <= 0.8
 
     def test_intervals_cover_as_often_as_they_say(self):
         hits = sum(

@@ -1,10 +1,15 @@
 """Joint basis, path metric and trained bottleneck: exact where they can be, better where they claim it."""
 
+import dataclasses
+
 import pytest
 import torch
+from fancy_einsum import einsum
 
 import tl_weighted_pca as wpca
-from tl_weighted_pca.optimize import _surely_lower
+from tl_weighted_pca.joint import _Coordinates
+from tl_weighted_pca.moments import Provenance
+from tl_weighted_pca.optimize import _per_sequence, _surely_lower
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -73,10 +78,32 @@ class TestJoint:
 
     def test_shrunk_all_the_way_it_is_the_fisher_basis(self, data):
         m, f, g = data
-        start = wpca.metric_pca(m)
         joint = wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=1.0)
-        for k in (1, 3, 5):
-            assert torch.allclose(joint.project(f, k), start.project(f, k), atol=0.2)
+        assert joint.method == "metric_pca"
+
+    def test_what_it_is_shrunk_toward_is_the_fisher_objective_of_every_rank(self, data):
+        """F_k = E‖Q^½(f − f̂_k)‖², written out with Q and C, up to one factor for all ranks."""
+        m, f, g = data
+        start = wpca.metric_pca(m)
+        problem = _Coordinates(start, f, g)
+        noise = torch.randn(problem.used, problem.used, generator=torch.Generator().manual_seed(0))
+        inner = torch.eye(problem.used) + 0.2 * noise
+        basis = problem.basis(inner)
+        Q = m.gradient.second / m.gradient.weight
+        C = m.activation.about(m.activation.mean) / m.activation.weight
+        slow = []
+        for k in range(problem.used):
+            lost = torch.eye(basis.width).double() - basis.encoder[:, :k] @ basis.decoder[:k]
+            slow.append(einsum("f r, g s, f g, r s ->", lost, lost, C, Q))
+        ratio = problem.fisher(inner).double() / torch.stack(slow)
+        assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-3)
+
+    def test_it_trains_in_inference_mode_too(self, data):
+        m, f, g = data
+        outside = wpca.joint_pca(m, [as_pairs(f, g)], steps=5, shrinkage=0.1)
+        with torch.inference_mode():
+            inside = wpca.joint_pca(m, [as_pairs(f.clone(), g.clone())], steps=5, shrinkage=0.1)
+        assert torch.equal(inside.encoder, outside.encoder)
 
     def test_the_sample_and_the_fit_are_reproducible(self, data):
         m, f, g = data
@@ -90,6 +117,8 @@ class TestJoint:
             wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=1.5)
         with pytest.raises(ValueError, match="There are no pairs"):
             wpca.joint_pca(m, [])
+        with pytest.raises(ValueError, match="There is one pair"):
+            wpca.joint_pca(m, [as_pairs(f[:1], g[:1])])
 
     def test_on_the_model(self, best_model, stories, moments):
         objective = wpca.sampled_token_loss()
@@ -132,10 +161,43 @@ class TestPathMetric:
         assert curves.relative_excess("path").high < 1.0
 
     def test_wrong_input(self, best_model, stories, moments):
-        with pytest.raises(ValueError, match="anywhere=True"):
+        with pytest.raises(ValueError, match="make one there\\."):
             wpca.path_metric(best_model, stories, "blocks.2.hook_resid_post", wpca.pca(moments))
         with pytest.raises(ValueError, match=r"Rank 65 is outside 0\.\.64"):
             wpca.path_metric(best_model, stories, HOOK, wpca.pca(moments), ranks=[65])
+        with pytest.raises(ValueError, match="can be read only once, but every rank takes a pass"):
+            wpca.path_metric(best_model, iter([stories]), HOOK, wpca.pca(moments))
+
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_only_the_positions_asked_for_are_ablated(self, best_model, moments, padded):
+        tokens = torch.tensor(wpca.embedded.stories("heldout", 100)["input_ids"][3][:24]).repeat(
+            3, 1
+        )
+        mask = torch.ones_like(tokens)
+        if padded:
+            mask[0, 17:] = mask[1, 20:] = 0
+        basis, positions = wpca.pca(moments), slice(2, -1)
+        got = wpca.path_metric(
+            best_model, [{"input_ids": tokens, "attention_mask": mask}], HOOK, basis, ranks=[5],
+            positions=positions, progress=False,
+        )  # fmt: skip
+        chosen = torch.zeros(tokens.shape, dtype=torch.bool)
+        for row, length in enumerate(mask.sum(1).tolist()):
+            chosen[row, 2 : length - 1] = True
+        seen = []
+
+        def ablate(tensor, hook):
+            kept = torch.where(chosen[..., None], basis.project(tensor, 5), tensor).detach()
+            seen.append(kept.requires_grad_())
+            return kept
+
+        with best_model.hooks(fwd_hooks=[(HOOK, ablate)]):
+            logits = best_model(tokens, attention_mask=mask)
+        losses = -logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+        (losses * (mask[:, 1:] & mask[:, :-1])).sum().backward()
+        g = seen[0].grad[chosen].double()
+        expected = g.T @ g / g.square().sum()
+        assert torch.allclose(got, expected, atol=1e-5 * float(expected.abs().max()))
 
 
 class TestOptimize:
@@ -172,6 +234,26 @@ class TestOptimize:
             given_up += _surely_lower((start + noise, terms), (start, terms))
             assert _surely_lower((start + noise - 0.01 * terms, terms), (start, terms))
         assert 5 <= given_up <= 40
+
+    def test_what_is_held_out_is_not_all_of_one_length(self, best_model, moments, monkeypatch):
+        judged = []
+
+        def spy(downstream, edit, data, scorer):
+            judged.append(data)
+            return _per_sequence(downstream, edit, data, scorer)
+
+        monkeypatch.setattr("tl_weighted_pca.optimize._per_sequence", spy)
+        stories = wpca.embedded.stories("train", 64)
+        start, options = wpca.pca(moments), {"steps": 1, "batch_size": 4, "progress": False}
+        wpca.optimize_basis(best_model, stories, start, 8, **options)
+        longest = max(map(len, stories["input_ids"]))
+        lengths = [batch.inputs.shape[1] for batch in judged[0]]
+        assert len(judged[0]) == 3 and min(lengths) < longest - 3
+        with pytest.raises(ValueError, match="There is one batch"):
+            wpca.optimize_basis(best_model, stories, start, 8, max_tokens=300, **options)
+        nowhere = dataclasses.replace(start, provenance=Provenance())
+        with pytest.raises(ValueError, match="say where with hook_point"):
+            wpca.optimize_basis(best_model, stories, nowhere, 8, **options)
 
     def test_one_sequence_makes_nothing_sure(self):
         one = torch.ones(1, dtype=torch.float64)

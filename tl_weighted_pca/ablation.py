@@ -65,7 +65,7 @@ def ablation_curves(
     (hook_point,) = resolve(model, [hook_point])
     if not anywhere:
         for basis in bases.values():
-            basis.check_place(model_name(model), hook_point)
+            basis.check_place(model_name(model), hook_point, "pass anywhere=True")
     width = max(basis.width for basis in bases.values())
     steps = _checked_ranks(ranks, bases, width)
     edits = {name: [partial(basis.project, k=k) for k in steps] for name, basis in bases.items()}

@@ -139,14 +139,21 @@ class Basis:
 
         return ablate
 
-    def check_place(self, model: str, hook_point: str) -> None:
-        """Raise ValueError if this basis was made from another model, or at another hook point."""
+    def check_place(self, model: str, hook_point: str, otherwise: str = "") -> None:
+        """Raise ValueError if this basis was made from another model, or at another hook point.
+
+        Args:
+            model: the model's name.
+            hook_point: one name.
+            otherwise: what to do where it is meant, such as "pass anywhere=True".
+        """
         made = self.provenance
         if made.agrees_with(dataclasses.replace(made, model=model, hook_point=hook_point)):
             return
+        meant = f", or {otherwise} if it is meant" if otherwise else ""
         raise ValueError(
             f"This basis was made at {made.hook_point!r} of {made.model!r}, and would be used at "
-            f"{hook_point!r} of {model!r}: make one there, or pass anywhere=True if it is meant."
+            f"{hook_point!r} of {model!r}: make one there{meant}."
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

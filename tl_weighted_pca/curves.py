@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,8 @@ class AblationCurves:
     """score_b(k) = Σ_x s_b(k, x) / Σ_x n(x): what is left of a model's score at rank k of basis b.
 
     Intervals are paired percentile bootstraps over sequences: every basis and rank sees the same
-    resampled sequences, so that what the sequences share cancels out of a comparison.
+    resampled sequences, so that what the sequences share cancels out of a comparison. Of a single
+    sequence nothing can be resampled, and its intervals are the whole line.
     """
 
     ranks: list[int]
@@ -140,13 +142,12 @@ class AblationCurves:
         logs, floored = [], []
         for which in (name, to):
             point, resampled = self._excess(which, None)[rows], self._excess(which, draws)[rows]
-            low, high = (
-                resampled.quantile((1 - level) / 2, 1),
-                resampled.quantile((1 + level) / 2, 1),
-            )
+            low, high = _interval(resampled, level)
             # Below the rounding of float32 scores an excess is nothing, and its logarithm is noise.
             rounding = max(1e-6 * abs(self.baseline), torch.finfo(torch.float64).tiny)
-            floor = ((high - low) / 2).clamp(min=rounding)[:, None]
+            # Of a single sequence the half-width is unknown: that would floor at infinity.
+            half = ((high - low) / 2).nan_to_num(posinf=rounding)
+            floor = half.clamp(min=rounding)[:, None]
             floored += [(which, k) for k, p in zip(chosen, point[:, 0], strict=True) if p <= 0]
             logs.append(
                 [
@@ -185,13 +186,12 @@ class AblationCurves:
         return plot_ablation_curves(self, **options)
 
     def _draws(self, seed: int) -> Float[Tensor, "sequence resample"]:
-        """How often each sequence appears in each bootstrap sample."""
-        n = len(self.counts)
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(n, (n, _RESAMPLES), generator=generator)
-        return torch.zeros(n, _RESAMPLES, dtype=torch.float64).scatter_add_(
-            0, drawn, torch.ones_like(drawn, dtype=torch.float64)
-        )
+        """How often each sequence appears in each bootstrap sample: none for fewer than two sequences."""
+        if int((self.counts > 0).sum()) < 2:
+            return torch.zeros(len(self.counts), 0, dtype=torch.float64)
+        draws = _bootstrap(len(self.counts), seed)
+        counted = self.counts @ draws > 0
+        return draws if bool(counted.all()) else draws[:, counted]
 
     def _excess(self, name: str, draws: Tensor | None) -> Float[Tensor, "rank resample"]:
         if name not in self.per_sequence:
@@ -204,7 +204,23 @@ class AblationCurves:
         return (over @ draws) / (self.counts @ draws)
 
 
-def _estimate(point: Tensor, resampled: Tensor, level: float) -> Estimate:
+@lru_cache(maxsize=1)  # one set of curves asks for it once a basis, or a component
+def _bootstrap(n: int, seed: int) -> Float[Tensor, "sequence resample"]:
+    """How often each of n sequences appears in each of the samples of n."""
+    drawn = torch.randint(n, (n, _RESAMPLES), generator=torch.Generator().manual_seed(seed))
+    one = torch.ones((), dtype=torch.float64).expand(drawn.shape)
+    return torch.zeros(n, _RESAMPLES, dtype=torch.float64).scatter_add_(0, drawn, one)
+
+
+def _interval(resampled: Float[Tensor, "*rank resample"], level: float) -> tuple[Tensor, Tensor]:
+    """The percentile interval; the whole line where there was nothing to resample."""
+    if not resampled.shape[-1]:
+        unknown = torch.full(resampled.shape[:-1], torch.inf, dtype=resampled.dtype)
+        return -unknown, unknown
     tail = (1 - level) / 2
-    low, high = resampled.quantile(torch.tensor([tail, 1 - tail], dtype=resampled.dtype)).tolist()
-    return Estimate(float(point), low, high)
+    return resampled.quantile(tail, -1), resampled.quantile(1 - tail, -1)
+
+
+def _estimate(point: Tensor, resampled: Tensor, level: float) -> Estimate:
+    low, high = _interval(resampled, level)
+    return Estimate(float(point), float(low), float(high))

@@ -76,6 +76,15 @@ def is_share(data: Any) -> bool:
     return isinstance(data, Shard) and data.world_size > 1
 
 
+def check_rereadable(data: Any, why: str) -> None:
+    """Raise ValueError for an iterator, such as a generator, where data is read more than once."""
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"The data is a {type(data).__name__}, which can be read only once, but {why}: pass a tensor, "
+            "a dataset, or list(data)."
+        )
+
+
 def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
     """The number of token positions in the data, or the limit, where it can be told unread."""
     share = data if isinstance(data, Shard) else Shard(data, 0, 1)
@@ -160,6 +169,9 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
     else:
         start = 0
         for turn, item in enumerate(data):
+            if isinstance(item, Batch):  # already cut, and numbered
+                yield item
+                continue
             inputs, mask = _unpacked(item)
             if len(inputs) and turn % share.world_size == share.rank:
                 yield Batch(inputs, mask, torch.arange(start, start + len(inputs)))

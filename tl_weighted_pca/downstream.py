@@ -17,6 +17,17 @@ from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
 Edit = Callable[[Tensor], Tensor]
 
 
+def edited_at(edit: Edit, tensor: Tensor, positions: Positions, mask: Tensor | None) -> Tensor:
+    """A batch's activations [batch, pos, ...] with an edit at some positions, the others as they are."""
+    edited = edit(tensor)
+    if positions is None or tensor.ndim == 2:
+        return edited
+    where = selected(positions, mask, (tensor.shape[0], tensor.shape[1]))
+    assert where is not None
+    where = where.to(tensor.device).view(*where.shape, *[1] * (tensor.ndim - 2))
+    return torch.where(where, edited, tensor)
+
+
 class Downstream:
     """What lies downstream of a hook point: run it again with the activation there edited.
 
@@ -88,13 +99,7 @@ class Downstream:
         return lambda tensor, hook: self._apply(edit, tensor)
 
     def _apply(self, edit: Edit, tensor: Tensor) -> Tensor:
-        edited = edit(tensor)
-        if self._positions is None or tensor.ndim == 2:
-            return edited
-        where = selected(self._positions, self._run.mask, (tensor.shape[0], tensor.shape[1]))
-        assert where is not None
-        where = where.to(tensor.device).view(*where.shape, *[1] * (tensor.ndim - 2))
-        return torch.where(where, edited, tensor)
+        return edited_at(edit, tensor, self._positions, self._run.mask)
 
     def _can_restart(self, output: Any) -> bool:
         """Whether starting at the layer, unedited, gives what the whole model gave: asked of the

@@ -70,7 +70,9 @@ def edge_ablation_curves(
             )
         if not anywhere:
             for hook_point in between:
-                graph.bases[hook_point].check_place(model_name(model), hook_point)
+                graph.bases[hook_point].check_place(
+                    model_name(model), hook_point, "pass anywhere=True"
+                )
     counts = sorted({int(n) for n in n_edges})
     if not counts or counts[0] < 0:
         raise ValueError(f"n_edges is {list(n_edges)}; expected numbers not below zero.")

@@ -13,7 +13,7 @@ its scale. What is absent or unused has Λ = 0 and drops out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Positions, count_batches
+from tl_weighted_pca.data import Positions, check_rereadable, count_batches
 from tl_weighted_pca.hook_points import NamesFilter, model_name, resolve
 from tl_weighted_pca.interaction_graph import InteractionGraph
 from tl_weighted_pca.jacobian_probe import coordinate_probe, jacobian_probe
@@ -78,7 +78,7 @@ def local_interaction_basis(
         ValueError: for hook points out of order, fewer than two, or data that can be read only once.
     """
     names = _several(model, hook_points)
-    _check_rereadable(batches)
+    check_rereadable(batches, "every hook point takes a pass")
     options: dict[str, Any] = {
         "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens,
         "progress": progress,
@@ -153,9 +153,9 @@ def interaction_edges(
     names = _several(model, list(bases))
     if not anywhere:
         for name in names:
-            bases[name].check_place(model_name(model), name)
+            bases[name].check_place(model_name(model), name, "pass anywhere=True")
     kept = {name: used(bases[name], threshold) for name in names}
-    _check_rereadable(batches)
+    check_rereadable(batches, "every hook point takes a pass")
     starts = {there: range(0, kept[there].n_components, chunk) for there in names[1:]}
     n_batches = count_batches(batches, batch_size) if max_tokens is None else None
     bar = tqdm(
@@ -238,14 +238,6 @@ def _kinds(given: Any) -> str:
         return f"a {type(given).__name__}"
     values = {type(value).__name__ for value in given.values()}
     return f"a {type(given).__name__} of {', '.join(sorted(values))}"
-
-
-def _check_rereadable(data: Any) -> None:
-    if isinstance(data, Iterator):
-        raise ValueError(
-            f"The data is a {type(data).__name__}, which can be read only once, but every hook point "
-            "takes a pass: pass a tensor, a dataset, or list(data)."
-        )
 
 
 def _named(basis: Basis, objective: str) -> Basis:

@@ -66,7 +66,7 @@ def joint_pca(
         order of the components, in which they need not descend.
 
     Raises:
-        ValueError: if there are no pairs, α is outside 0..1, or the moments are per head.
+        ValueError: if there are fewer than two pairs, α is outside 0..1, or the moments are per head.
     """
     alphas = [shrinkage] if isinstance(shrinkage, (int, float)) else list(shrinkage)
     if not alphas or any(not 0 <= alpha <= 1 for alpha in alphas):
@@ -74,21 +74,26 @@ def joint_pca(
     start = metric_pca(moments, center=center)
     if start.per_head:
         raise ValueError("These moments are per head; a joint basis is of one space at a time.")
-    F, G = _sampled(pairs, max_pairs, seed)
-    problem = _Coordinates(start, F, G)
-    if problem.used < 2:
-        return start
-    n_heldout = max(1, len(F) // 5)
-    heldout, rest = slice(0, n_heldout), slice(n_heldout, None)
-    fits: dict[float, Tensor] = {}
-    for alpha in alphas:
-        fits[alpha] = problem.fit(alpha, rest, steps, batch_size, seed)
-    identity = torch.eye(problem.used)
-    scores = {alpha: problem.score(encoder, heldout) for alpha, encoder in fits.items()}
-    best = min(scores, key=lambda alpha: scores[alpha])
-    if not scores[best] < problem.score(identity, heldout):
-        return start
-    return problem.basis(fits[best])
+    with torch.inference_mode(False):  # what is trained here needs a graph
+        F, G = _sampled(pairs, max_pairs, seed)
+        if len(F) < 2:
+            raise ValueError(
+                "There is one pair; expected at least two, one of them to be held out."
+            )
+        problem = _Coordinates(start, F, G)
+        if problem.used < 2:
+            return start
+        n_heldout = max(1, len(F) // 5)
+        heldout, rest = slice(0, n_heldout), slice(n_heldout, None)
+        fits: dict[float, Tensor] = {}
+        for alpha in alphas:
+            fits[alpha] = problem.fit(alpha, rest, steps, batch_size, seed)
+        identity = torch.eye(problem.used)
+        scores = {alpha: problem.score(encoder, heldout) for alpha, encoder in fits.items()}
+        best = min(scores, key=lambda alpha: scores[alpha])
+        if not scores[best] < problem.score(identity, heldout):
+            return start
+        return problem.basis(fits[best])
 
 
 def _sampled(

@@ -32,6 +32,7 @@ def optimize_basis(
     lr: float = 0.01,
     positions: Positions = None,
     batch_size: int = 32,
+    max_tokens: int | None = None,
     progress: bool = True,
 ) -> Basis:
     """argmin over E, D, μ of the model's loss with f ↦ μ + (f − μ)ED: a rank-k bottleneck, trained.
@@ -39,12 +40,12 @@ def optimize_basis(
     Starts from the first k components of `basis` and takes Adam through the model, whose own parameters
     stay as they are; where the model class can start at a layer, only what lies downstream of the hook
     point runs again. This is the limit to quote beside bases that are computed. What was trained is kept
-    only if it is surely better than the start on the last fifth of the batches, by a paired one-sided
+    only if it is surely better than the start on a fifth of the batches, held out, by a paired one-sided
     test at 95%: where there is next to nothing to gain, a few sequences would take noise for a gain.
 
     Args:
         model: as for `collect`.
-        data: as for `collect`; read again from its beginning when it runs out.
+        data: as for `collect`; read whole, and then gone through again and again in other orders.
         basis: where to start.
         k: components to keep, 1..n_components.
         hook_point: where; by default where the basis was made.
@@ -54,6 +55,7 @@ def optimize_basis(
             zero as a cosine.
         positions: where the bottleneck applies.
         batch_size: sequences a batch.
+        max_tokens: stop before exceeding so many tokens of data, which are kept in memory.
         progress: show a progress bar.
 
     Returns:
@@ -64,6 +66,8 @@ def optimize_basis(
         ValueError: if k is outside 1..n_components, or there are too few batches to hold one out.
     """
     place = basis.provenance.hook_point if hook_point is None else hook_point
+    if not place:
+        raise ValueError("This basis does not know where it was made: say where with hook_point.")
     (place,) = resolve(model, [place])
     basis.check_place(model_name(model), place)
     if not 1 <= k <= basis.n_components:
@@ -74,11 +78,13 @@ def optimize_basis(
         raise ValueError(f"loss is {loss!r}; expected 'loss' or 'kl'.")
     scorer = Scorer(loss)
     start = basis.truncate(k)
-    every = list(batches(data, batch_size))
-    n_heldout = max(1, len(every) // 5)
+    every = list(batches(data, batch_size, max_tokens=max_tokens))
     if len(every) < 2:
         raise ValueError("There is one batch; pass at least two, one to train on and one held out.")
-    train, heldout = every[:-n_heldout], every[-n_heldout:]
+    # Batches may come sorted by length: the last would be of positions that the others never reach.
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+    n_heldout = max(1, len(every) // 5)
+    heldout, train = ([every[i] for i in part] for part in (order[:n_heldout], order[n_heldout:]))
     with quiet(model, gradients=True):
         downstream = Downstream(model, place, positions)
         bottleneck = _Bottleneck(start, next(model.parameters()).device)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Positions
+from tl_weighted_pca.data import Batch, Positions, batches, check_rereadable, count_tokens
+from tl_weighted_pca.downstream import edited_at
 from tl_weighted_pca.hook_points import hooked, model_name, resolve
 from tl_weighted_pca.objectives import Objective, next_token_loss
 
@@ -29,7 +32,7 @@ def path_metric(
     max_tokens: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "*head d d"]:
-    """Q = Σ_k Q_k / tr Q_k with Q_k = E[g gᵀ], g = ∂L/∂f at f̂_k: a column metric for `metric_pca`.
+    """Q = mean_k Q_k / tr Q_k with Q_k = E[g gᵀ], g = ∂L/∂f at f̂_k: a column metric for `metric_pca`.
 
     f̂_k are the activations ablated to rank k in `basis`. The Fisher metric is a second-order picture at
     the unablated model, where a confident model has hardly any gradient; far down an ablation curve
@@ -42,44 +45,64 @@ def path_metric(
         data: as for `collect`, read once a rank: nothing that can be read only once.
         hook_point: one name, where `basis` was made.
         basis: whose ablations make the path; PCA is a good start.
-        ranks: k; by default 0, d/8, … 5d/8: what lies above hardly differs from the unablated model.
+        ranks: k; by default 0, r/8, … 5r/8 of r components: what lies above hardly differs from the
+            unablated model.
         objective: what to differentiate. With labels from the data this is the empirical Fisher
             information of the ablated model.
-        positions: as for `collect`; the ablation is at every position.
+        positions: which to ablate, and to take gradients at; others are left as they are.
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens at each rank.
-        progress: show progress bars.
+        progress: show a progress bar.
 
     Returns:
         Q, symmetric and positive semi-definite, with a trace of one.
 
     Raises:
-        ValueError: for a basis of another hook point or model, or ranks outside 0..d.
+        ValueError: for a basis of another hook point or model, ranks outside 0..d, or an iterator.
     """
     (hook_point,) = resolve(model, [hook_point])
     basis.check_place(model_name(model), hook_point)
+    check_rereadable(data, "every rank takes a pass")
     most = basis.n_components
     chosen = [round(i * most / 8) for i in range(6)] if ranks is None else list(ranks)
     if not chosen:
         raise ValueError("No ranks were given; name at least one, or None for the default.")
+    mask: Tensor | None = None
+
+    def told() -> Iterator[Batch]:
+        """The data, batch by batch, its mask known to the hook."""
+        nonlocal mask
+        for batch in batches(data, batch_size, max_tokens=max_tokens):
+            mask = batch.mask
+            yield batch
+            bar.update(batch.n_tokens)
+
+    def ablation(k: int) -> Callable[..., Tensor]:
+        project = partial(basis.hook(k), hook=None)
+        return lambda tensor, hook: edited_at(project, tensor, positions, mask)
+
+    n_tokens = count_tokens(data, max_tokens)
+    bar = tqdm(
+        total=None if n_tokens is None else n_tokens * len(chosen), unit="tok", unit_scale=True,
+        desc="Down the path", dynamic_ncols=True, disable=not progress,
+    )  # fmt: skip
     total: Tensor | None = None
     for k in chosen:
         # Entered before the collector's own hooks, so what these see is ablated already.
-        with hooked(model, [(hook_point, basis.hook(k))]):
+        with hooked(model, [(hook_point, ablation(k))]):
             moments = collect(
                 model,
-                data,
+                told(),
                 hook_point,
                 objective=objective,
                 statistics=["gradient"],
                 positions=positions,
-                batch_size=batch_size,
-                max_tokens=max_tokens,
                 per_head=basis.per_head,
-                progress=progress,
+                progress=False,
             )[hook_point]
         second = moments.require("gradient").second
         share = second / second.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         total = share if total is None else total + share
+    bar.close()
     assert total is not None
     return torch.as_tensor(total / len(chosen)).cpu()

@@ -34,14 +34,14 @@ class Scorer:
             if not isinstance(values, Tensor) or values.shape != (n,):
                 got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise ValueError(f"The score gave {got}; expected one scalar a sequence, ({n},).")
-            return values.double().cpu(), torch.ones(n, dtype=torch.float64)
+            return values.cpu().double(), torch.ones(n, dtype=torch.float64)
+        counted = counted_targets(run)
         if self.score == "loss":
-            values, counted = target_losses(run), counted_targets(run)
-        else:
-            logits = F.log_softmax(language_logits(run), -1)
-            reference = F.log_softmax(run.reference.to(logits), -1)
+            values = target_losses(run)
+        else:  # over the tokens that have a loss
+            logits = F.log_softmax(language_logits(run)[:, :-1], -1)
+            reference = F.log_softmax(run.reference[:, :-1].to(logits), -1)
             values = F.kl_div(logits, reference, reduction="none", log_target=True).sum(-1)
-            counted = run.mask
             values = values if counted is None else values.masked_fill(~counted, 0.0)
         terms = torch.full((n,), float(values.shape[1])) if counted is None else counted.sum(1)
-        return values.double().sum(1).cpu(), terms.double().cpu()
+        return values.cpu().double().sum(1), terms.cpu().double()
