@@ -51,18 +51,18 @@ def strongest(zs, rows, i, k, sign, first=0):
     best.sort(key=lambda each: (-sign * round(each[0], 4), each[1]))
     seen, kept = set(), []
     for value, number, at in best:
-        text = tuple(rows[number][max(0, at - 24) : at + 1])
+        text = tuple(rows[number][: at + 1])
         if text not in seen:
             seen.add(text)
             kept.append((value, number, at))
     return kept[:k]
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_contexts_are_those_of_a_full_sort(model, heldout, basis, first):
-    rows = heldout["input_ids"]
+@pytest.mark.parametrize(("first", "window"), [(0, (24, 8)), (1, (24, 8)), (1, (0, 8))])
+def test_contexts_are_those_of_a_full_sort(model, heldout, basis, first, window):
+    rows, (before, after) = heldout["input_ids"], window
     made = wpca.cards(
-        model, heldout, basis, 4, contexts=5, score=None, anywhere=True,
+        model, heldout, basis, 4, contexts=5, window=window, score=None, anywhere=True,
         positions=slice(first, None), **QUIET,
     )  # fmt: skip
     zs = coordinates(model, rows, basis, 4)
@@ -76,8 +76,8 @@ def test_contexts_are_those_of_a_full_sort(model, heldout, basis, first):
             for context in contexts:
                 start = context.position - context.focus
                 stop = start + len(context.tokens)
-                assert start == max(0, context.position - 24)
-                assert stop == min(len(rows[context.sequence]), context.position + 9)
+                assert start == max(0, context.position - before)
+                assert stop == min(len(rows[context.sequence]), context.position + after + 1)
                 shown = model.tokenizer.batch_decode(
                     [[token] for token in rows[context.sequence][start:stop]]
                 )
@@ -282,7 +282,7 @@ def test_streaming_keeps_what_a_full_sort_would(data):
             if not places:
                 continue
             at = min(places, key=lambda each: (-sign * float(z[number, each]), each))
-            text = tuple(tokens[number, max(0, at - before) : at + 1].tolist())
+            text = tuple(tokens[number, : at + 1].tolist())
             rank = (-sign * float(z[number, at]), number, at)
             best[text] = min(best.get(text, rank), rank)
         expected = [(number, at) for _, number, at in sorted(best.values())][:k]
@@ -291,6 +291,25 @@ def test_streaming_keeps_what_a_full_sort_would(data):
         for rows in order.split(data.draw(st.integers(1, 5))):
             ends.add(Batch(tokens[rows], None, rows), z[rows][..., None], counted[rows])
         assert [(each.sequence, each.position) for each in ends.result()[0]] == expected
+
+
+@pytest.mark.parametrize("window", [(2, 1), (0, 8)])
+def test_texts_that_differ_before_the_window_are_two(window):
+    """What is shown of the first three is the same, but only the first two are the same text."""
+    rows = [[5, 7, 7, 7, 1], [5, 7, 7, 7, 2], [6, 7, 7, 7, 1], [5, 7, 7, 8, 1]]
+    left = torch.tensor([[9, *row] for row in rows])  # padded with what does not count
+    z = torch.tensor([0.0, 0, 0, 0, 3, 0]).repeat(4, 1)[..., None]
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    mask[:, 0] = False
+    ends = Extremes(1, 4, window, 1)
+    for row in range(4):
+        ends.add(
+            Batch(left[row : row + 1], mask[row : row + 1], torch.tensor([row])),
+            z[row : row + 1], mask[row : row + 1],
+        )  # fmt: skip
+    # Without the padding, and counted in other bytes, a text is the same text.
+    ends.add(Batch(torch.tensor(rows[:1]).int(), None, torch.tensor([4])), z[:1, 1:], mask[:1, 1:])
+    assert [(each.sequence, each.position) for each in ends.result()[0]] == [(0, 3), (2, 3), (3, 3)]
 
 
 values = st.floats(-1e6, 1e6, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)
@@ -332,26 +351,27 @@ def test_an_outlier_leaves_the_rest_in_sight():
 
 
 def test_memory_is_flat_in_tokens():
-    """A stream twenty times as long leaves as many numbers behind."""
+    """A stream twenty times as long leaves as many numbers behind, and so do longer sequences."""
 
-    def held(n_batches):
+    def held(n_batches, length=50):
         generator = torch.Generator().manual_seed(0)
         sums, ends = HistogramSums(3), Extremes(3, 4, (5, 2), 1)
         for number in range(n_batches):
-            z = torch.randn(2, 50, 3, generator=generator)
-            tokens = torch.randint(100, (2, 50), generator=generator)
+            z = torch.randn(2, length, 3, generator=generator)
+            tokens = torch.randint(100, (2, length), generator=generator)
             index = torch.tensor([2 * number, 2 * number + 1])
             sums.add(z.flatten(0, 1))
-            ends.add(Batch(tokens, None, index), z, torch.ones(2, 50, dtype=torch.bool))
+            ends.add(Batch(tokens, None, index), z, torch.ones(2, length, dtype=torch.bool))
         kept = [window for windows in ends._kept for window in windows.values()]
         tensors = [value for value in vars(sums).values() if isinstance(value, torch.Tensor)]
         return (
             sum(tensor.numel() for tensor in tensors),
             len(kept),
             max(len(window.token_ids) + len(window.coordinates) for window in kept),
+            {len(read) for windows in ends._kept for read in windows},
         )
 
-    assert held(200) == held(10)
+    assert held(200) == held(10) == held(10, length=400)
 
 
 def eta_squared(z, labels):
@@ -409,6 +429,25 @@ def test_facts_that_are_known_are_found():
     assert min(score.p_value for score in scores[2]) > 0.05
 
 
+def test_a_fact_of_a_single_value_is_not_told():
+    """Its η² is rounding, whose deals give a p-value all the same."""
+    n = 40
+    data = Dataset.from_dict(
+        {"same": ["x"] * n, "number": [0.1] * n, "flag": [True] * n, "real": ["a", "b"] * (n // 2)}
+    )
+    z = torch.randn(n, 3, 2, generator=torch.Generator().manual_seed(0))
+    counted = torch.ones(n, 3, dtype=torch.bool)
+
+    def told(names):
+        sums = FactSums(data, names)
+        sums.add(torch.arange(n), z, counted)
+        return sums.result()
+
+    assert [{score.fact for score in card} for card in told(data.column_names)] == [{"real"}] * 2
+    assert told(data.column_names) == told(["real"])
+    assert told(["same", "number", "flag"]) == [[], []]
+
+
 def test_chance_is_chance():
     """Where nothing is told, ε² averages zero and p is spread evenly: with 12 facts to choose from."""
     generator = torch.Generator().manual_seed(3)
@@ -452,11 +491,48 @@ def test_facts_of_stories_are_told_where_they_are_recalled(best_model, basis):
             assert recalled[fact].eta_squared == pytest.approx(eta_squared(means, labels), rel=1e-3)
 
 
+@pytest.mark.parametrize("format", ["torch", "numpy"])
+def test_facts_are_the_same_in_whatever_format_a_dataset_gives_them(format):
+    """Tensors without dimensions and numpy's scalars are the numbers, words and flags they hold."""
+    n = 24
+    data = Dataset.from_dict(
+        {"word": ["a", "b", None] * 8, "whole": list(range(n)), "real": [i**2 / 8 for i in range(n)],
+         "flag": [i % 2 == 0 for i in range(n)], "fact_positions": [[1, 2 + i % 2] for i in range(n)],
+         "fact_kinds": [["word", "flag"]] * n}
+    )  # fmt: skip
+    z = torch.randn(n, 4, 3, generator=torch.Generator().manual_seed(0))
+    found = []
+    for each in (data, data.with_format(format)):
+        sums = FactSums(each, ["word", "whole", "real", "flag"])
+        sums.add(torch.arange(n), z, torch.ones(n, 4, dtype=torch.bool))
+        found.append(sums.result())
+    assert found[1] == found[0]
+    assert {(score.fact, score.where) for score in found[0][0]} == {
+        ("word", "mean"), ("whole", "mean"), ("real", "mean"), ("flag", "mean"),
+        ("word", "recall"), ("flag", "recall"),
+    }  # fmt: skip
+
+
 def test_too_few_sequences_tell_nothing_and_it_is_said(best_model, heldout, basis):
     few = heldout.select(range(5))
     made = wpca.cards(best_model, few, basis, 2, facts=["who"], contexts=1, score=None, **QUIET)
     assert made[0].facts == made[0].told == []
     assert "too few sequences" in made.notes[0]
+
+
+def test_tables_of_facts_have_their_columns_also_where_nothing_is_told(best_model, heldout, basis):
+    """The documented query finds its column; "head" is there where heads are."""
+    few, options = heldout.select(range(5)), {"contexts": 1, "score": None, **QUIET}
+    data = heldout.add_column("even", [i % 2 == 0 for i in range(len(heldout))])
+    none = wpca.cards(best_model, few, basis, 2, **options).facts_to_pandas()
+    some = wpca.cards(best_model, data, basis, 2, facts=["even"], **options).facts_to_pandas()
+    assert len(none.query("p_value <= 0.05")) == 0
+    assert len(some) == 2
+    assert list(none.columns) == list(some.columns)
+    assert "head" not in some
+    heads = pca_at(best_model, few, "blocks.1.attn.hook_z", per_head=True)
+    table = wpca.cards(best_model, data, heads, 2, facts=["even"], **options).facts_to_pandas()
+    assert list(table.columns) == ["component", "head", *some.columns[1:]]
 
 
 @pytest.mark.parametrize("make", ["weighted_pca", "gradient_pca", "metric_pca"])
@@ -490,6 +566,16 @@ def test_the_model_is_left_as_it_was(model, tokens, heldout):
     assert next(iter(model.parameters())).requires_grad
 
 
+def test_inference_mode_changes_nothing(best_model, heldout, basis):
+    """Of the caller: what is summed up is made where it is added to, and so can be shown outside."""
+    few, options = heldout.select(range(12)), {"facts": ["who"], "contexts": 2, **QUIET}
+    expected = wpca.cards(best_model, few, basis, 2, **options)
+    with torch.inference_mode():
+        made = wpca.cards(best_model, few, basis, 2, **options)
+        assert torch.is_inference_mode_enabled()
+    assert made.to_html() == expected.to_html()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -506,6 +592,19 @@ def test_the_model_is_left_as_it_was(model, tokens, heldout):
 def test_errors_say_what_to_do(best_model, heldout, basis, change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         wpca.cards(best_model, heldout, basis, **change, **QUIET)
+
+
+def test_a_basis_without_components_is_refused_before_the_model_runs(best_model, heldout, basis):
+    def run(f, hook):
+        raise AssertionError("the model ran")
+
+    heads = pca_at(best_model, heldout.select(range(2)), "blocks.1.attn.hook_z", per_head=True)
+    for empty in (basis.truncate(0), heads.truncate(0)):
+        with (
+            best_model.hooks(fwd_hooks=[("hook_embed", run)]),
+            pytest.raises(ValueError, match="The basis has no components; expected at least one"),
+        ):
+            wpca.cards(best_model, heldout, empty, **QUIET)
 
 
 def test_what_is_not_finite_is_named(best_model, tokens, basis):

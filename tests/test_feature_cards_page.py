@@ -140,6 +140,14 @@ def test_parts_of_characters_and_lost_spaces_are_told():
     assert TokenText(None)([5]) == ["#5"]
 
 
+def test_a_hole_in_the_ids_is_a_number_and_what_lies_past_it_a_token():
+    """Two tokens, numbered 0 and 3: their count is below the larger number."""
+    words = Tokenizer(models.WordLevel({"the": 0, "cat": 3}, unk_token="the"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    assert len(tokenizer) == 2
+    assert TokenText(tokenizer)([0, 1, 2, 3, 4]) == ["the", "#1", "#2", "cat", "#4"]
+
+
 def test_saving_is_all_or_nothing(made, tmp_path):
     path = tmp_path / "cards.html"
     made.save(path)
@@ -240,13 +248,37 @@ def test_the_keyboard_goes_from_card_to_card(visit, made):
     page.keyboard.press("Tab")
     assert focused() == "Skip to the cards"
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
-    for key, name in [("j", 0), ("ArrowRight", 1), ("j", 2), ("k", 1), ("ArrowLeft", 0), ("k", 0)]:
+    keys = ["ArrowRight", "ArrowRight", "j", "k", "ArrowLeft", "k"]
+    for key, name in zip(keys, [0, 1, 2, 1, 0, 0], strict=True):
         page.keyboard.press(key)
         assert focused() == f"Component {name}"
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     for _ in range(2):  # the link back to the overview lies between
         page.keyboard.press("Tab")
+    assert focused() == "Component 1"
+
+
+@needs_browser
+def test_letters_are_keys_only_while_a_card_has_the_focus(visit, made):
+    """WCAG 2.1.4: whoever dictates types letters wherever they are."""
+    page = visit(made)
+
+    def focused():
+        return page.evaluate("document.activeElement.id || document.activeElement.textContent")
+
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement === document.body && scrollY === 0")
+    page.keyboard.press("Tab")
+    for key in "jk":
+        page.keyboard.press(key)
+        assert focused() == "Skip to the cards"
+    page.keyboard.press("Enter")  # the link puts the focus into the cards
+    assert focused() == "c0"
+    page.keyboard.press("j")
+    assert focused() == "Component 1"
+    page.locator("#c2 h3").first.click()  # and so does a click
+    page.keyboard.press("k")
     assert focused() == "Component 1"
 
 

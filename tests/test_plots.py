@@ -92,8 +92,12 @@ def test_eigenvalues_of_several_methods_have_no_common_unit_and_are_drawn_as_sha
 
 def test_a_truncated_basis_never_explains_all(stats):
     basis = wpca.pca(stats[PLACES[0]]).truncate(5)
-    shares = lines(drawn(eigenvalue_spectra(basis)).axes[1])[0][1]
+    ((label, shares),) = lines(drawn(eigenvalue_spectra(basis)).axes[1])
     assert shares == basis.explained_ratio.cumsum(0).tolist() and shares[-1] < 1
+    # But five components are never more than five equal ones.
+    kept = basis.eigenvalues.tolist()
+    ratio = sum(kept) ** 2 / sum(x * x for x in kept)
+    assert ratio <= 5 and label == f"pca ({ratio:.1f})"
 
 
 def test_rounding_of_the_eigensolver_does_not_squeeze_what_it_stands_for(stats):
@@ -221,16 +225,65 @@ def test_the_baseline_and_the_band_of_each_basis_are_drawn(best_model, stats, he
     assert ax.get_xlabel() == f"components kept (of {curves.width})"
 
 
-def test_pictures_go_into_axes_that_are_there_already(stats):
+def curves_of(scores, **fields):
+    """Curves over four sequences at ranks 0, 32 and 64; the unablated model scores 0.75."""
+    spread = torch.tensor([-0.02, -0.01, 0.01, 0.02], dtype=torch.float64)
+    rows = torch.tensor(scores, dtype=torch.float64)[:, None] + spread
+    whole = torch.full((4,), 0.75, dtype=torch.float64)
+    counts = torch.ones(4, dtype=torch.float64)
+    return wpca.AblationCurves(
+        [0, 32, 64],
+        64,
+        {"pca": rows},
+        whole,
+        counts,
+        hook_point=PLACES[0],
+        unit="accuracy",
+        **fields,
+    )
+
+
+def test_a_score_that_falls_is_drawn_as_it_is(stats):
+    """An accuracy, one noisy rank above the baseline or none; a logarithm would show a dot or nothing."""
+    for last in (0.75, 0.76):
+        curves = curves_of([0.25, 0.5, last])
+        (ax,) = drawn(curves.plot()).axes
+        assert ax.get_yscale() == "linear" and ax.get_ylabel() == "accuracy"
+        assert dict(lines(ax))["pca"] == pytest.approx([0.25, 0.5, last])
+        assert dict(lines(ax))["unablated"][0] == 0.75
+    with pytest.raises(
+        ValueError, match=r"No accuracy lies above the unablated 0\.750.*excess=False"
+    ):
+        curves_of([0.25, 0.5, 0.75]).plot(excess=True)
+    assert drawn(curves_of([2.0, 1.0, 0.74]).plot()).axes[0].get_yscale() == "log"
+    # All of it at full rank: nothing has changed, and that is to be seen.
+    flat = drawn(curves_of([0.75, 0.75, 0.75]).plot()).axes[0]
+    assert dict(lines(flat))["pca"] == pytest.approx([0.75] * 3)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_pictures_go_into_axes_that_are_there_already(stats, nested):
+    """Also into those of a subfigure; the title of the figure around them stays as it was."""
     import matplotlib.pyplot as plt
 
     a, b = (wpca.pca(stats[place]) for place in PLACES)
-    figure, axes = plt.subplots(2, 2)
-    assert eigenvalue_spectra({"a": a}, axes=axes[0]) is figure
-    assert basis_overlap(a, b, ax=axes[1, 0]) is figure
-    assert basis_overlap({"a": a}, {"b": b}, ax=axes[1, 1]) is figure
+    figure = plt.figure()
+    figure.suptitle("mine")
+    inner = figure.subfigures(1, 2)[0].subfigures(2, 1)[1] if nested else figure
+    axes = inner.subplots(3, 2)
+    assert eigenvalue_spectra({"a": a}, axes=axes[0], title="A") is figure
+    assert eigenvalue_spectra({"a": a}, axes=axes[1]) is figure
+    assert basis_overlap(a, b, ax=axes[2, 0], title="B") is figure
+    assert basis_overlap({"a": a}, {"b": b}, ax=axes[2, 1], title="C") is figure
     drawn(figure)
     assert all(ax.has_data() for ax in axes.flat)
+    assert figure.get_suptitle() == "mine"
+    titles = [ax.get_title() for ax in axes.flat]
+    assert titles == ["A", "", f"Eigenvalues at {PLACES[0]}", "", "B", "C"]
+    plt.close(figure)
+    figure, ax = plt.subplots()
+    inner = figure.subfigures(1, 1).subplots() if nested else ax
+    assert curves_of([2.0, 1.0, 0.75]).plot(ax=inner) is figure
     plt.close(figure)
 
 

@@ -148,7 +148,7 @@ class FeatureCards(Sequence[FeatureCard]):
         return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
     def facts_to_pandas(self) -> pd.DataFrame:
-        """One row a component and fact: the fields of `FactScore`."""
+        """One row a component and fact: the fields of `FactScore`, named also where there are no rows."""
         import dataclasses
 
         import pandas as pd
@@ -158,7 +158,10 @@ class FeatureCards(Sequence[FeatureCard]):
             for card in self.cards
             for score in card.facts
         ]
-        return pd.DataFrame(rows).dropna(axis="columns", how="all")
+        # Named also where there are no rows, so that a query finds its column.
+        names = ["component", "head", *(field.name for field in dataclasses.fields(FactScore))]
+        table = pd.DataFrame(rows, columns=names)
+        return table.drop(columns="head") if table["head"].isna().all() else table
 
     def to_html(self) -> str:
         """One self-contained page."""

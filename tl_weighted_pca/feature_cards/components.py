@@ -29,10 +29,14 @@ class Components:
         """The first n; in a basis per head the n of highest eigenvalue, whatever their head.
 
         Raises:
-            ValueError: if n is below one.
+            ValueError: if n is below one, or the basis has no components.
         """
         if n < 1:
             raise ValueError(f"n is {n}; expected at least one component.")
+        if not basis.n_components:
+            raise ValueError(
+                "The basis has no components; expected at least one: truncate it to more."
+            )
         if not basis.per_head:
             n = min(n, basis.n_components)
             return cls(basis.truncate(n), [(None, i) for i in range(n)])

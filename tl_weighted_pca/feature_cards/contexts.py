@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -39,8 +40,8 @@ class Window:
 class Extremes:
     """The k strongest windows of each component, in memory that does not grow with the stream.
 
-    Each sequence offers its one strongest position, the earlier one if two are equal. Windows that
-    read the same up to their token count once: a causal model cannot tell them apart.
+    Each sequence offers its one strongest position, the earlier one if two are equal. Sequences that
+    read the same from their start to that token count once: a causal model cannot tell them apart.
 
     Args:
         n: components.
@@ -51,7 +52,8 @@ class Extremes:
 
     def __init__(self, n: int, k: int, window: tuple[int, int], sign: int) -> None:
         self._k, self._window, self._sign = k, window, sign
-        self._kept: list[dict[tuple[int, ...], Window]] = [{} for _ in range(n)]
+        self._kept: list[dict[bytes, Window]] = [{} for _ in range(n)]
+        """By a digest of all that a causal model has read at the token, however long."""
         self._bar = torch.full((n,), -math.inf)
         """What a window must reach."""
 
@@ -63,19 +65,18 @@ class Extremes:
         best, at = strength.max(1)
         for row, i in (best >= self._bar.to(best)).nonzero().tolist():
             if best[row, i] > -math.inf:
-                self._offer(i, self._cut(batch, z[row, :, i], counted[row], row, int(at[row, i])))
+                self._offer(i, *self._cut(batch, z[row, :, i], counted[row], row, int(at[row, i])))
 
     def result(self) -> list[list[Window]]:
         """The windows of each component, strongest first."""
         return [sorted(kept.values(), key=self._order, reverse=True) for kept in self._kept]
 
-    def _offer(self, i: int, window: Window) -> None:
+    def _offer(self, i: int, read: bytes, window: Window) -> None:
         kept = self._kept[i]
-        key = tuple(window.token_ids[: window.focus + 1])
-        same = kept.get(key)
+        same = kept.get(read)
         if same is not None and not self._better(window, same):
             return
-        kept[key] = window
+        kept[read] = window
         if len(kept) > self._k:
             del kept[min(kept, key=lambda each: self._order(kept[each]))]
         if len(kept) == self._k:
@@ -91,7 +92,10 @@ class Extremes:
     def _order(self, window: Window) -> tuple[float, int]:
         return self._sign * window.coordinate, -window.sequence
 
-    def _cut(self, batch: Batch, z: Tensor, counted: Tensor, row: int, at: int) -> Window:
+    def _cut(
+        self, batch: Batch, z: Tensor, counted: Tensor, row: int, at: int
+    ) -> tuple[bytes, Window]:
+        """The window around a token, and a digest of the tokens up to it."""
         real = range(batch.inputs.shape[1])
         if batch.mask is not None:
             places = batch.mask[row].nonzero().flatten()
@@ -99,10 +103,12 @@ class Extremes:
         before, after = self._window
         start, stop = max(real.start, at - before), min(real.stop, at + after + 1)
         coordinates = z[start:stop].double().masked_fill(~counted[start:stop], math.nan)
-        return Window(
+        read = batch.inputs[row, real.start : at + 1].long().cpu().numpy()
+        window = Window(
             sequence=int(batch.sequence_index[row]),
             position=at - real.start,
             token_ids=batch.inputs[row, start:stop].tolist(),
             coordinates=coordinates.tolist(),
             focus=at - start,
         )
+        return hashlib.blake2b(read.tobytes(), digest_size=16).digest(), window

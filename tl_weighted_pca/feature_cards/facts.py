@@ -98,14 +98,14 @@ class FactSums:
                 continue
             before: dict[str, list[int]] = {}
             for position, kind in zip(*self._recalls[number], strict=True):
-                at = position - 1
+                at = int(position) - 1
                 if kind in self._recalled and 0 <= at < z.shape[1] and counted[row, at]:
                     before.setdefault(kind, []).append(at)
             for kind, positions in before.items():
                 self._recalled[kind].append((number, z[row, positions].mean(0)))
 
     def result(self, seed: int = 0) -> list[list[FactScore]]:
-        """The scores of each component, the fact best told first; none from too few sequences."""
+        """The scores of each component, the fact best told first; none from too few sequences or values."""
         n = len(self._means[0])
         cells = []
         told: dict[str, tuple[Sequence[int], Sequence[Tensor]]]
@@ -118,7 +118,7 @@ class FactSums:
             for where, (rows, values) in told.items():
                 known = [i for i, row in enumerate(rows) if bool(column.known[row])]
                 kept = column.rows([rows[i] for i in known])
-                if len(known) >= max(_FEWEST, 2 * (kept.freedom + 1)):
+                if kept.freedom and len(known) >= max(_FEWEST, 2 * (kept.freedom + 1)):
                     cells.append(_Cell(fact, where, kept, torch.stack([values[i] for i in known])))
         if not cells:
             return [[] for _ in range(n)]
@@ -155,6 +155,8 @@ class _Column:
 
     @classmethod
     def read(cls, name: str, values: list[Any]) -> _Column:
+        # A dataset's format may wrap each value: `with_format("torch")` in a tensor, "numpy" in a scalar.
+        values = [value.item() if getattr(value, "ndim", None) == 0 else value for value in values]
         known = torch.tensor([value is not None for value in values])
         present = [value for value in values if value is not None]
         kinds = {type(value) for value in present}
@@ -177,8 +179,12 @@ class _Column:
 
     @property
     def freedom(self) -> int:
-        """m − 1 for m values, 1 for numbers: E[η²] = freedom/(rows − 1) where nothing is told."""
-        return 1 if self.numeric else len(self.values.unique()) - 1
+        """m − 1 for m values, 1 for numbers: E[η²] = freedom/(rows − 1) where nothing is told.
+
+        0 where all rows have one value or number, which tells nothing.
+        """
+        more = len(self.values.unique()) - 1
+        return min(more, 1) if self.numeric else more
 
     def share_explained(self, z: Float[Tensor, "rows n"]) -> Float[Tensor, "n"]:
         """η² of each column of z under the values, or r² under the numbers; 0 where z is constant."""

@@ -83,7 +83,7 @@ def cards(
 
     Raises:
         ValueError: for a basis of another width, hook point or model, data that can be read only once
-            or are no tokens, unknown columns, or numbers below one.
+            or are no tokens, unknown columns, numbers below one, or a basis without components.
         NonFiniteError: on NaN or infinity in the activations, naming the batch.
     """
     hook_point = basis.provenance.hook_point if hook_point is None else hook_point
@@ -91,7 +91,7 @@ def cards(
         raise ValueError("The basis does not say where it was made: pass hook_point=.")
     (hook_point,) = resolve(model, [hook_point])
     if not anywhere:
-        basis.check_place(model_name(model), hook_point)
+        basis.check_place(model_name(model), hook_point, "pass anywhere=True")
     counts = {"contexts": contexts, "n_promoted": n_promoted, "batch_size": batch_size}
     for name, count in counts.items():
         if count < 1:
@@ -112,17 +112,15 @@ def cards(
             batch_size=batch_size, progress=progress,
             max_tokens=max_tokens if ablation_tokens is None else ablation_tokens,
         )  # fmt: skip
-    seen = _Seen(components, contexts, window, told)
-    recorder = Recorder({hook_point: seen}, {}, None)
-    with (
-        Progress(batches, batch_size, max_tokens, progress) as bar,
-        quiet(model, gradients=False),
-        hooked(model, recorder.hooks(model)),
-    ):
-        for batch in cut(batches, batch_size, max_tokens=max_tokens):
-            recorder.run(model, batch)
-            seen.add(batch, positions)
-            bar.advance(batch)
+    with Progress(batches, batch_size, max_tokens, progress) as bar, quiet(model, gradients=False):
+        # Made in here: what the caller's inference mode makes cannot be added to outside of it.
+        seen = _Seen(components, contexts, window, told)
+        recorder = Recorder({hook_point: seen}, {}, None)
+        with hooked(model, recorder.hooks(model)):
+            for batch in cut(batches, batch_size, max_tokens=max_tokens):
+                recorder.run(model, batch)
+                seen.add(batch, positions)
+                bar.advance(batch)
     if not seen.n_tokens:
         raise ValueError(
             f"positions={positions!r} selects no token of the data: choose others, or None for all."
@@ -138,7 +136,8 @@ def cards(
     scores = [[] for _ in components.names] if seen.facts is None else seen.facts.result(seed)
     if facts and not any(scores):
         notes.append(
-            "Facts: there are too few sequences to tell; pass two for each value at least."
+            "Facts: there are too few sequences or values to tell; a fact needs two values, two sequences "
+            "for each, and eight in all."
         )
     highest, lowest = seen.highest.result(), seen.lowest.result()
     made = [

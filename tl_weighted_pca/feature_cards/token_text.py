@@ -18,6 +18,8 @@ class TokenText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        # Not len(tokenizer): where numbers are left out, the largest lies past it.
+        self._largest = -1 if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1)
         self._known: dict[int, str] = {}
 
     def __call__(self, ids: Iterable[int]) -> list[str]:
@@ -29,10 +31,12 @@ class TokenText:
         return self._known[number]
 
     def _asked(self, number: int) -> str:
-        # A model's vocabulary is often padded past its tokenizer's.
-        if self._tokenizer is None or number >= len(self._tokenizer):
+        # A model's vocabulary is often padded past its tokenizer's, where some tokenizers raise.
+        piece = None
+        if number <= self._largest:
+            piece = self._tokenizer.convert_ids_to_tokens(number)
+        if piece is None:
             return f"#{number}"
-        piece = self._tokenizer.convert_ids_to_tokens(number)
         text = self._tokenizer.decode([number], clean_up_tokenization_spaces=False)
         if not text or "\ufffd" in text:  # a part of a character
             return piece

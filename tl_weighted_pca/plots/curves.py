@@ -21,7 +21,7 @@ _ROUNDING = 1e-6
 def plot_ablation_curves(
     curves: AblationCurves,
     *,
-    excess: bool = True,
+    excess: bool | None = None,
     names: Mapping[str, str] | None = None,
     level: float = 0.95,
     title: str | None = None,
@@ -33,19 +33,31 @@ def plot_ablation_curves(
         curves: from `ablation_curves`.
         excess: draw score − baseline on a logarithmic axis, where the middle ranks can be told apart,
             with the baseline's value in words; otherwise the scores themselves, and the baseline as a
-            dashed line.
+            dashed line. By default the former, unless the scores fall rather than rise, as an accuracy
+            does: a logarithm has no place for that.
         names: which curves, and what to call them; all by default.
         level: of the bands.
         title: above the axes; the hook point by default.
         ax: to draw into; a new figure by default.
+
+    Raises:
+        ValueError: if the excess is asked for, and is nowhere above zero.
     """
-    figure, ax = canvas(ax, (7.0, 4.5))
     labels = dict(names) if names is not None else {name: name for name in curves.per_sequence}
     estimates = {name: curves.excess(name, level=level) for name in labels}
+    every = [e for mine in estimates.values() for e in mine]
     # A logarithm has no place for what is zero to rounding, as at full rank: the line breaks there.
-    largest = max(max(values) for values in estimates.values())
-    floor = max(_FLOOR * largest, _ROUNDING * abs(curves.baseline)) if excess else -math.inf
+    floor = max(_FLOOR * max(every), _ROUNDING * abs(curves.baseline))
+    if excess is None:
+        excess = max(every) > max(floor, -min(every))
+    if excess and max(every) <= floor:
+        raise ValueError(
+            f"No {curves.unit} lies above the unablated {curves.baseline:.3f}, so a logarithmic axis of the "
+            "excess would be empty: pass excess=False to draw the scores themselves."
+        )
     offset = 0.0 if excess else curves.baseline
+    floor = floor if excess else -math.inf
+    figure, ax = canvas(ax, (7.0, 4.5))
     for name, style in styles(list(labels)).items():
         mine = estimates[name]
         values = [e + offset if e > floor else math.nan for e in mine]

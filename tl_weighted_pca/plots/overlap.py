@@ -12,7 +12,15 @@ from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.overlap import Side, component_cosines, subspace_overlap
-from tl_weighted_pca.plots.picture import MARKERS, PALETTE, SEQUENCE, canvas, new_figure, plain
+from tl_weighted_pca.plots.picture import (
+    MARKERS,
+    PALETTE,
+    SEQUENCE,
+    canvas,
+    figure_of,
+    new_figure,
+    plain,
+)
 
 Bases = Mapping[str, Basis] | Basis
 
@@ -105,7 +113,7 @@ def _pair(
         ax, curve = figure.subplots(1, 2, width_ratios=(1.15, 1))
         plain(curve)
     else:
-        figure, _ = canvas(ax, (0, 0))
+        figure = figure_of(ax)
     names = [_name(a, "left"), _name(b, "right")]
     if names[0] == names[1]:
         names = [f"{names[0]}, left", f"{names[1]}, right"]
@@ -118,10 +126,12 @@ def _pair(
         _heat(ax, cosines, "|cosine| of single components", chance=None, x_from=1, y_from=1)
         ax.set_xlabel(f"component of {names[1]}")
         ax.set_ylabel(f"component of {names[0]}")
+    if alone:
+        if title is not None:
+            ax.set_title(title)
+        return figure
     if title is not None:
         figure.suptitle(title, fontsize=11)
-    if alone:
-        return figure
     j = range(1, k + 1)
     mean = overlap.reshape(-1, k).mean(0).tolist()
     label = "mean over heads" if a.per_head else "the two bases"

@@ -56,11 +56,16 @@ def plain(ax: Axes) -> Axes:
 def canvas(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
     """The given axes and their figure, or new ones."""
     if ax is not None:
-        figure = ax.figure
-        assert isinstance(figure, Figure)
-        return figure, ax
+        return figure_of(ax), ax
     figure = new_figure(size)
     return figure, plain(figure.subplots())
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that axes are in, also from within a subfigure."""
+    figure = ax.figure.figure
+    assert isinstance(figure, Figure)
+    return figure
 
 
 def new_figure(size: tuple[float, float]) -> Picture:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.plots.picture import PALETTE, SEQUENCE, new_figure, plain, styles
+from tl_weighted_pca.plots.picture import PALETTE, SEQUENCE, figure_of, new_figure, plain, styles
 from tl_weighted_pca.svd import svdvals
 
 _UNITS = {
@@ -43,13 +43,15 @@ def eigenvalue_spectra(
     """λ_i by i on a logarithmic axis, and the cumulative share Σ_{j≤i} λ_j / Σ_j λ_j beside it.
 
     The legend gives each basis's participation ratio (Σλ)² / Σλ², the number of equal eigenvalues
-    that would be as spread out. A basis per head has one line a head.
+    that would be as spread out, over the components that it keeps: shares are of all, also of those
+    truncated away. A basis per head has one line a head, and the mean of their ratios.
 
     Args:
         bases: one, or several by name. More than seven are coloured as a sequence, such as layers.
         normalized: draw λ_i / Σ_j λ_j; by default where the bases' methods differ, and with them the
             units of their eigenvalues.
-        title: above both panels; the hook point by default, if it is one.
+        title: above both panels, or above the first of the given axes; the hook point by default, if
+            it is one.
         axes: two, to draw into; a new figure by default.
     """
     named = {bases.method or "basis": bases} if isinstance(bases, Basis) else dict(bases)
@@ -61,7 +63,7 @@ def eigenvalue_spectra(
     floors = []
     for name, style in styles(list(named)).items():
         basis = named[name]
-        ratio = basis.total**2 / basis.eigenvalues.square().sum(-1)
+        ratio = basis.eigenvalues.sum(-1) ** 2 / basis.eigenvalues.square().sum(-1)
         label = f"{name} ({float(ratio.mean()):.1f})"
         drawn = basis.explained_ratio if normalized else basis.eigenvalues
         floors.append(basis.width * _ROUNDING * float(drawn.max()))
@@ -94,7 +96,11 @@ def eigenvalue_spectra(
     places = {basis.provenance.hook_point for basis in named.values()}
     place = places.pop() if len(places) == 1 else ""
     if title or place:
-        figure.suptitle(title or f"Eigenvalues at {place}", fontsize=11)
+        title = title or f"Eigenvalues at {place}"
+        if axes is None:
+            figure.suptitle(title, fontsize=11)
+        else:
+            left.set_title(title)
     return figure
 
 
@@ -177,9 +183,7 @@ def _two(axes: Sequence[Axes] | None) -> tuple[Figure, Sequence[Axes]]:
         raise ValueError(
             f"{len(axes)} axes were given; expected two: eigenvalues, and their share."
         )
-    found = axes[0].figure
-    assert isinstance(found, Figure)
-    return found, axes
+    return figure_of(axes[0]), axes
 
 
 def _by_head(matrix: Any) -> Float[Tensor, "layer head k"]:

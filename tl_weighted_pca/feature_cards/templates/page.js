@@ -17,7 +17,9 @@
   const steps = { j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1 };
   addEventListener("keydown", (event) => {
     const typing = event.target.closest("input, [tabindex='0']");
-    if (typing || event.altKey || event.ctrlKey || event.metaKey || !(event.key in steps)) return;
+    // Whoever dictates types letters anywhere: they are keys only while a card has the focus.
+    const stray = event.key.length === 1 && !event.target.closest("article");
+    if (typing || stray || event.altKey || event.ctrlKey || event.metaKey || !(event.key in steps)) return;
     event.preventDefault();
     go(steps[event.key]);
   });
