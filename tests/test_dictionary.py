@@ -250,6 +250,32 @@ def test_files_come_back(tmp_path):
         SparseAutoencoder.load(tmp_path / "bad")
 
 
+def test_a_float64_dictionary_comes_back_to_the_bit(tmp_path):
+    dictionary = randomized("prolu_ste", tied=False).double()
+    with torch.no_grad():
+        for parameter in dictionary.parameters():
+            parameter.div_(3)
+    dictionary.save(tmp_path / "d.safetensors")
+    again = SparseAutoencoder.load(tmp_path / "d.safetensors")
+    for name, value in dictionary.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_dictionary_works_on_activations_of_another_device(tmp_path):
+    """The device "meta" holds no numbers, but refuses to be mixed with others, as a GPU does."""
+    randomized("prolu_ste", tied=False).save(tmp_path / "d.safetensors")
+    elsewhere = SparseAutoencoder.load(tmp_path / "d.safetensors", device="meta")
+    assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
+    for kind in KINDS:
+        dictionary = randomized(kind, tied=False)
+        x = torch.zeros(2, 3, 4, 2, dtype=torch.bfloat16, device="meta")
+        f = dictionary.encode(x.flatten(2))
+        assert (f.device, f.dtype, f.shape) == (x.device, torch.float32, (2, 3, 24))
+        assert dictionary.decode(f).device == x.device
+        for out in (dictionary(x.flatten(2)).view(x.shape), dictionary.hook()(x, None)):
+            assert (out.device, out.dtype, out.shape) == (x.device, x.dtype, x.shape)
+
+
 def test_hook_flattens_heads_and_keeps_the_dtype():
     dictionary = randomized("prolu_ste")
     x = torch.randn(2, 3, 4, 2).bfloat16()
@@ -261,6 +287,10 @@ def test_hook_flattens_heads_and_keeps_the_dtype():
 def test_clear_errors():
     with pytest.raises(ValueError, match="expected one of 'relu'"):
         SparseAutoencoder(8, 16, "gelu")
+    with pytest.raises(ValueError, match="n_features is 0; expected at least 1"):
+        SparseAutoencoder(8, 0)
+    with pytest.raises(ValueError, match="width is 0; expected at least 1"):
+        SparseAutoencoder(0, 16)
     with pytest.raises(ValueError, match="do not fit this dictionary"):
         SparseAutoencoder(8, 16).encode(torch.zeros(3, 7))
     with pytest.raises(ValueError, match="sparsity is -1"):
@@ -301,6 +331,17 @@ class TestSAELens:
             assert torch.allclose(theirs.encode(x), dictionary.encode(x), atol=1e-5)
             assert torch.allclose(theirs(x), dictionary(x), atol=1e-5)
             assert theirs.cfg.metadata.hook_name == "blocks.2.hook_resid_post"
+
+    def test_heads_are_taken_together_there_too(self, tmp_path):
+        sae_lens = pytest.importorskip("sae_lens")
+        dictionary = randomized("prolu_ste")
+        dictionary.provenance = Provenance("embedded", "blocks.2.attn.hook_z")
+        sae = to_sae_lens(dictionary)
+        sae.save_model(tmp_path)
+        x = torch.randn(5, 7, 4, 2)
+        for theirs in (sae, sae_lens.SAE.load_from_disk(tmp_path)):
+            assert torch.allclose(theirs.encode(x), dictionary.encode(x.flatten(2)), atol=1e-5)
+            assert torch.allclose(theirs(x), dictionary.hook()(x, None), atol=1e-5)
 
     def test_says_what_to_install(self, monkeypatch):
         import sys

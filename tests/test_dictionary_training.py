@@ -1,6 +1,8 @@
 """Training on a model's stream: resume, memory of the stream, units, throughput; and evaluation."""
 
+import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +14,18 @@ from tl_weighted_pca.dictionary import (
     evaluate_dictionary,
     train_dictionary,
 )
+from tl_weighted_pca.dictionary.evaluation import _wide
 from tl_weighted_pca.dictionary.shuffle_buffer import PairStream, Place, shuffled_blocks
+from tl_weighted_pca.moments import Provenance
 
 HOOK = "blocks.2.hook_resid_post"
 POSITIONS = slice(1, None)
 FAST = {"n_features": 96, "positions": POSITIONS, "batch_size": 8, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def moments(best_model, heldout):
+    return wpca.collect(best_model, heldout, HOOK, positions=POSITIONS, progress=False)[HOOK]
 
 
 def train(model, data, recipe=None, **kwargs):
@@ -114,13 +123,59 @@ def test_blocks_hold_each_row_once_and_start_again_anywhere(best_model, heldout)
     assert not torch.equal(found[0][0][0], everything[:size])
 
 
-def test_one_shot_data(best_model, heldout):
+def test_one_shot_data(best_model, heldout, tmp_path):
     tokens = torch.tensor([row[:60] for row in heldout["input_ids"]])
     with pytest.raises(ValueError, match="only once"):
         train(best_model, iter([tokens]))
     moments = wpca.collect(best_model, tokens, HOOK, objective=None, progress=False)[HOOK]
-    with pytest.warns(UserWarning, match="The data ended after 1280 of 4096 tokens"):
-        train(best_model, iter([tokens]), moments=moments, buffer_tokens=256)
+    # 24·59 tokens are eleven batches and a rest, whatever the buffer.
+    for buffer_tokens in (256, 2**16):
+        with pytest.warns(UserWarning, match="The data ended after 1408 of 4096 tokens") as warned:
+            trained = train(
+                best_model, iter([tokens]), moments=moments, buffer_tokens=buffer_tokens
+            )
+        assert warned[0].filename == __file__
+        start = SparseAutoencoder(64, 96, "prolu_relu")
+        assert not torch.allclose(trained.W_dec, start.W_dec, atol=0.01)
+    with pytest.raises(ValueError, match="ended before one batch of 128 tokens"):
+        train(best_model, iter([tokens[:2]]), moments=moments, checkpoint=tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # it would go on behind rows that trained nothing
+
+
+def test_one_shot_data_resumes_to_the_bit(best_model, heldout, moments, tmp_path):
+    tokens = torch.tensor([row[:60] for row in heldout["input_ids"]])
+    settings = {"moments": moments, "buffer_tokens": 512}
+    path = tmp_path / "run.safetensors"
+
+    class Stop(Exception):
+        pass
+
+    def failing():
+        yield from tokens[:16].split(4)
+        raise Stop
+
+    with pytest.warns(UserWarning, match="1408 of 4096"):
+        whole = train(best_model, iter(tokens.split(4)), **settings)
+    with pytest.raises(Stop):
+        train(best_model, failing(), checkpoint=path, **settings)
+    assert path.exists()
+    # The second time from the end of the data, where nothing is left to train on.
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="1408 of 4096"):
+            resumed = train(best_model, iter(tokens.split(4)), checkpoint=path, **settings)
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_trains_in_inference_mode(best_model, heldout, moments):
+    recipe = Recipe(attribution=0.05, batch_size=128)
+    settings = {"n_tokens": 512, "moments": moments, "basis": wpca.pca(moments)}
+    expected = train(best_model, heldout, recipe, **settings)
+    with torch.inference_mode():
+        found = train(best_model, heldout, recipe, **settings)
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(found.W_dec, expected.W_dec)
+    found(torch.randn(3, 64)).sum().backward()  # and can be trained further
 
 
 def test_several_samples_of_an_objective(best_model, heldout):
@@ -139,9 +194,31 @@ def test_clear_errors(best_model, heldout):
         train(best_model, heldout, positions=slice(0, 0), moments=moments)
 
 
-@pytest.fixture(scope="module")
-def moments(best_model, heldout):
-    return wpca.collect(best_model, heldout, HOOK, positions=POSITIONS, progress=False)[HOOK]
+class Untouched:
+    """Data that must not be read."""
+
+    def __iter__(self):
+        raise AssertionError("the data was read")
+
+
+def test_refuses_before_the_data_is_read(best_model, heldout, moments, tmp_path):
+    with pytest.raises(ValueError, match="kind is 'gelu'"):
+        train(best_model, Untouched(), kind="gelu")
+    with pytest.raises(ValueError, match="n_features is 0"):
+        train(best_model, Untouched(), n_features=0)
+    with pytest.raises(OSError, match="Cannot write to the folder"):
+        train(best_model, Untouched(), checkpoint=tmp_path / "nowhere" / "run.safetensors")
+    ungraded = replace(moments, gradient=None)
+    with pytest.raises(ValueError, match="hold no gradient statistics"):
+        train(best_model, Untouched(), Recipe(attribution=0.1), moments=ungraded)
+    for place in (Provenance("other", HOOK), Provenance("", "blocks.1.hook_resid_post")):
+        elsewhere = replace(moments, provenance=place)
+        with pytest.raises(ValueError, match="collect them there"):
+            train(best_model, Untouched(), moments=elsewhere)
+        with pytest.raises(ValueError, match="This basis was made at"):
+            train(best_model, Untouched(), basis=wpca.pca(elsewhere))
+    # Without terms that look at gradients none are needed, nor a place that moments do not tell.
+    train(best_model, heldout, moments=replace(ungraded, provenance=Provenance()), n_tokens=256)
 
 
 def test_evaluation_of_the_identity(best_model, heldout, moments):
@@ -218,6 +295,39 @@ def test_evaluation_refuses_another_place(best_model, heldout):
         evaluate_dictionary(best_model, heldout, dictionary, "blocks.1.hook_resid_post")
     with pytest.raises(ValueError, match="pass `hook_point`"):
         evaluate_dictionary(best_model, heldout, SparseAutoencoder(64, 96))
+
+
+def test_evaluation_where_there_is_nothing_to_evaluate(best_model, heldout):
+    dictionary = SparseAutoencoder(64, 96)
+    tokens = torch.tensor([row[:20] for row in heldout["input_ids"]])
+
+    def evaluate(data, positions):
+        return evaluate_dictionary(best_model, data, dictionary, HOOK, positions=positions)
+
+    with pytest.raises(ValueError, match="is a list_iterator, which can be read only once"):
+        evaluate(iter([tokens]), None)
+    with pytest.raises(ValueError, match="selects no token of the data"):
+        evaluate(tokens, slice(0, 0))
+    with pytest.raises(ValueError, match="do not vary over the 1 tokens that count"):
+        evaluate(tokens[:1], [3])
+    # Nothing is predicted from the last position: no gradient, and no loss to recover.
+    scores = evaluate(tokens, [-1]).scores["dictionary"]
+    assert scores.l0 > 0 and scores.explained_variance < 1
+    assert math.isnan(scores.unexplained_attribution)
+
+
+def test_evaluation_sums_in_float64_off_a_device_that_has_none():
+    class OnMPS:
+        device = torch.device("mps")
+
+        def cpu(self):
+            return torch.ones(2)
+
+        def double(self):
+            raise TypeError("MPS has no float64")
+
+    assert torch.equal(_wide(OnMPS()), torch.ones(2).double())
+    assert _wide(torch.ones(2, device="meta")).device.type == "meta"
 
 
 @pytest.mark.slow

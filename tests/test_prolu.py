@@ -69,10 +69,20 @@ def test_no_gradient_outside_the_gate_and_positive_biases_act_as_zero(rule):
     assert torch.equal(f, prolu(m, b.clamp(max=0), rule))
 
 
-def test_the_gate_is_exact_in_half_precision():
-    # 2048 − 2047.5 is lost if b is rounded to the common half precision sum of 2048 + b.
-    m, b = torch.tensor([2048.0, 1e-7], dtype=torch.float16), torch.tensor([-2046.0, -6e-8]).half()
-    assert torch.equal(prolu(m, b), m)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", RULES)
+def test_half_precision_is_the_float32_formula_rounded(rule, dtype):
+    generator = torch.Generator().manual_seed(3)
+    m, b = (3 * torch.randn(1000, generator=generator).to(dtype) for _ in range(2))
+    wide_m, wide_b = m.float(), b.float()
+    gate = ((wide_m > 0) & (wide_m + wide_b > 0)).float()
+    f = prolu(m.requires_grad_(), b.requires_grad_(), rule)
+    f.sum().backward()
+    factors = (gate * (1 + wide_m), gate * wide_m) if rule == "ste" else (gate, gate)
+    assert torch.equal(f.detach(), (gate * wide_m).to(dtype))
+    for found, factor in zip((m.grad, b.grad), factors, strict=True):
+        assert found.dtype == dtype
+        assert torch.allclose(found.float(), factor, rtol=torch.finfo(dtype).eps, atol=0)
 
 
 def test_dtypes_are_promoted_and_gradients_keep_their_own():

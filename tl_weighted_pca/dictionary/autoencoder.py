@@ -59,15 +59,9 @@ class SparseAutoencoder(nn.Module):
         provenance: Provenance | None = None,
     ) -> None:
         super().__init__()
-        if kind not in get_args(Kind):
-            raise ValueError(
-                f"kind is {kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}."
-            )
-        if width < 1 or n_features < 1:
-            raise ValueError(
-                f"The dictionary is to have width {width} and {n_features} features; expected both "
-                "to be at least 1."
-            )
+        check_settings(kind, n_features)
+        if width < 1:
+            raise ValueError(f"width is {width}; expected at least 1.")
         self.kind: Kind = kind
         self.tied = tied
         self.relu_where_positive = relu_where_positive
@@ -108,7 +102,7 @@ class SparseAutoencoder(nn.Module):
         return self.b_enc.detach()
 
     def encode(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... features"]:
-        """f = φ((x − b_in) W_enc, b_enc), not below zero; computed in the dtype of the weights.
+        """f = φ((x − b_in) W_enc, b_enc), not below zero; in the dtype of the weights, on x's device.
 
         Raises:
             ValueError: if x has another width.
@@ -119,20 +113,22 @@ class SparseAutoencoder(nn.Module):
                 f"[..., {self.width}]: it was made at "
                 f"{self.provenance.hook_point or 'another hook point'!r}."
             )
-        m = (x.to(self.W_enc) - self.b_in) @ self.W_enc
+        W, b, b_in = (p.to(x.device) for p in (self.W_enc, self.b_enc, self.b_in))
+        m = (x.to(W) - b_in) @ W
         if self.kind == "relu":
-            return torch.relu(m + self.b_enc)
+            return torch.relu(m + b)
         rule: GradientRule = "ste" if self.kind == "prolu_ste" else "relu"
         u, positive = self.unit, self.relu_where_positive
         # φ is homogeneous, φ(um, ub) = uφ(m, b); the rule's 1 + m is not.
-        return prolu(u * m, u * self.b_enc, rule, relu_where_positive=positive) / u
+        return prolu(u * m, u * b, rule, relu_where_positive=positive) / u
 
     def decode(self, f: Float[Tensor, "... features"]) -> Float[Tensor, "... d"]:
-        """x̂ = f W_dec + b_dec."""
-        return f @ self.W_dec + self.b_dec
+        """x̂ = f W_dec + b_dec, in the dtype of the weights, on f's device."""
+        W, b = self.W_dec.to(f.device), self.b_dec.to(f.device)
+        return f.to(W) @ W + b
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """x̂, in the dtype of x."""
+        """x̂, in the dtype of x and on its device."""
         return self.decode(self.encode(x)).to(x.dtype)
 
     def hook(self) -> Callable[..., Tensor]:
@@ -188,8 +184,14 @@ class SparseAutoencoder(nn.Module):
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SparseAutoencoder:
-        """Read what `save` wrote.
+    def load(
+        cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+    ) -> SparseAutoencoder:
+        """Read what `save` wrote, in the dtype in which it was saved.
+
+        Args:
+            path: of the file.
+            device: where the dictionary is to lie.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -197,9 +199,9 @@ class SparseAutoencoder(nn.Module):
         """
         with reading(path, _FORMAT, "SparseAutoencoder.save") as (file, metadata):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            dictionary = cls.from_header(json.loads(metadata["dictionary"]))
+            dictionary = cls.from_header(json.loads(metadata["dictionary"])).to(tensors["W_dec"])
             dictionary.load_state_dict(tensors)
-            return dictionary.to(tensors["W_dec"].dtype)
+        return dictionary.to(device)
 
     def header(self) -> dict[str, Any]:
         """Everything but the weights, fit for JSON."""
@@ -219,6 +221,16 @@ class SparseAutoencoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"width={self.width}, n_features={self.n_features}, kind={self.kind!r}, tied={self.tied}"
+
+
+def check_settings(kind: str, n_features: int) -> None:
+    """Raise ValueError for another `kind`, or less than one feature."""
+    if kind not in get_args(Kind):
+        raise ValueError(
+            f"kind is {kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}."
+        )
+    if n_features < 1:
+        raise ValueError(f"n_features is {n_features}; expected at least 1.")
 
 
 def _from_basis(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.data import Positions, batches
+from tl_weighted_pca.data import Positions, batches, check_rereadable
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.hook_points import model_name, resolve
@@ -44,14 +45,15 @@ class Scores:
     explained_variance: float
     """1 − E‖x − x̂‖²/E‖x − μ‖²."""
     loss_recovered: float
-    """(L_μ − L_x̂)/(L_μ − L_x): 1 as good as the model itself, 0 as bad as the mean of x put there."""
+    """(L_μ − L_x̂)/(L_μ − L_x): 1 as good as the model itself, 0 as bad as the mean of x put there; NaN
+    where that does not change the loss."""
     kl: float
     """KL divergence from the model itself, in nats per predicted token."""
     attribution_l0: float
-    """How many features, largest first, hold 99% of Σ_i |f_i (g·d_i)| at a token; mean over tokens with
-    a gradient."""
+    """How many features, largest first, hold 99% of Σ_i |f_i (g·d_i)| at a token; mean over the tokens
+    at which at least one feature fires and has an attribution, so that at very low L0 it can exceed L0."""
     unexplained_attribution: float
-    """E(g·(x − x̂))²/E(g·(x − μ))²."""
+    """E(g·(x − x̂))²/E(g·(x − μ))²; NaN without a gradient."""
     dead: float
     """The share of features that never fired."""
     dense: float
@@ -72,7 +74,7 @@ class Evaluation:
     loss: float
     """L_x, nats per predicted token."""
     ablated_loss: float
-    """L_μ, with the mean activation at every position."""
+    """L_μ, with the mean activation at `positions`."""
     n_tokens: int
     """Positions evaluated."""
 
@@ -115,7 +117,8 @@ def evaluate_dictionary(
         max_tokens: stop before exceeding so many tokens of data.
 
     Raises:
-        ValueError: for a dictionary or basis of another place or width, a basis named "dictionary", or
+        ValueError: for a dictionary or basis of another place or width, a basis named "dictionary", data
+            that can be read only once, positions that select nothing or at which x does not vary, or
             what `collect` and `ablation_curves` refuse.
     """
     made = dictionary.provenance
@@ -135,6 +138,7 @@ def evaluate_dictionary(
         )
     for basis in bases.values():
         basis.check_place(*here)
+    check_rereadable(data, "an evaluation goes through it up to three times")
 
     def summed(codes: Mapping[str, SparseAutoencoder | Basis]) -> dict[str, _Sums]:
         sums = {name: _Sums(code) for name, code in codes.items()}
@@ -149,6 +153,15 @@ def evaluate_dictionary(
 
     sums = summed({"dictionary": dictionary})
     own = sums["dictionary"]
+    if not own.n_tokens:
+        raise ValueError(
+            f"positions={positions!r} selects no token of the data: choose others, or None for all."
+        )
+    if own.variance <= 0:
+        raise ValueError(
+            f"The activations at {hook_point!r} do not vary over the {own.n_tokens} tokens that count: "
+            "pass more data, or other positions."
+        )
     rank = round(own.l0)
     cut = {name: basis.truncate(min(rank, basis.n_components)) for name, basis in bases.items()}
     if cut:
@@ -181,7 +194,7 @@ def evaluate_dictionary(
     loss, ablated = clean / terms, totals["mean"] / terms
     scores = {
         name: one.scores(
-            (ablated - totals[name] / terms) / (ablated - loss), divergences[name] / terms
+            _share(ablated - totals[name] / terms, ablated - loss), divergences[name] / terms
         )
         for name, one in sums.items()
     }
@@ -203,8 +216,8 @@ class _Sums:
     def add(self, x: Float[Tensor, "tokens d"], samples: Float[Tensor, "samples tokens d"]) -> None:
         x = x.float()
         f = self.code.encode(x)
-        error = (x - self.code.decode(f)).double()
-        wide = x.double()
+        error = _wide(x - self.code.decode(f))
+        wide = _wide(x)
         directions = self.code.decoder.to(f)
         if not self.n_tokens:
             d = x.shape[1]
@@ -219,7 +232,7 @@ class _Sums:
         self.square += (wide - self.shift).square().sum()
         self.error += float(error.square().sum())
         on = f != 0
-        self.fired += on.sum(0)
+        self.fired += on.sum(0).to(self.fired.device)
         for g in samples.float():
             a = (f * (g @ directions.T)).abs()
             whole = a.sum(1)
@@ -228,7 +241,7 @@ class _Sums:
             holders = (held < _HELD * held[:, -1:]).sum(1) + 1
             self.holders += float(holders[counted].sum())
             self.n_attributed += int(counted.sum())
-            wide_g = g.double()
+            wide_g = _wide(g)
             self.unexplained += float((wide_g * error).sum(1).square().sum())
             about = (wide_g * (wide - self.shift)).sum(1)
             self.attributed += about.square().sum()
@@ -247,9 +260,14 @@ class _Sums:
     def l0(self) -> float:
         return float(self.fired.sum() / self.n_tokens)
 
+    @property
+    def variance(self) -> float:
+        """Σ‖x − μ‖²."""
+        offset = self.first / self.n_tokens
+        return float(self.square - self.n_tokens * offset.square().sum())
+
     def scores(self, loss_recovered: float, kl: float) -> Scores:
         offset = self.first / self.n_tokens
-        variance = float(self.square - self.n_tokens * offset.square().sum())
         attribution = float(
             self.attributed
             - 2 * offset @ self.attributed_first
@@ -258,11 +276,11 @@ class _Sums:
         return Scores(
             n_features=len(self.fired),
             l0=self.l0,
-            explained_variance=1 - self.error / variance,
+            explained_variance=1 - self.error / self.variance,
             loss_recovered=loss_recovered,
             kl=kl,
             attribution_l0=self.holders / max(self.n_attributed, 1),
-            unexplained_attribution=self.unexplained / attribution,
+            unexplained_attribution=_share(self.unexplained, attribution),
             dead=float((self.fired == 0).double().mean()),
             dense=float((self.frequencies > 0.1).double().mean()),
         )
@@ -274,4 +292,14 @@ def _divergence(run: Run, edited: Run) -> Float[Tensor, ""]:
     other = language_logits(edited)[:, :-1].log_softmax(-1)
     each = (reference.exp() * (reference - other)).sum(-1)
     counted = counted_targets(run)
-    return (each if counted is None else each.masked_fill(~counted, 0.0)).double().sum()
+    return (each if counted is None else each.masked_fill(~counted, 0.0)).cpu().double().sum()
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """In float64: on their device, or on the CPU where the device has none, as MPS."""
+    return (rows.cpu() if rows.device.type == "mps" else rows).double()
+
+
+def _share(part: float, whole: float) -> float:
+    """part / whole, and NaN where there is nothing to have a share of."""
+    return part / whole if whole else math.nan

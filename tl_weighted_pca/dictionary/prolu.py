@@ -48,8 +48,7 @@ def prolu(
         relu_where_positive: take ReLU(m + b), with its true gradient, where b > 0.
 
     Returns:
-        The broadcast shape, in the common dtype. Half precision decides the gate exactly: m + b > 0
-        is asked as m > −b, and nothing is added.
+        The broadcast shape, in the common dtype.
 
     Raises:
         ValueError: for another `gradient`.

@@ -19,8 +19,8 @@ def to_sae_lens(dictionary: SparseAutoencoder) -> Any:
         ReLU(m + b_enc)                     θ = 0, b_enc in the encoder bias
 
     Outputs agree to rounding. `to_sae_lens(d).save_model(folder)` writes files for
-    `sae_lens.SAE.load_from_disk(folder)`. SAELens needs TransformerLens below 4; heads are taken
-    together, as in training.
+    `sae_lens.SAE.load_from_disk(folder)`. SAELens needs TransformerLens below 4. At a `hook_z` heads are
+    taken together, as in training: there it takes [..., head, d_head], and no other shape.
 
     Args:
         dictionary: to convert; its weights are copied.
@@ -48,6 +48,7 @@ def to_sae_lens(dictionary: SparseAutoencoder) -> Any:
         device=str(weights.device),
         # b_in is folded into the encoder bias, so that tied and untied dictionaries are one case.
         apply_b_dec_to_input=False,
+        reshape_activations="hook_z" if made.hook_point.endswith("hook_z") else "none",
         metadata=SAEMetadata(model_name=made.model, hook_name=made.hook_point),
     )
     with torch.no_grad():

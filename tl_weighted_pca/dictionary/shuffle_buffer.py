@@ -85,29 +85,36 @@ def shuffled_blocks(
     """Blocks of `capacity` rows in random order, each with the place in the stream where it ends.
 
     The order within a block depends on the seed and on where the block ends, and nothing is carried
-    from one block to the next but the place: whoever starts again there gets the same blocks.
+    from one block to the next but the place: whoever starts again there gets the same blocks. Where
+    the stream ends, the last block is what is left.
     """
-    x = g = torch.empty(0)
-    filled = 0
+    x, g = torch.empty(0), None
+    filled, end = 0, place
+
+    def shuffled() -> Rows:
+        generator = torch.Generator().manual_seed(
+            zlib.crc32(f"{seed} {end.epoch} {end.batch} {end.row}".encode())
+        )
+        order = torch.randperm(filled, generator=generator).to(x.device)
+        return x[order], None if g is None else g[order]
+
     for (new_x, new_g), at in stream.rows(place):
         if not x.numel():
             x = new_x.new_empty((capacity, new_x.shape[1]))
-            g = x if new_g is None else torch.empty_like(x)
+            g = None if new_g is None else torch.empty_like(x)
         used = 0
         while used < len(new_x):
             n = min(capacity - filled, len(new_x) - used)
             x[filled : filled + n] = new_x[used : used + n]
-            if new_g is not None:
+            if g is not None and new_g is not None:
                 g[filled : filled + n] = new_g[used : used + n]
             filled, used = filled + n, used + n
+            end = Place(at.epoch, at.batch, at.row + used)
             if filled == capacity:
-                end = Place(at.epoch, at.batch, at.row + used)
-                generator = torch.Generator().manual_seed(
-                    zlib.crc32(f"{seed} {end.epoch} {end.batch} {end.row}".encode())
-                )
-                order = torch.randperm(capacity, generator=generator).to(x.device)
-                yield (x[order], None if new_g is None else g[order]), end
+                yield shuffled(), end
                 filled = 0
+    if filled:
+        yield shuffled(), end
 
 
 def is_one_shot(data: Any) -> bool:

@@ -84,7 +84,7 @@ class Trainer:
             return
         dictionary = self.dictionary
         error = x - dictionary(x)
-        chances = error.square().sum(1).double().cpu()
+        chances = error.square().sum(1).cpu().double()
         if float(chances.sum()) <= 0:
             return
         # Seeded by the step, so that a run that resumes draws what it would have drawn.

@@ -17,7 +17,7 @@ from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.checkpoint import fingerprint
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.data import Positions
-from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder
+from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, check_settings
 from tl_weighted_pca.dictionary.recipe import Recipe, Units
 from tl_weighted_pca.dictionary.shuffle_buffer import (
     PairStream,
@@ -26,7 +26,7 @@ from tl_weighted_pca.dictionary.shuffle_buffer import (
     shuffled_blocks,
 )
 from tl_weighted_pca.dictionary.trainer import Trainer
-from tl_weighted_pca.files import reading, write_atomically
+from tl_weighted_pca.files import check_writable, reading, write_atomically
 from tl_weighted_pca.hook_points import model_name, resolve
 from tl_weighted_pca.moments import Moments, Provenance
 from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
@@ -38,6 +38,7 @@ _TOKENS_FOR_UNITS = 2**15
 """Enough for scales: second moments of so many tokens are good to about a percent."""
 
 
+@torch.inference_mode(False)
 def train_dictionary(
     model: Any,
     data: Any,
@@ -63,10 +64,12 @@ def train_dictionary(
     x are activations at the hook point and g the objective's gradients there, streamed from the model
     into a shuffle buffer: memory is flat in `n_tokens`. Without λ_a and λ_u no gradients are taken and
     the model runs only as far as the hook point. The terms and their units are those of `Recipe`.
+    Inference mode, if the caller is in it, is left for the duration.
 
     Args:
         model: as for `collect`; left as it was.
-        data: as for `collect`; gone through again where it is shorter than `n_tokens`.
+        data: as for `collect`; gone through again where it is shorter than `n_tokens`, and a warning
+            where that cannot be.
         hook_point: one name. [batch, pos, head, d_head] is one space of head·d_head.
         recipe: weights of the terms, and the schedule.
         n_features: m, of the dictionary.
@@ -89,8 +92,10 @@ def train_dictionary(
 
     Raises:
         ValueError: for what `collect`, `Recipe` and `SparseAutoencoder` refuse; for one-shot data
-            without `moments`; for a checkpoint of another run (other settings, weights, basis or
-            moments), or a damaged one.
+            without `moments`, or with less than a batch of tokens; for a basis or moments of another
+            hook point or model, or moments that lack the gradients which the recipe needs; for a
+            checkpoint of another run (other settings, weights, basis or moments), or a damaged one.
+        OSError: before anything is trained, if the checkpoint cannot be written.
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
     (hook_point,) = resolve(model, [hook_point])
@@ -100,9 +105,14 @@ def train_dictionary(
             f"n_tokens is {n_tokens}, less than one batch of {recipe.batch_size} tokens: train on more, "
             "or set the recipe's batch_size."
         )
+    check_settings(kind, n_features)
     gradients = recipe.needs_gradients
     what = objective_name(objective) if gradients else ""
     provenance = Provenance(model_name(model), hook_point, what)
+    if basis is not None:
+        basis.check_place(provenance.model, hook_point)
+    if moments is not None:
+        _check_moments(moments, provenance)
     # What a checkpoint must agree with. The data itself is the user's word.
     run = {
         "recipe": asdict(recipe), "n_features": n_features, "n_tokens": n_tokens, "kind": kind,
@@ -111,6 +121,8 @@ def train_dictionary(
         "weights": fingerprint(model), "basis": None if basis is None else _digest(basis),
     }  # fmt: skip
     saved = _read(checkpoint, run)
+    if checkpoint is not None and (saved is None or int(saved.tensors["step"]) < n_steps):
+        check_writable(checkpoint)
     if saved is not None:
         units, place = saved.units, saved.place
         if moments is not None and not _same(Units.of(moments), units):
@@ -127,14 +139,10 @@ def train_dictionary(
     units = units.to(device)
     dictionary = SparseAutoencoder(
         len(units.center), n_features, kind, tied=tied, relu_where_positive=relu_where_positive,
-        seed=recipe.seed, provenance=provenance,
+        basis=basis, seed=recipe.seed, provenance=provenance,
     )  # fmt: skip
     if basis is not None:
-        basis.check_place(provenance.model, hook_point)
-        dictionary = SparseAutoencoder(
-            len(units.center), n_features, kind, tied=tied, relu_where_positive=relu_where_positive,
-            basis=basis, seed=recipe.seed, provenance=provenance,
-        ).in_units(1 / units.scale, -units.center.cpu() / units.scale)  # fmt: skip
+        dictionary = dictionary.in_units(1 / units.scale, -units.center.cpu() / units.scale)
     trainer = Trainer(dictionary.to(device), recipe, units, n_steps)
     if saved is not None:
         trainer.restore(saved.tensors)
@@ -152,22 +160,39 @@ def train_dictionary(
         while trainer.step_number < n_steps:
             block = next(blocks, None)
             if block is None:
+                if not trainer.step_number:
+                    raise ValueError(
+                        f"The data ended before one batch of {size} tokens: pass more, or data that can "
+                        "be gone through again, or set the recipe's batch_size."
+                    )
                 warnings.warn(
                     f"The data ended after {trainer.step_number * size} of {n_tokens} tokens, before "
                     "the schedule did: pass data that can be gone through again, or fewer n_tokens.",
-                    stacklevel=2,
+                    stacklevel=3,  # past the decorator
                 )
                 break
             (x, g), place = block
-            for start in range(0, capacity, size):
+            for start in range(0, len(x) - size + 1, size):
                 if trainer.step_number == n_steps:
                     break
                 rows = slice(start, start + size)
                 trainer.step(x[rows], None if g is None else g[rows])
                 bar.update(size)
-            if checkpoint is not None:
+            if checkpoint is not None and trainer.step_number:
                 _write(checkpoint, trainer, units, place, run)
     return trainer.finished()
+
+
+def _check_moments(moments: Moments, provenance: Provenance) -> None:
+    """Raise ValueError if moments are not of this model and hook point, or lack the gradients needed."""
+    made = moments.provenance
+    if not made.agrees_with(Provenance(provenance.model, provenance.hook_point)):
+        raise ValueError(
+            f"These moments were collected at {made.hook_point!r} of {made.model!r}, but the dictionary is "
+            f"to be trained at {provenance.hook_point!r} of {provenance.model!r}: collect them there."
+        )
+    if provenance.objective:
+        moments.require("gradient")
 
 
 def _first_moments(
