@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.cli import app
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.errors import OneSentenceGroup
-from tl_weighted_pca.cli.tables import ablation_table
+from tl_weighted_pca.cli.tables import ablation_table, table
 from tl_weighted_pca.curves import AblationCurves
 
 SMALL = ["--stories", "40", "--heldout", "20", "--no-progress"]
@@ -88,6 +89,15 @@ def failing(error):
         (FileNotFoundError("the folder"), "the folder"),
         (ValueError(), "ValueError"),
         (ImportError("install it"), "install it"),
+        (MemoryError(), "There is not enough memory for this: try a smaller --batch-size."),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory"),
+            "There is not enough memory for this: try a smaller --batch-size.",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "There is not enough memory for this: try a smaller --batch-size.",
+        ),
     ],
 )
 def test_an_error_is_told_on_one_line_as_it_is(error, told):
@@ -95,8 +105,9 @@ def test_an_error_is_told_on_one_line_as_it_is(error, told):
     assert (result.exit_code, result.stderr, result.stdout) == (1, f"Error: {told}\n", "")
 
 
-def test_a_fault_of_the_program_itself_is_no_users_error():
-    assert isinstance(failing(ZeroDivisionError()).exception, ZeroDivisionError)
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("other")])
+def test_a_fault_of_the_program_itself_is_no_users_error(error):
+    assert failing(error).exception is error
 
 
 def test_ctrl_c_is_quiet():
@@ -204,3 +215,63 @@ def test_seven_bases_fit_into_eighty_columns_with_their_names_whole():
     printed = console.file.getvalue()
     assert not set(" ".join(names).replace("-", "- ").split()) - set(printed.split())
     assert max(map(len, printed.splitlines())) <= 80 and "10.000" in printed
+
+
+def test_counts_are_shown_whole_beside_other_numbers():
+    shown = io.StringIO()
+    Console(file=shown).print(table(pd.DataFrame({"x": [20_000.0, 0.123456, 1e300, float("nan")]})))
+    assert shown.getvalue().replace("│", "").split()[-5:-1] == ["20000", "0.1235", "1e+300", "nan"]
+
+
+# -- a terminal that does not take all ------------------------------------------------------------
+
+
+@pytest.fixture
+def stdout(monkeypatch):
+    """A file descriptor as stdout, for `show` to print to."""
+
+    def set_to(descriptor, encoding="utf-8"):
+        stream = os.fdopen(descriptor, "w", encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        return stream
+
+    return set_to
+
+
+def test_a_closed_pipe_ends_nothing(stdout, capfd):
+    reads, writes = os.pipe()
+    os.close(reads)
+    stream = stdout(writes)
+    show("one", "two")
+    show("three")
+    stream.close()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+def test_a_full_disk_is_told_and_ends_nothing(stdout, capfd):
+    stream = stdout(os.open("/dev/full", os.O_WRONLY))
+    show("one")
+    stream.close()
+    assert capfd.readouterr().err == "Note: Not all could be printed: No space left on device.\n"
+
+
+def test_a_letter_that_the_encoding_lacks_ends_nothing(stdout, tmp_path):
+    file = tmp_path / "shown"
+    stream = stdout(os.open(file, os.O_WRONLY | os.O_CREAT), "cp1252")
+    show("W Wᵀ é ␣away", table(pd.DataFrame({"λ": ["−"]})))
+    stream.close()
+    shown = file.read_text("cp1252")
+    assert shown.startswith("W W? é ?away\n") and "|" in shown
+
+
+def test_results_are_whole_though_nobody_reads_them(tmp_path):
+    line = [sys.executable, "-m", "tl_weighted_pca", "svd", "--out", str(tmp_path / "svd")]
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(line, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {file.name for file in (tmp_path / "svd").iterdir()} == {
+        "manifest.json", "singular_values.csv", "singular_values.png",
+    }  # fmt: skip

@@ -1,14 +1,18 @@
 """Bad input to each command: one sentence, exit code 1 or 2, and nothing half-written."""
 
+import json
 import resource
 import signal
 import subprocess
 
+import datasets
 import pytest
 import torch
 from command_line import FEW, POINT, plain, run, works
 
+import tl_weighted_pca as wpca
 from tl_weighted_pca.cli import app
+from tl_weighted_pca.run_folder import FORMAT
 
 TWO = ["--hook", "blocks.1.hook_resid_post", "--hook", POINT]
 LINES = {
@@ -207,12 +211,38 @@ def test_a_disk_that_is_full(tmp_path):
         (["ablate", "BASIS", "BASIS"], 1, "Two bases at blocks.2.hook_resid_post are called 'pca'"),
         (["dictionary", "--n-tokens", "10"], 1, "n_tokens is 10, less than one batch"),
         (["cards", "BASIS", "-n", "0"], 2, "-n"),
+        (["cards", "FOLDER"], 1, "is a folder: pass one of the files in it"),
+        (["dictionary", "--start", "FOLDER"], 1, "is a folder: pass one of the files in it"),
+        (["collect", "--positions", "::0"], 1, "--positions is '::0'; expected a Python slice"),
+        (["collect", "--device", "meta"], 1, "torch cannot use meta here; use 'cpu'"),
+        (["collect", "--device", "hpu"], 1, "torch cannot use hpu here; use 'cpu'"),
+        (["collect", "--device", "vulkan"], 1, "torch cannot use vulkan here; use 'cpu'"),
+        (["collect", "--resume", "--checkpoint-every", "0"], 1, "--resume needs checkpoints"),
+        (["collect", "--dataset", "TEXT", "--split", "dev"], 1, "--split is for a folder of sev"),
+        (["collect", "--dataset", "TEXT", "--dataset-config", "en"], 1, "is for a data set on the"),
+        (
+            ["collect", "--text-column", "body"],
+            1,
+            "--text-column is for text of yours, not for the",
+        ),
+        (
+            ["collect", "--sample-by", "line"],
+            1,
+            "--sample-by is for a .txt file, not for the stories",
+        ),
+        (
+            ["collect", "--context-length", "64"],
+            1,
+            "--context-length is for text of yours, not for",
+        ),
+        (["collect", "--dataset-config", "en"], 1, "is for a data set on the hub, not for the"),
+        (["dictionary", "--text-column", "body"], 1, "--text-column is for text of yours"),
         (["nonsense"], 2, "nonsense"),
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, made, arguments, code, words):
     (tmp_path / "text.txt").write_text("Once upon a time")
-    files = {**made, "TEXT": tmp_path / "text.txt"}
+    files = {**made, "TEXT": tmp_path / "text.txt", "FOLDER": made["BASIS"].parent}
     arguments = [files.get(part, part) for part in arguments]
     refused([*arguments, "--out", tmp_path / "out"], words, code=code)
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
@@ -230,3 +260,120 @@ def test_debug_shows_the_traceback(tmp_path, where):
     result = run(*line)
     assert isinstance(result.exception, ValueError)
     assert result.exception.__traceback__ is not None
+
+
+@pytest.mark.parametrize("option", [["--split", "train"], ["--sample-by", "line"]])
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "folder"])
+def test_options_that_a_text_has_no_use_for(tmp_path, form, option):
+    rows, source = (
+        datasets.Dataset.from_dict({"text": ["Once upon a time"]}),
+        tmp_path / f"x.{form}",
+    )
+    {"jsonl": rows.to_json, "parquet": rows.to_parquet, "folder": rows.save_to_disk}[form](source)
+    line = ["collect", "--dataset", source, *option, "--out", tmp_path / "out"]
+    refused(line, f"{option[0]} is for ")
+
+
+def test_rows_of_tokens_longer_than_the_context(tmp_path):
+    rows = datasets.Dataset.from_dict({"input_ids": [[5] * 20, [6] * 200]})
+    rows.save_to_disk(tmp_path / "rows")
+    line = ["collect", "--dataset", tmp_path / "rows", "--out", tmp_path / "out", *FEW]
+    refused(line, "a row of 200 tokens, but the model takes at most 128")
+
+
+def test_more_words_than_there_are(tmp_path):
+    works("svd", "--head", "0.0", "--directions", "1", "--words", "5000", "--out", tmp_path / "out")
+
+
+def test_a_heldout_text_that_is_none_is_known_before_the_training(tmp_path, monkeypatch):
+    def train(*args, **options):
+        pytest.fail("the training has begun")
+
+    monkeypatch.setattr(wpca.dictionary, "train_dictionary", train)
+    (tmp_path / "x.jsonl").write_text('{"body": "Once"}\n')
+    line = ["dictionary", "--heldout", tmp_path / "x.jsonl", *FEW, "--out", tmp_path / "out"]
+    refused(line, "has no column 'text'")
+
+
+@pytest.mark.parametrize("heldout", [[], ["--heldout", "b.txt"]])
+def test_a_text_is_hashed_once(tmp_path, monkeypatch, heldout):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("Once upon a time")
+    hashed = []
+    monkeypatch.setattr("tl_weighted_pca.run_folder.sha256", lambda file: hashed.append(str(file)))
+    line = ["dictionary", "--dataset", "a.txt", *heldout, "--model", "gpt2-smal", "--out", "out"]
+    refused(line, "Check the name")
+    assert hashed == ["a.txt", *heldout[1:]]
+
+
+@pytest.mark.parametrize("command", ["info", "basis"])
+def test_moments_of_nothing(tmp_path, command):
+    file = tmp_path / "moments.safetensors"
+    wpca.Collection({}).save(file)
+    out = [] if command == "info" else ["--out", tmp_path / "out"]
+    refused([command, file, *out], "holds no hook point")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("manifest.json", {"format": FORMAT}, "is damaged: it does not tell the run's command"),
+        ("other.json", {"a": 1}, "other.json is no readable safetensors file"),
+    ],
+)
+def test_what_is_no_manifest(tmp_path, name, content, words):
+    (tmp_path / name).write_text(json.dumps(content))
+    refused(["info", tmp_path / name], words)
+
+
+def test_a_damaged_embedded_model_is_one_sentence(tmp_path, monkeypatch):
+    def damaged(*args):
+        raise OSError("no file named model.safetensors\nfound")
+
+    monkeypatch.setattr("tl_weighted_pca.pretrained.load_model", damaged)
+    refused(["svd", "--out", tmp_path / "out"], "came with this package: install that again")
+
+
+# -- a run that is resumed ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cut_short(tmp_path, monkeypatch):
+    """What a run leaves that was cut short after its checkpoint, and the command line that made it."""
+    line = [*LINES["collect"], "--checkpoint-every", "1", "--out", tmp_path / "out"]
+
+    def full(*args):
+        raise OSError(28, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wpca.Collection, "save", full)
+        told = run(*line).stderr
+    assert "add --resume to go on" in told
+    return line
+
+
+def test_a_refused_resume_leaves_all_as_it_was(tmp_path, cut_short):
+    before = {f.name: f.read_bytes() for f in (tmp_path / "out.partial").iterdir()}
+    refused([*cut_short, "--resume", "--seed", "1", "--batch-size", "5"], "but this run has")
+    assert "add --resume" not in run(*cut_short, "--resume", "--batch-size", "5").stderr
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out.partial").iterdir()} == before
+
+
+def test_a_finished_run_needs_no_resuming(tmp_path, cut_short):
+    works(*cut_short, "--resume")
+    before = (tmp_path / "out" / "manifest.json").stat()
+    assert "is finished already." in works(*cut_short, "--resume")
+    refused([*cut_short, "--resume", "--batch-size", "5"], "exists already: choose another --out")
+    assert (tmp_path / "out" / "manifest.json").stat() == before
+    (tmp_path / "out" / "moments.safetensors").unlink()
+    refused([*cut_short, "--resume"], "exists already: choose another --out")
+
+
+def test_a_finished_run_of_other_text_is_no_finished_run(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there lived a boy named Noah.")
+    line = [*LINES["collect"], "--dataset", text, "--resume", "--out", tmp_path / "out"]
+    works(*line)
+    text.write_text("Once upon a time there lived a girl named Emma.")
+    refused(line, "exists already: choose another --out")

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
+from tl_weighted_pca.cli.processes import share
+from tl_weighted_pca.data import batches
 from tl_weighted_pca.run_folder import read_manifest
 
 
@@ -105,6 +107,21 @@ def test_the_path_is_at_the_positions_of_the_moments(tmp_path, best_model):
     line[1] = tmp_path / "chosen.safetensors"
     result = run(*line, tmp_path / "no")
     assert result.exit_code == 1 and "say which 'path' is to use" in plain(result.output)
+
+
+def test_the_path_basis_has_a_centre_and_damping(steps, tmp_path, best_model):
+    file = steps / "run" / "moments.loss.safetensors"
+    line = ["basis", file, "--method", "path", *FEW, "--max-tokens", "300"]
+    works(*line, "--center", "none", "--damping", "0.5", "--out", tmp_path / "path")
+    moments = wpca.Collection.load(file)[POINT]
+    metric = wpca.path_metric(
+        best_model, embedded.stories("train", 100), POINT, wpca.pca(moments, center=False),
+        batch_size=16, max_tokens=300, progress=False,
+    )  # fmt: skip
+    expected = wpca.metric_pca(moments, metric, center=False, damping=0.5)
+    found = wpca.Basis.load(tmp_path / "path" / f"{POINT}.path.safetensors")
+    assert not found.center.any()
+    torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-4, atol=1e-7)
 
 
 def test_options_of_bases_arrive(steps, tmp_path):
@@ -298,6 +315,31 @@ def test_info_tells_checkpoints_and_dictionaries(tmp_path, best_model, tokens):
 
 # -- real processes -------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("n", [1, 7, 1000])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_limit_is_of_all_shares_together(monkeypatch, stream, n):
+    data = embedded.stories("train", 100).select_columns(["input_ids"])
+    expected = [batch.sequence_index for batch in batches(data, max_tokens=n * 100)]
+    if stream:
+        data = data.to_iterable_dataset()
+    found = []
+    for rank in range(3):
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        monkeypatch.setenv("RANK", str(rank))
+        mine, limit = share(data, n * 100)
+        assert limit is None
+        found += [batch.sequence_index for batch in batches(mine, max_tokens=limit)]
+    assert sorted(torch.cat(found).tolist()) == sorted(torch.cat(expected).tolist())
+
+
+def test_of_a_stream_of_several_files_each_share_has_its_own_limit(monkeypatch):
+    data = embedded.stories("train", 100).to_iterable_dataset(num_shards=4)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    _, limit = share(data, 1000)
+    assert limit == 334
+
+
 COMMAND = [sys.executable, "-m", "tl_weighted_pca"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
@@ -314,7 +356,7 @@ def test_torchrun_shares_the_data_out(tmp_path):
     (tmp_path / "notes.txt").write_text("\n\n".join(embedded.stories("heldout", 21)["text"]))
     line = [
         "collect", "--hook", POINT, "--dataset", tmp_path / "notes.txt", "--objective", "fisher",
-        "--no-progress", "--out",
+        "--max-tokens", "1000", "--no-progress", "--out",
     ]  # fmt: skip
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     done = processes([*launcher, "2", "-m", "tl_weighted_pca", *line, tmp_path / "two"])
@@ -326,7 +368,8 @@ def test_torchrun_shares_the_data_out(tmp_path):
         wpca.Collection.load(tmp_path / name / "moments.safetensors")[POINT]
         for name in ("two", "one")
     )
-    assert (two.n_tokens, two.n_sequences) == (one.n_tokens, 21)
+    assert (two.n_tokens, two.n_sequences) == (one.n_tokens, one.n_sequences)
+    assert 900 < one.n_tokens <= 1000 and one.n_sequences < 21
     for kind in ("activation", "gradient", "weighted"):
         x, y = (getattr(m, kind).about(one.activation.mean) for m in (two, one))
         assert float((x - y).norm()) < 1e-5 * float(y.norm())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tl_weighted_pca.run_folder import RunFolder, partial_of, read_manifest, sha256
+from tl_weighted_pca.run_folder import FORMAT, RunFolder, partial_of, read_manifest, sha256
 
 
 @pytest.fixture
@@ -94,8 +94,9 @@ def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path):
 
 
 def test_overwriting_replaces_the_whole_folder(tmp_path):
-    out = made(tmp_path / "out")
-    (out / "more.csv").write_text("old")
+    out = tmp_path / "out"
+    with RunFolder(out) as run:
+        (run / "more.csv").write_text("old")
     made(out, "two", overwrite=True)
     assert names(out) == ["manifest.json", "table.csv"]
     assert (out / "table.csv").read_text() == "two"
@@ -123,6 +124,87 @@ def test_what_is_not_ours_is_never_overwritten(tmp_path, overwrite):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_what_was_added_to_a_folder_of_ours_is_not_overwritten(tmp_path):
+    out = made(tmp_path / "out")
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match="out holds 'notes.md', not made by this program"):
+        made(out, "two", overwrite=True)
+    assert (out / "notes.md").read_text() == "mine"
+    assert (out / "table.csv").read_text() == "one"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("place", ["out", "out.partial"])
+def test_anothers_manifest_makes_a_folder_no_run(tmp_path, place):
+    """A browser extension, say, whose manifest.json is of another kind."""
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "manifest.json").write_text('{"name": "extension"}')
+    with pytest.raises(ValueError, match="not made by this program"):
+        made(tmp_path / "out", overwrite=True)
+    assert names(tmp_path / place) == ["manifest.json"]
+
+
+def test_what_was_added_while_a_run_went_on_is_not_overwritten(tmp_path):
+    out = made(tmp_path / "out")
+    run = RunFolder(out, overwrite=True)
+    run.__enter__()
+    (run / "table.csv").write_text("two")
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(OSError, match="results are whole, but .*'notes.md'.*they are in .*partial"):
+        run.__exit__(None, None, None)
+    assert (out / "notes.md").read_text() == "mine"
+    assert (run / "table.csv").read_text() == "two"
+
+
+def test_the_current_folder_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the current one, which cannot be replaced: choose"):
+        made(".")
+    assert not names(tmp_path) and names(tmp_path.parent).count(f"{tmp_path.name}.partial") == 0
+
+
+def test_an_empty_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypatch):
+    """Such as a mount point."""
+
+    def busy(path):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "rmdir", busy)
+    with pytest.raises(ValueError, match="cannot be replaced .*busy.*: choose another --out"):
+        made(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_whole_results_are_kept_where_they_are_if_they_cannot_be_moved(tmp_path, monkeypatch):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+
+    def fails_to_rename(*paths):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fails_to_rename)
+        with pytest.raises(OSError, match=r"could not be moved to .*busy.* are in .*out\.partial"):
+            made(out)
+    assert names(partial) == ["manifest.json", "table.csv"]
+    (partial / "checkpoint.safetensors").write_text("half")
+    for options in ({}, {"resume": True}):
+        with pytest.raises(ValueError, match="holds whole results that were not moved to"):
+            made(out, **options)
+    assert (partial / "table.csv").read_text() == "one"
+    made(out, "two", overwrite=True)
+    assert names(tmp_path) == ["out"] and names(out) == ["manifest.json", "table.csv"]
+
+
+def test_results_go_where_a_link_points(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for overwrite in (False, True):
+        made(tmp_path / "link", overwrite=overwrite)
+        assert (tmp_path / "link").is_symlink()
+        assert names(tmp_path / "disk") == ["manifest.json", "table.csv"]
+        assert names(tmp_path) == ["disk", "link"]
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(28, "full")])
 def test_what_fails_leaves_nothing(tmp_path, error):
     with pytest.raises(type(error)):
@@ -138,7 +220,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, small_files):
 
 def test_a_full_disk_is_told_before_any_work(tmp_path, small_files):
     run = RunFolder(tmp_path / "out", settings={"text": "x" * 50_000})
-    with pytest.raises(OSError, match=r"Cannot write to .*out\.partial"), run:
+    with pytest.raises(OSError, match=r"Cannot write .*out\.partial.*too large"), run:
         pytest.fail("the work has begun")
     assert not names(tmp_path)
 
@@ -152,11 +234,23 @@ def test_only_checkpoints_outlive_a_failure_and_only_until_the_end(tmp_path):
     with pytest.raises(ValueError, match="--resume to go on, or --overwrite to start anew"):
         made(out)
     assert names(partial) == ["checkpoint.0.safetensors", "manifest.json"]
+    started = read_manifest(partial)["started"]
     with RunFolder(out, resume=True) as run:
         assert (run / "checkpoint.0.safetensors").read_text() == "half"
         (run / "table.csv").write_text("done")
     assert names(out) == ["manifest.json", "table.csv"]
     assert names(tmp_path) == ["out"]
+    assert read_manifest(out)["started"] == started
+
+
+def test_a_resumed_run_that_is_refused_leaves_the_manifest(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fails(tmp_path / "out", ZeroDivisionError, ["checkpoint.safetensors"])
+    manifest = tmp_path / "out.partial" / "manifest.json"
+    before = manifest.read_bytes()
+    with pytest.raises(ZeroDivisionError):
+        fails(tmp_path / "out", ZeroDivisionError, [], settings={"other": 1}, resume=True)
+    assert manifest.read_bytes() == before
 
 
 def test_there_need_be_nothing_to_resume(tmp_path):
@@ -190,7 +284,7 @@ def test_a_partial_folder_that_is_not_ours_is_left_alone(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "mine").write_text("mine")
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(ValueError, match="not made by this program|did not finish"):
+        with pytest.raises(ValueError, match="not made by this program"):
             made(tmp_path / "out", **options)
     assert (tmp_path / "out.partial" / "mine").read_text() == "mine"
 
@@ -203,7 +297,7 @@ def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path):
 
 def test_where_a_folder_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert partial_of("a/b") == partial_of("a/b/") == Path("a/b.partial")
+    assert partial_of("a/b") == partial_of("a/b/") == tmp_path / "a/b.partial"
     assert partial_of(".") == tmp_path.with_name(tmp_path.name + ".partial")
 
 
@@ -213,6 +307,12 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, text):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match="is no (readable )?manifest"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_that_lost_its_contents_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT}))
+    with pytest.raises(ValueError, match="is damaged: it does not tell the run's command"):
         read_manifest(tmp_path)
 
 

@@ -111,6 +111,18 @@ def test_tokens_are_taken_as_they_are(tmp_path):
     assert "facts" in found.column_names
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_of_tokens_that_the_model_cannot_take_are_refused(tmp_path, stream):
+    rows = datasets.Dataset.from_dict({"input_ids": [[5, 6], [7] * 9]})
+    source = "tokens.parquet" if stream else "tokens"
+    rows.to_parquet(source) if stream else rows.save_to_disk(source)
+    assert len(sequences(source, longest=9)) == 2
+    with pytest.raises(
+        ValueError, match="a row of 9 tokens, but the model takes at most 8: cut it"
+    ):
+        sequences(source, longest=8)
+
+
 def test_a_file_is_read_as_it_is_used(tmp_path, monkeypatch):
     """Only the beginning of what is large is tokenised, however much there is."""
     (tmp_path / "a.jsonl").write_text('{"text": "one two three"}\n' * 100_000)
@@ -185,7 +197,7 @@ def numbers(folder):
         (binary, "x.txt is a binary file, not text: expected a .txt"),
         (
             latin,
-            "Cannot read x.txt: byte 3 is not UTF-8; convert the file, for example with iconv.",
+            "Cannot read x.txt: it is not UTF-8; convert it, for example with iconv.",
         ),
         (no_json, "Cannot read x.jsonl: JSON parse error"),
         (no_parquet, "Cannot read x.parquet: Parquet magic bytes not found"),

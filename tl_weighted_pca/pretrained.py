@@ -41,36 +41,50 @@ def load_pretrained(
         ValueError: for a model that cannot be had, or a device that is not there.
     """
     _check_device(device)
-    if name == EMBEDDED:
-        return load_model(model_class, device, dtype)
     if model_class == "HookedTransformer" and HookedTransformer is None:
         raise ValueError(
             "The installed TransformerLens has no HookedTransformer: use TransformerBridge."
         )
+    if name != EMBEDDED:
+        model_class = _class_for(name, model_class)
+    try:
+        if name == EMBEDDED:
+            return load_model(model_class, device, dtype)
+        load = _hooked if model_class == "HookedTransformer" else _bridge
+        # It announces itself on stdout, which is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            return load(name, device, dtype).eval()
+    except torch.cuda.OutOfMemoryError:  # a RuntimeError, but no fault of the name
+        raise
+    # All that TransformerLens, transformers and the hub raise for a model that they cannot find or read.
+    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+        reason = " ".join(str(error).strip().split("\n")[0].split())[:300].rstrip(".")
+        raise ValueError(
+            f"Cannot load the model {name!r} as a {model_class or 'TransformerLens model'}: {reason}. "
+            f"{_advice(name)}"
+        ) from error
+
+
+def _class_for(name: str, wanted: Kind | None) -> Kind:
+    """The class to load a model as.
+
+    Raises:
+        ValueError: for a folder that holds no model, or one that the class cannot load.
+    """
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(
             f"The folder {name} holds no Hugging Face model: it has no config.json. Pass a folder "
             "written by save_pretrained, a model's name, or 'embedded'."
         )
-    if model_class == "HookedTransformer" and folder.is_dir():
+    if wanted == "HookedTransformer" and folder.is_dir():
         raise ValueError(
             f"HookedTransformer cannot load the local folder {name}: use the TransformerBridge."
         )
-    if model_class is None:
-        hooked = HookedTransformer is not None and not folder.is_dir() and _known(name)
-        model_class = "HookedTransformer" if hooked else "TransformerBridge"
-    load = _hooked if model_class == "HookedTransformer" else _bridge
-    try:
-        # It announces itself on stdout, which is for results.
-        with contextlib.redirect_stdout(sys.stderr):
-            return load(name, device, dtype).eval()
-    # All that TransformerLens, transformers and the hub raise for a model that they cannot find or read.
-    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
-        reason = " ".join(str(error).strip().split("\n")[0].split())[:300].rstrip(".")
-        raise ValueError(
-            f"Cannot load the model {name!r} as a {model_class}: {reason}. {_advice(name)}"
-        ) from error
+    if wanted is not None:
+        return wanted
+    hooked = HookedTransformer is not None and not folder.is_dir() and _known(name)
+    return "HookedTransformer" if hooked else "TransformerBridge"
 
 
 def _hooked(name: str, device: str | None, dtype: torch.dtype) -> Any:
@@ -96,6 +110,8 @@ def _known(name: str) -> bool:
 
 
 def _advice(name: str) -> str:
+    if name == EMBEDDED:
+        return "It came with this package: install that again."
     if Path(name).is_dir():
         return "Pass a folder that save_pretrained wrote, with its tokenizer."
     close = [] if _known(name) else difflib.get_close_matches(name.lower(), _names(), n=3)
@@ -112,12 +128,12 @@ def _check_device(device: str | None) -> None:
         raise ValueError(
             f"There is no device {device!r}: expected one such as 'cpu', 'cuda', 'cuda:1' or 'mps'."
         ) from error
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(kind, True):
+    try:
+        torch.zeros(1, device=device).item()
+    except torch.cuda.OutOfMemoryError:
+        raise
+    # What torch raises for devices that are not there, that it was not built for, or that hold no numbers.
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
-            f"The device {device!r} is not there: torch sees no {kind} here; use 'cpu'."
-        )
+            f"The device {device!r} is not there: torch cannot use {kind} here; use 'cpu'."
+        ) from error

@@ -17,28 +17,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tl_weighted_pca.files import write_text_atomically
+from tl_weighted_pca.interrupts import uninterrupted
+
 MANIFEST = "manifest.json"
 FORMAT = "tl_weighted_pca.RunFolder/1"
 
 _PACKAGES = ("tl-weighted-pca", "torch", "transformer-lens", "transformers", "datasets", "numpy")
 _CHECKPOINTS = "checkpoint*.safetensors"
+_TEXTS, _TABLES = ("command", "folder"), ("settings", "versions", "inputs", "outputs")
 
 
 class RunFolder:
     """`path`, made by way of `path.partial`: renamed when all is written, removed when anything fails.
 
-    Only checkpoints outlive a failure, for the next run to resume. The manifest holds the command line,
-    every setting, versions, the seed, and the SHA-256 of each file read and written.
+    Only checkpoints outlive a failure, for the next run to resume, and whole results that could not be
+    renamed. The manifest holds the command line, every setting, versions, the seed, and the SHA-256 of
+    each file read and written.
 
     Args:
-        path: of the folder to be.
+        path: of the folder to be; of a link, what it points to.
         arguments: of the command line, after the program's name.
         settings: what these and the defaults came to.
-        overwrite: replace a folder that an earlier run made. Others are never touched.
+        overwrite: replace a folder that an earlier run made, and that holds nothing else. Others are
+            never touched.
         resume: take up the checkpoints that an earlier run left in `path.partial`.
 
     Raises:
-        ValueError: on entering, if the folder is there already, or one that was not finished.
+        ValueError: on entering, if the folder is there already and not to be replaced, cannot be
+            replaced, or was not finished.
         OSError: if it cannot be made, or its files cannot be written.
     """
 
@@ -51,7 +58,7 @@ class RunFolder:
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.realpath(path))
         self.partial = partial_of(path)
         self._overwrite, self._resume = overwrite, resume
         self.started = False
@@ -75,13 +82,21 @@ class RunFolder:
         self._check_partial()
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
-            self.started = True
-            self._write_manifest(started=_now())
         except OSError as error:
-            self._discard()
             raise OSError(
                 error.errno, f"Cannot write to {self.partial}: {error.strerror}"
             ) from error
+        try:
+            self._make_room()
+            if self.resumable:
+                # Its manifest stays until the end: who knows yet whether these checkpoints are ours?
+                self.manifest["started"] = read_manifest(self.partial).get("started")
+            else:
+                self._write_manifest(started=_now())
+        except BaseException:
+            self._discard()
+            raise
+        self.started = True
         return self
 
     def __exit__(
@@ -92,9 +107,13 @@ class RunFolder:
     ) -> None:
         try:
             if error is None:
-                self._finish()
+                files = (f for f in sorted(self.partial.iterdir()) if not _is_kept_by_us(f))
+                self._write_manifest(finished=_now(), outputs={f.name: sha256(f) for f in files})
         finally:
-            self._discard()
+            if not self.manifest["finished"]:
+                self._discard()
+        if error is None:
+            self._move()
 
     @property
     def resumable(self) -> bool:
@@ -115,77 +134,95 @@ class RunFolder:
         return source
 
     def _check_path(self) -> None:
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            return
-        if self.path.is_dir() and self._overwrite:
-            if (self.path / MANIFEST).is_file():
-                return
+        if self.path.exists() and self.path == Path.cwd():
             raise ValueError(
-                f"The folder {self.path} was not made by this program (it has no {MANIFEST}), so it is "
-                "not overwritten: choose another --out, or remove it yourself."
+                f"The folder {self.path} is the current one, which cannot be replaced: choose another "
+                "--out, such as 'results'."
             )
-        if self.path.exists() or self.path.is_symlink():
-            what, mend = (
-                ("folder", "choose another --out, or add --overwrite to replace it")
-                if self.path.is_dir()
-                else ("file", "choose another --out")
-            )
-            raise ValueError(f"The {what} {self.path} exists already: {mend}.")
+        if not self.path.exists() or _is_empty(self.path):
+            return
+        if not self.path.is_dir():
+            raise ValueError(f"The file {self.path} exists already: choose another --out.")
+        if not self._overwrite:
+            mend = "choose another --out, or add --overwrite to replace it"
+            raise ValueError(f"The folder {self.path} exists already: {mend}.")
+        _check_ours(self.path, whole=True)
 
     def _check_partial(self) -> None:
-        if not self.partial.exists() or (self._resume and self.resumable):
+        if not self.partial.exists():
             return
-        if self._overwrite or self._resume:
-            if not (self.partial / MANIFEST).is_file():
-                raise ValueError(
-                    f"{self.partial} is in the way, and was not made by this program: remove it yourself."
-                )
+        whole = _check_ours(self.partial).get("finished")
+        if whole and not self._overwrite:
+            raise ValueError(
+                f"{self.partial} holds whole results that were not moved to {self.path}: move them "
+                "yourself, or add --overwrite to start anew."
+            )
+        if not (self._overwrite or self._resume):
+            mend = "--resume to go on, or --overwrite" if self.resumable else "--overwrite"
+            raise ValueError(
+                f"{self.partial} holds a run that did not finish, or is still going on: add {mend} to "
+                "start anew."
+            )
+        if whole or not (self._resume and self.resumable):
             shutil.rmtree(self.partial)
-            return
-        mend = "--resume to go on, or --overwrite" if self.resumable else "--overwrite"
-        raise ValueError(
-            f"{self.partial} holds a run that did not finish, or is still going on: add {mend} to start "
-            "anew."
-        )
 
-    def _finish(self) -> None:
-        for checkpoint in self.partial.glob(_CHECKPOINTS):
+    def _make_room(self) -> None:
+        """Remove an empty folder now: one that cannot be removed could not be replaced either."""
+        try:
+            if _is_empty(self.path):
+                self.path.rmdir()
+        except OSError as error:
+            raise ValueError(
+                f"The empty folder {self.path} cannot be replaced ({error.strerror}): choose another "
+                f"--out, such as {self.path / 'results'}."
+            ) from error
+
+    def _move(self) -> None:
+        try:
+            self._check_path()  # again: there may be something by now
+            with uninterrupted():
+                self._swap()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise OSError(
+                f"The results are whole, but could not be moved to {self.path} ({reason}): they are in "
+                f"{self.partial}."
+            ) from error
+        for checkpoint in self.path.glob(_CHECKPOINTS):
             checkpoint.unlink()
-        outputs = {f.name: sha256(f) for f in sorted(self.partial.iterdir()) if f.name != MANIFEST}
-        self._write_manifest(finished=_now(), outputs=outputs)
-        if not self.path.exists():
-            os.rename(self.partial, self.path)
-            return
-        # Swapped by two renames: at no moment is there a folder with files of both.
-        with tempfile.TemporaryDirectory(dir=self.path.parent) as aside:
+
+    def _swap(self) -> None:
+        """By two renames: at no moment is there a folder with files of both."""
+        where = self.path.parent
+        with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as aside:
             old = Path(aside) / "old"
-            os.rename(self.path, old)
+            if self.path.exists():
+                os.rename(self.path, old)
             try:
                 os.rename(self.partial, self.path)
             except OSError:
-                os.rename(old, self.path)
+                if old.exists():
+                    os.rename(old, self.path)
                 raise
 
     def _write_manifest(self, **entries: Any) -> None:
-        self.manifest |= entries
-        text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
-        (self.partial / MANIFEST).write_text(text, encoding="utf-8")
+        manifest = self.manifest | entries
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_text_atomically(self.partial / MANIFEST, text)
+        self.manifest = manifest
 
     def _discard(self) -> None:
         if not self.resumable:
             shutil.rmtree(self.partial, ignore_errors=True)
             return
         for file in self.partial.iterdir():
-            if file.name != MANIFEST and not file.match(_CHECKPOINTS):
+            if file.is_file() and not _is_kept_by_us(file):
                 file.unlink()
 
 
 def partial_of(path: str | os.PathLike[str]) -> Path:
     """Where a folder is written until it is whole."""
-    path = Path(path)
-    if path.name in ("", ".."):  # the current folder, or one above it
-        path = Path(os.path.abspath(path))
-    return path.with_name(path.name + ".partial")
+    return Path(f"{os.path.realpath(path)}.partial")
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -207,6 +244,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{path} is no manifest of {FORMAT}: pass a folder that this program made."
         )
+    for names, kind in ((_TEXTS, str), (_TABLES, dict)):
+        for name in names:
+            if not isinstance(manifest.get(name), kind):
+                raise ValueError(f"{path} is damaged: it does not tell the run's {name}.")
     return manifest
 
 
@@ -217,6 +258,31 @@ def sha256(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _is_kept_by_us(file: Path) -> bool:
+    """Whether a file is no result, but there for the folder's own sake."""
+    return file.name == MANIFEST or file.match(_CHECKPOINTS)
+
+
+def _check_ours(folder: Path, *, whole: bool = False) -> dict[str, Any]:
+    """The manifest of a folder that a run made, and all that is in it; ValueError of any other."""
+    mend = "so it is not overwritten: move that away, or choose another --out"
+    try:
+        manifest = read_manifest(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} was not made by this program, {mend}.") from error
+    # A run that was killed could not say yet what it had written.
+    if whole or manifest.get("finished"):
+        names = {file.name for file in folder.iterdir() if not _is_kept_by_us(file)}
+        if foreign := sorted(names - {*manifest["outputs"]}):
+            what = ", ".join(map(repr, foreign))
+            raise ValueError(f"{folder} holds {what}, not made by this program, {mend}.")
+    return manifest
 
 
 def _now() -> str:

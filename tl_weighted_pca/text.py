@@ -29,6 +29,7 @@ def tokenized_text(
     split: str | None = None,
     config: str | None = None,
     sample_by: SampleBy = "paragraph",
+    longest: int | None = None,
     prepend_bos: bool = True,
 ) -> Dataset | IterableDataset:
     """Text cut into sequences of at most `context_length` tokens, read as it is used.
@@ -46,6 +47,8 @@ def tokenized_text(
         split: which split, for a folder or the hub; "train" by default.
         config: which configuration (subset) of a data set on the hub.
         sample_by: for .txt files: what makes a text.
+        longest: how many tokens the model takes: a row of tokens that has more is refused, at the latest
+            when it is read.
         prepend_bos: begin each sequence with the tokenizer's BOS, if it has one.
 
     Raises:
@@ -65,7 +68,7 @@ def tokenized_text(
     wanted = column or "text"
     if wanted not in first:
         if column is None and any(name in first for name in _TOKENS):
-            return rows
+            return rows if longest is None else _none_longer(rows, first, longest, source)
         raise ValueError(
             f"{source} has no column {wanted!r}; its columns are {', '.join(map(repr, first))}: name "
             "one with --text-column."
@@ -108,7 +111,8 @@ def check_source(source: str) -> None:
 def reason(error: BaseException) -> str:
     """What a library's error says, on one line; a decoding error in words."""
     if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is not UTF-8; convert the file, for example with iconv."
+        # Not where: the byte's number is one in some buffer.
+        return "it is not UTF-8; convert it, for example with iconv."
     cause = error.__cause__ or error
     text = " ".join(str(cause).strip().split("\n")[0].split())[:300]
     return (text or type(cause).__name__).rstrip(".") + "."
@@ -124,6 +128,29 @@ def unknown_share(data: Any, unknown_id: int | None, n_sequences: int = 64) -> f
         for token in row[next(name for name in _TOKENS if name in row)]
     ]
     return sum(int(token) == unknown_id for token in tokens) / max(len(tokens), 1)
+
+
+def _none_longer(rows: Any, first: Mapping[str, Any], longest: int, source: str) -> Any:
+    """Rows of tokens as they are, checked: at once in a table, in a stream as they come."""
+    import pyarrow.compute as pc
+
+    name = next(name for name in _TOKENS if name in first)
+
+    def check(length: int) -> None:
+        if length > longest:
+            raise ValueError(
+                f"{source} has a row of {length} tokens, but the model takes at most {longest}: cut it "
+                "yourself, since --context-length cuts only text."
+            )
+
+    def checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        check(len(row[name]))
+        return row
+
+    if not hasattr(rows, "to_iterable_dataset"):
+        return rows.map(checked)
+    check(pc.max(pc.list_value_length(rows.data.column(name))).as_py())
+    return rows
 
 
 def _opened(source: str, split: str | None, config: str | None, sample_by: str) -> Any:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -17,6 +17,7 @@ from tl_weighted_pca.cli.options import (
     PositionSlice,
     Progress,
     Ranks,
+    existing,
     parsed_positions,
     parsed_ranks,
 )
@@ -84,7 +85,7 @@ def ablate(
                 progress=progress,
             )
             # Ahead of the files: a full disk must not cost what was found.
-            Console().print(ablation_table(curves, to="pca" if "pca" in named else None))
+            show(ablation_table(curves, to="pca" if "pca" in named else None))
             curves.plot().savefig(run / f"{place}.png")
             tables.append(curves.to_pandas())
         pd.concat(tables).to_csv(run / "ablation.csv", index=False)
@@ -114,10 +115,3 @@ def _by_hook_point(paths: list[Path], run: RunFolder) -> dict[str, dict[str, Bas
                 )
             here[name] = one
     return found
-
-
-def existing(path: Path) -> Path:
-    """The path, if it is there; raises ValueError if it is not."""
-    if not path.exists():
-        raise ValueError(f"There is no file {path}: pass one that another command wrote.")
-    return path

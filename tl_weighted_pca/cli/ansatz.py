@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -90,7 +90,7 @@ def ansatz(
             progress=progress,
         )
         frame = found.to_pandas()
-        Console().print(table(frame[list(_SHOWN)].rename(columns=_SHOWN), digits=3))
+        show(table(frame[list(_SHOWN)].rename(columns=_SHOWN), digits=3))
         frame.to_csv(run / "ansatz.csv", index=False)
         found.plot().savefig(run / "cosines.png")
         found.plot_captured().savefig(run / "captured.png")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -102,19 +102,32 @@ def basis(
     from tl_weighted_pca.collection import Collection
     from tl_weighted_pca.plots import eigenvalue_spectra
 
+    where = parsed_positions(positions)
+    about = {"mean": True, "none": False}.get(center, center)
     with output.folder(context) as run:
         files = moments_files(moments)
         found = {name: Collection.load(run.reads(file)) for name, file in files.items()}
+        for name, collection in found.items():
+            if not collection:
+                raise ValueError(f"{files[name]} holds no hook point: collect again.")
         first = next(iter(found.values()))
         names = _chosen(first, hook, moments)
         asked = list(dict.fromkeys(method or _possible(first[names[0]])))
         makers: dict[Method, Callable[[Moments], Basis]] = {}
         for each in asked:
             if each is Method.path:
-                where = parsed_positions(positions) if positions else _positions(first)
-                makers[each] = _path_maker(source, text, run, where, batch_size, progress)
+                makers[each] = _path_maker(
+                    source,
+                    text,
+                    run,
+                    about,
+                    damping,
+                    positions=where or _positions(first),
+                    batch_size=batch_size,
+                    progress=progress,
+                )
             else:
-                makers[each] = _maker(each, center, damping, seed)
+                makers[each] = _maker(each, about, damping, seed)
         jobs: dict[str, Callable[[], Basis]] = {}
         for each in asked:
             for label, collection in found.items():
@@ -132,7 +145,7 @@ def basis(
                 n.removeprefix(f"{name}."): b for n, b in made.items() if n.startswith(f"{name}.")
             }
             eigenvalue_spectra(here).savefig(run / f"{name}.png")
-        Console().print(table(_summary(made)))
+        show(table(_summary(made)))
 
 
 def moments_files(path: Path) -> dict[str, Path]:
@@ -173,20 +186,19 @@ def _chosen(collection: Any, patterns: list[str] | None, path: Path) -> list[str
     return list(dict.fromkeys(names))
 
 
-def _maker(method: Method, center: str, damping: float, seed: int) -> Callable[[Moments], Basis]:
+def _maker(method: Method, center: Any, damping: float, seed: int) -> Callable[[Moments], Basis]:
     from tl_weighted_pca import principal_components as components
 
-    where: Any = {"mean": True, "none": False}.get(center, center)
     if method is Method.metric:
-        return partial(components.metric_pca, center=where, damping=damping)
+        return partial(components.metric_pca, center=center, damping=damping)
     if method is Method.random:
-        return partial(components.random_basis, center=where, seed=seed)
+        return partial(components.random_basis, center=center, seed=seed)
     by_name = {
         Method.pca: components.pca,
         Method.weighted: components.weighted_pca,
         Method.gradient: components.gradient_pca,
     }
-    return partial(by_name[method], center=where)
+    return partial(by_name[method], center=center)
 
 
 def _positions(collection: Collection) -> Positions:
@@ -206,9 +218,9 @@ def _path_maker(
     source: ModelOptions,
     text: SampleOptions,
     run: RunFolder,
-    positions: Positions,
-    batch_size: int,
-    progress: bool,
+    center: Any,
+    damping: float,
+    **options: Any,
 ) -> Callable[[Moments], Basis]:
     from tl_weighted_pca.path_metric import path_metric
     from tl_weighted_pca.principal_components import metric_pca, pca
@@ -222,13 +234,11 @@ def _path_maker(
             model,
             data,
             moments.provenance.hook_point,
-            pca(moments),
-            positions=positions,
-            batch_size=batch_size,
+            pca(moments, center=center),
             max_tokens=text.max_tokens,
-            progress=progress,
+            **options,
         )
-        return metric_pca(moments, metric)
+        return metric_pca(moments, metric, center=center, damping=damping)
 
     return make
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from tl_weighted_pca.cli.ablate import existing
 from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -18,6 +17,7 @@ from tl_weighted_pca.cli.options import (
     PositionSlice,
     Progress,
     Seed,
+    existing_file,
     parsed_positions,
 )
 from tl_weighted_pca.cli.text_options import SampleOptions
@@ -60,7 +60,7 @@ def cards(
 
     where = parsed_positions(positions)
     with output.folder(context) as run:
-        one = Basis.load(run.reads(existing(basis)))
+        one = Basis.load(run.reads(existing_file(basis)))
         text.check(source, run)
         model = source.load(run)
         found = feature_cards(
@@ -82,7 +82,7 @@ def cards(
         facts = found.facts_to_pandas()
         if len(facts):
             facts.to_csv(run / "facts.csv", index=False)
-        Console().print(
+        show(
             f"{len(found)} cards of {found.method} at {found.hook_point}, "
             f"from {found.n_tokens:,} tokens.",
             highlight=False,

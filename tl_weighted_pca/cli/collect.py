@@ -6,10 +6,10 @@ from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from tl_weighted_pca.cli import processes
 from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -83,13 +83,16 @@ def collect(
     from tl_weighted_pca.collect import collect as collect_moments
     from tl_weighted_pca.hook_points import matching
     from tl_weighted_pca.run_folder import partial_of
-    from tl_weighted_pca.sharding import shard
 
     where = parsed_positions(positions)
     names = list(dict.fromkeys(objectives))
     plain = ObjectiveName.none in names
     if plain and len(names) > 1:
         raise ValueError("--objective none collects activations alone: name no other beside it.")
+    if resume and not checkpoint_every:
+        raise ValueError("--resume needs checkpoints, and --checkpoint-every is 0: leave one out.")
+    if resume:
+        output.stop_if_done(context)
     rank = processes.rank()
     with (
         processes.joined(source.device),
@@ -100,19 +103,19 @@ def collect(
         text.check(source, run)
         model = source.load(run)
         points = matching(model, hook)
-        data = text.load(model, "train")
+        data, max_tokens = processes.share(text.load(model, "train"), text.max_tokens)
         chosen: Any = {name.value: objective(name, samples, seed) for name in names}
         checkpoint = f"checkpoint.{rank}.safetensors"
         found: Any = collect_moments(
             model,
-            shard(data),
+            data,
             points,
             objective=None if plain else chosen,
             row_metric=row_metric,
             positions=where,
             batch_size=batch_size,
             per_head=per_head,
-            max_tokens=-(-text.max_tokens // processes.world_size()),
+            max_tokens=max_tokens,
             recompute=recompute,
             checkpoint=partial_of(output.out) / checkpoint if checkpoint_every else None,
             checkpoint_every=checkpoint_every or 1,
@@ -129,7 +132,7 @@ def collect(
             collection.save(run / f"moments{end}.safetensors")
         some = next(iter(collections.values()))
         moments = some[points[0]]
-        Console().print(
+        show(
             f"{moments.n_tokens:,} tokens in {moments.n_sequences:,} sequences at {len(points)} hook "
             f"points.", highlight=False,
         )  # fmt: skip

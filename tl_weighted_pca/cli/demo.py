@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -80,8 +80,7 @@ def demo(
             seed=seed,
             progress=progress,
         )
-        console = Console()
         # Ahead of the files: a full disk must not cost what was found.
-        console.print(ablation_table(found.curves, to="PCA"))
-        console.print(found.sentence(), highlight=False)
+        show(ablation_table(found.curves, to="PCA"))
+        show(found.sentence(), highlight=False)
         found.save(run.partial)

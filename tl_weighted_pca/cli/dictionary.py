@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-from tl_weighted_pca.cli.ablate import existing
 from tl_weighted_pca.cli.command import command
-from tl_weighted_pca.cli.errors import tell
+from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -20,6 +18,7 @@ from tl_weighted_pca.cli.options import (
     PositionSlice,
     Progress,
     Seed,
+    existing_file,
     parsed_positions,
 )
 from tl_weighted_pca.cli.tables import table
@@ -104,11 +103,11 @@ def dictionary(
         penalty=penalty,
         seed=seed,
     )
+    if resume:
+        output.stop_if_done(context)
     with output.folder(context, resume=resume) as run:
-        judge = replace(text, dataset=heldout) if heldout is not None else text
-        for each in (text, judge):
-            each.check(source, run)
-        basis = None if start is None else Basis.load(run.reads(existing(start)))
+        text.check(source, run, *([] if heldout is None else [heldout]))
+        basis = None if start is None else Basis.load(run.reads(existing_file(start)))
         if text.dataset is not None and heldout is None:
             tell(
                 "The scores are of text that it was trained on: pass other text with --heldout.",
@@ -118,6 +117,9 @@ def dictionary(
         model = source.load(run)
         (hook,) = resolve(model, [hook])  # ahead of the data, which may be long in coming
         train = replace(text, max_tokens=n_tokens).load(model, "train")
+        # Ahead of the training, which may take hours.
+        judge = text if heldout is None else replace(text, dataset=heldout)
+        judged = judge.load(model, "heldout")
         options: dict[str, Any] = {"positions": where, "batch_size": batch_size}
         # For the units of the terms, and for the PCA to compare with.
         moments = collect(
@@ -147,13 +149,13 @@ def dictionary(
         trained.save(run / "dictionary.safetensors")
         evaluation = evaluate_dictionary(
             model,
-            judge.load(model, "heldout"),
+            judged,
             trained,
             bases={"pca": pca(moments)},
             max_tokens=text.max_tokens,
             **options,
         )
         frame = evaluation.to_pandas().rename_axis("code").reset_index()
-        Console().print(table(frame.set_index("code").T.rename_axis("score").reset_index()))
+        show(table(frame.set_index("code").T.rename_axis("score").reset_index()))
         frame.to_csv(run / "evaluation.csv", index=False)
         plot_biases(trained).savefig(run / "biases.png")

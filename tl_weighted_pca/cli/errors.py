@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
+
+from tl_weighted_pca.cli.console import tell
 
 DEBUG = "tl_weighted_pca.debug"
 """Where the context keeps whether `--debug` was given, before the command or after it."""
@@ -39,13 +39,11 @@ class OneSentenceGroup(TyperGroup):
                 raise
             tell(sentence(error))
             raise typer.Exit(1) from error
-
-
-def tell(text: str, *, head: str = "Error", style: str = "bold red") -> None:
-    """One line on stderr."""
-    # Escaped: to rich a shape such as [batch, pos] is a tag, and vanishes.
-    line = f"[{style}]{head}:[/] {escape(text)}"
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+        except (MemoryError, RuntimeError) as error:
+            if ctx.meta.get(DEBUG) or not _is_of_memory(error):
+                raise
+            tell("There is not enough memory for this: try a smaller --batch-size.")
+            raise typer.Exit(1) from error
 
 
 def sentence(error: BaseException) -> str:
@@ -55,3 +53,9 @@ def sentence(error: BaseException) -> str:
         place = f": {error.filename}" if error.filename else ""
         text = f"{error.strerror}{place}"
     return " ".join(text.split()) or type(error).__name__
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    # By name: torch, which has its own kinds of it, is slow to import.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tl_weighted_pca.cli.options import Debug
+from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.options import Debug, existing
 from tl_weighted_pca.cli.tables import table
 
 
@@ -29,16 +30,15 @@ def info(
       tl-weighted-pca info run
       tl-weighted-pca info bases/blocks.2.hook_resid_post.pca.safetensors
     """
-    from tl_weighted_pca.cli.ablate import existing
+    from tl_weighted_pca.run_folder import MANIFEST
 
     path = existing(file)
-    if path.is_dir() or path.suffix == ".json":
-        shown = [_run(path if path.is_dir() else path.parent)]
+    if path.is_dir():
+        show(_run(path))
+    elif path.name == MANIFEST:
+        show(_run(path.parent))
     else:
-        shown = _tensors(path)
-    console = Console()
-    for part in shown:
-        console.print(part)
+        show(*_tensors(path))
 
 
 def _tensors(path: Path) -> list[RenderableType]:
@@ -66,7 +66,7 @@ def _tensors(path: Path) -> list[RenderableType]:
         )
     try:
         return tell(path, metadata, shapes)
-    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (LookupError, TypeError, AttributeError, StopIteration, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} says that it is a {kind.partition('/')[0]}, but is damaged ({error!r}): make it again."
         ) from error
@@ -76,6 +76,8 @@ def _moments(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> li
     import pandas as pd
 
     held = json.loads(metadata["moments"])
+    if not held:
+        raise LookupError("it holds no hook point")
     rows = []
     for name, entry in held.items():
         kinds = [
@@ -167,11 +169,11 @@ def _run(folder: Path) -> RenderableType:
         "command": manifest["command"],
         "in": manifest["folder"],
         "processes": manifest.get("processes"),
-        "seed": manifest["seed"],
+        "seed": manifest.get("seed"),
         "model": manifest.get("model"),
         "versions": manifest["versions"],
-        "started": manifest["started"],
-        "finished": manifest["finished"] or "no: it is still going on, or was cut short",
+        "started": manifest.get("started"),
+        "finished": manifest.get("finished") or "no: it is still going on, or was cut short",
         "read": list(manifest["inputs"]),
         "wrote": list(manifest["outputs"]),
     }

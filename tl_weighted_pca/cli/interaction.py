@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -87,7 +87,7 @@ def interaction(
         graph = interaction_edges(
             model, data, bases, max_tokens=tokens, progress=progress, **options
         )
-        Console().print(table(_summary(graph)))
+        show(table(_summary(graph)))
         graph.to_pandas(share).to_csv(run / "edges.csv", index=False)
         graph.plot().savefig(run / "graph.png")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from tl_weighted_pca.cli import processes
-from tl_weighted_pca.cli.errors import ARGUMENTS, DEBUG, tell
+from tl_weighted_pca.cli.console import show, tell
+from tl_weighted_pca.cli.errors import ARGUMENTS, DEBUG
 
 if TYPE_CHECKING:
     from tl_weighted_pca.data import Positions
@@ -141,11 +141,7 @@ class OutputOptions:
     @contextmanager
     def folder(self, context: typer.Context, *, resume: bool = False) -> Iterator[RunFolder]:
         """The folder while it is written; says what was written, or what is left to go on from."""
-        from tl_weighted_pca.run_folder import RunFolder
-
-        settings = {k: v for k, v in context.params.items() if k != "debug"}
-        given = context.meta.get(ARGUMENTS, [])
-        run = RunFolder(self.out, given, settings, overwrite=self.overwrite, resume=resume)
+        run = self._run(context, resume=resume)
         try:
             with warnings.catch_warnings():
                 # A warning is for the user; where in the code it was is not.
@@ -153,18 +149,61 @@ class OutputOptions:
                 with run:
                     yield run
         except BaseException:
-            if run.started and run.resumable:
+            if run.started and run.resumable and not resume:
                 where = f"What was done is kept in {run.partial}: add --resume to go on."
                 tell(where, head="Note", style="bold yellow")
             raise
         names = sorted(run.manifest["outputs"])
         written = ", ".join(names) if len(names) < 5 else f"{len(names)} files"
-        Console().print(f"Written to {self.out}: {written}.", highlight=False, markup=False)
+        show(f"Written to {self.out}: {written}.", highlight=False, markup=False)
+
+    def stop_if_done(self, context: typer.Context) -> None:
+        """End well where --resume finds the same run finished: a job script can always have it."""
+        from tl_weighted_pca.run_folder import read_manifest, sha256
+
+        try:
+            earlier = read_manifest(self.out)
+        except (OSError, ValueError):
+            return
+        now = self._run(context).manifest
+        # These change nothing about the results.
+        but = dict.fromkeys(("out", "overwrite", "resume", "progress"))
+        if (
+            not self.overwrite
+            and earlier.get("finished")
+            and earlier["settings"] | but == now["settings"] | but
+            and all(Path(f).is_file() and sha256(f) == was for f, was in earlier["inputs"].items())
+            and all((self.out / name).is_file() for name in earlier["outputs"])
+        ):
+            if processes.rank() == 0:
+                show(f"{self.out} is finished already.", highlight=False, markup=False)
+            raise typer.Exit
+
+    def _run(self, context: typer.Context, *, resume: bool = False) -> RunFolder:
+        from tl_weighted_pca.run_folder import RunFolder
+
+        settings = {k: v for k, v in context.params.items() if k != "debug"}
+        given = context.meta.get(ARGUMENTS, [])
+        return RunFolder(self.out, given, settings, overwrite=self.overwrite, resume=resume)
 
 
 def _noted(message: Any, category: Any, *place: Any) -> None:
     if issubclass(category, UserWarning):
         tell(str(message), head="Note", style="bold yellow")
+
+
+def existing(path: Path) -> Path:
+    """The path, if it is there; raises ValueError if it is not."""
+    if not path.exists():
+        raise ValueError(f"There is no file {path}: pass one that another command wrote.")
+    return path
+
+
+def existing_file(path: Path) -> Path:
+    """The path, if it is of a file; raises ValueError if it is not."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: pass one of the files in it.")
+    return existing(path)
 
 
 def parsed_ranks(text: str) -> list[int] | None:
@@ -183,7 +222,7 @@ def parsed_positions(text: str) -> Positions:
         return None
     try:
         parts = [int(part) if part.strip() else None for part in text.split(":")]
-        if not 2 <= len(parts) <= 3:
+        if not 2 <= len(parts) <= 3 or parts[2:] == [0]:
             raise ValueError
         return slice(*parts)
     except ValueError as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.options import Debug, ModelOptions, OutputOptions
 from tl_weighted_pca.cli.tables import table
 
@@ -53,8 +53,7 @@ def svd(
             decomposed = matrix.svd()
         values = decomposed.S.double().cpu()
         chosen = [_head(text, values.shape) for text in head or []]
-        console = Console()
-        console.print(table(_summary(values), f"Singular values of {circuit}", digits=3))
+        show(table(_summary(values), f"Singular values of {circuit}", digits=3))
         rows = [
             {"layer": layer, "head": number, "i": i + 1, "singular_value": value}
             for layer, heads in enumerate(values.tolist())
@@ -66,7 +65,7 @@ def svd(
         readings = []
         for layer, number in chosen:
             found = _read(model, circuit, decomposed, layer, number, directions, words)
-            console.print(table(found, f"{circuit} of head {layer}.{number}", digits=3))
+            show(table(found, f"{circuit} of head {layer}.{number}", digits=3))
             readings.append(found.assign(layer=layer, head=number))
         if readings:
             pd.concat(readings).to_csv(run / "directions.csv", index=False)
@@ -125,7 +124,9 @@ def _read(
         far = right.double().cpu() @ embeddings.mT
 
     def top(scores: Any) -> str:
-        return " ".join(visible(word) for word in text(scores.topk(words).indices))
+        return " ".join(
+            visible(word) for word in text(scores.topk(min(words, len(scores))).indices)
+        )
 
     return pd.DataFrame(
         {

@@ -28,7 +28,11 @@ def table(frame: pd.DataFrame, title: str | None = None, *, digits: int = 4) -> 
 
 
 def _cell(value: Any, digits: int) -> str:
-    return f"{value:.{digits}g}" if isinstance(value, float) else escape(str(value))
+    if not isinstance(value, float):
+        return escape(str(value))
+    # A count is a float too, where others in its column are.
+    whole = value.is_integer() and abs(value) < 2**53
+    return f"{value:.0f}" if whole else f"{value:.{digits}g}"
 
 
 def ablation_table(curves: AblationCurves, *, to: str | None) -> Table:

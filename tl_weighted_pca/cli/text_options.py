@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tl_weighted_pca.cli.errors import tell
+from tl_weighted_pca.cli.console import tell
 from tl_weighted_pca.cli.options import ModelOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.run_folder import RunFolder
+
+
+_FOR = {
+    "split": "a folder of several splits, a data set on the hub or the stories",
+    "dataset_config": "a data set on the hub",
+    "text_column": "text of yours",
+    "sample_by": "a .txt file",
+    "context_length": "text of yours",
+}
+"""What options are for that do not fit every text."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +76,31 @@ class DataOptions:
         ),
     ] = 100_000
 
-    def check(self, model: ModelOptions, folder: RunFolder | None) -> None:
-        """Refuse what cannot be read before the model is loaded; enter what can in the manifest."""
+    def check(self, model: ModelOptions, folder: RunFolder | None, *others: str) -> None:
+        """Refuse what cannot be read before the model is loaded; enter what can in the manifest.
+
+        `others` are further texts that the options are for.
+        """
         from tl_weighted_pca.text import check_source
 
-        if self.dataset is not None:
-            check_source(self.dataset)
-            if folder is not None and Path(self.dataset).exists():
-                folder.reads(self.dataset)
-        elif not model.embedded:
+        if self.dataset is None and not model.embedded:
             raise ValueError(
                 f"The stories are for the embedded model, and --model is {model.model!r}: pass a text "
                 "file or a data set with --dataset."
             )
+        texts = (self.dataset, *others)
+        for text in texts:
+            if text is not None:
+                check_source(text)
+                if folder is not None and Path(text).exists():
+                    folder.reads(text)
+        fitting = set().union(*map(_fitting, texts))
+        for field in fields(self):
+            if field.name in {*_FOR} - fitting and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"--{field.name.replace('_', '-')} is for {_FOR[field.name]}, not for "
+                    f"{self.dataset or 'the stories'}: leave it out."
+                )
 
     def load(self, model: Any, split: str) -> Any:
         """The sequences for a model; `split` is which stories, unless --split says otherwise."""
@@ -92,8 +114,8 @@ class DataOptions:
             # A few more than it takes: the exact number of tokens is the reader's business.
             n = min(int(1.1 * self.max_tokens / mean) + 1, embedded.corpus.SIZES[wanted])
             return embedded.stories(wanted, max(n, len(some)))
-        context = getattr(model.cfg, "n_ctx", self.context_length)
-        if self.context_length > context:
+        context = getattr(model.cfg, "n_ctx", None)
+        if context is not None and self.context_length > context:
             raise ValueError(
                 f"--context-length is {self.context_length}, but the model takes at most {context} tokens."
             )
@@ -105,6 +127,7 @@ class DataOptions:
             split=self.split,
             config=self.dataset_config,
             sample_by=self.sample_by,
+            longest=context,
             prepend_bos=getattr(model.cfg, "default_prepend_bos", True) is not False,
         )
         share = unknown_share(data, model.tokenizer.unk_token_id)
@@ -126,3 +149,15 @@ class SampleOptions(DataOptions):
             min=1, help="Stop before exceeding so many tokens of data.", rich_help_panel="Data"
         ),
     ] = 20_000
+
+
+def _fitting(text: str | None) -> set[str]:
+    """Which of the options that do not fit every text fit one; None is the stories."""
+    if text is None:
+        return {"split"}
+    path, always = Path(text), {"text_column", "context_length"}
+    if path.is_dir():
+        return always | ({"split"} if path.joinpath("dataset_dict.json").is_file() else set())
+    if path.is_file():
+        return always | ({"sample_by"} if path.suffix == ".txt" else set())
+    return always | {"split", "dataset_config"}
