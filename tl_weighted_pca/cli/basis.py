@@ -111,6 +111,10 @@ def basis(
             if not collection:
                 raise ValueError(f"{files[name]} holds no hook point: collect again.")
         first = next(iter(found.values()))
+        if any(set(each) != set(first) for each in found.values()):
+            raise ValueError(
+                f"The files of moments in {moments} are of different hook points: pass one of the files."
+            )
         names = _chosen(first, hook, moments)
         asked = list(dict.fromkeys(method or _possible(first[names[0]])))
         makers: dict[Method, Callable[[Moments], Basis]] = {}
