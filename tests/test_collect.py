@@ -404,6 +404,8 @@ def test_saved_collections_come_back_to_the_bit(best_model, tokens, tmp_path):
     (tmp_path / "cut").write_bytes((tmp_path / "stats.safetensors").read_bytes()[:1000])
     with pytest.raises(ValueError, match="not readable as what Collection.save writes"):
         wpca.Collection.load(tmp_path / "cut")
+    with pytest.raises(RuntimeError, match="nowhere"):  # and not that the file is damaged
+        wpca.Collection.load(tmp_path / "stats.safetensors", device="nowhere")
     wpca.pca(stats[names[0]]).save(tmp_path / "basis.safetensors")
     with pytest.raises(ValueError, match="pass a file written by Collection.save"):
         wpca.Collection.load(tmp_path / "basis.safetensors")

@@ -87,22 +87,22 @@ def path_metric(
         desc="Down the path", dynamic_ncols=True, disable=not progress,
     )  # fmt: skip
     total: Tensor | None = None
-    for k in chosen:
-        # Entered before the collector's own hooks, so what these see is ablated already.
-        with hooked(model, [(hook_point, ablation(k))]):
-            moments = collect(
-                model,
-                told(),
-                hook_point,
-                objective=objective,
-                statistics=["gradient"],
-                positions=positions,
-                per_head=basis.per_head,
-                progress=False,
-            )[hook_point]
-        second = moments.require("gradient").second
-        share = second / second.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        total = share if total is None else total + share
-    bar.close()
+    with bar:
+        for k in chosen:
+            # Entered before the collector's own hooks, so what these see is ablated already.
+            with hooked(model, [(hook_point, ablation(k))]):
+                moments = collect(
+                    model,
+                    told(),
+                    hook_point,
+                    objective=objective,
+                    statistics=["gradient"],
+                    positions=positions,
+                    per_head=basis.per_head,
+                    progress=False,
+                )[hook_point]
+            second = moments.require("gradient").second
+            share = second / second.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+            total = share if total is None else total + share
     assert total is not None
     return torch.as_tensor(total / len(chosen)).cpu()
