@@ -46,6 +46,8 @@ def joined(wanted: str | None) -> Iterator[None]:
     dist.init_process_group("gloo" if own is None else "nccl")
     try:
         yield
+        # torchrun ends all when one fails, be it at its very end: not before the first has written.
+        wait()
     finally:
         dist.destroy_process_group()
 
