@@ -10,6 +10,7 @@ came of it is for `benchmarks/embedded.py` to say.
 import argparse
 import json
 import math
+import shutil
 import time
 from itertools import islice
 from pathlib import Path
@@ -104,6 +105,14 @@ def fact_accuracy(model, stories: list[Example]) -> float:
     return right / total
 
 
+def save(model, folder: Path) -> None:
+    """Store the model as GPT-2: with the activation's usual name, and its cache on."""
+    training = model.config.activation_function, model.config.use_cache
+    model.config.activation_function, model.config.use_cache = "gelu_new", True
+    model.save_pretrained(folder)
+    model.config.activation_function, model.config.use_cache = training
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6000)
@@ -118,6 +127,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
+    parser.add_argument(
+        "--keep", type=int, nargs="*", default=[], help="also store the model after these steps"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -200,9 +212,11 @@ def main() -> None:
                 line += f"  held-out fact accuracy {fact_accuracy(model, checks):.3f}"
             print(line, flush=True)
             running = 0.0
-    model.config.activation_function = "gelu_new"
-    model.config.use_cache = True
-    model.save_pretrained(args.out)
+        if step + 1 in args.keep:
+            folder = args.out / f"step-{step + 1}"
+            shutil.copytree(args.out, folder, ignore=shutil.ignore_patterns("step-*"))
+            save(model, folder)
+    save(model, args.out)
     print(f"trained for {time.monotonic() - started:.0f} s", flush=True)
 
 

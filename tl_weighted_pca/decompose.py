@@ -22,11 +22,13 @@ small ones, where all of this takes longer than it saves.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,6 +43,8 @@ _CORE_RANGE = 2.0**12
 _PIECE_BYTES = 8 * 2**20
 # Below this many multiplications in AᵀA and BBᵀ the steps of Cholesky-QR cost more than they save.
 _SMALL = 2**20
+# Columns of a block of the Gram matrix: whole tiles of the product's inner kernel, here and in MKL.
+_BLOCK = 24
 # Above this many, pieces of the batch are worth threads of their own.
 _LARGE = 2**25
 
@@ -125,11 +129,19 @@ def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
     A = A.expand(*batch, l, m).reshape(-1, l, m)
     B = B.expand(*batch, m, r).reshape(-1, m, r)
     n = A.shape[0]
-    U, S, V_T = A.new_empty(n, l, m), A.new_empty(n, m), A.new_empty(n, m, r)
+    U, S, V_T = _new_large(A, n, l, m), A.new_empty(n, m), _new_large(B, n, m, r)
+    threads = torch.get_num_threads() if A.is_cpu and n * (l + r) * m**2 > _LARGE else 1
+    step = max(1, min(_PIECE_BYTES // (8 * m * (l + r)), math.ceil(n / threads)))
+    # Each thread widens its pieces into memory of its own: fresh pages cost more than the widening.
+    room = threading.local()
 
     def decompose(part: slice) -> None:
-        left = _orthonormalise(A[part])
-        right = _orthonormalise(B[part].mT)
+        if not hasattr(room, "A"):
+            room.A = A.new_empty(step, l, m, dtype=torch.float64)
+            room.B = B.new_empty(step, m, r, dtype=torch.float64)
+        size = len(range(n)[part])
+        left = _orthonormalise(A[part], room.A[:size].copy_(A[part]))
+        right = _orthonormalise(B[part].mT, room.B[:size].copy_(B[part]).mT)
         C = left.R @ right.R.mT
         if not math.isfinite(C.sum()):
             _require_finite(A[part], B[part], C)
@@ -140,10 +152,19 @@ def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
         U[part] *= sign.unsqueeze(-2)
         _rotate(right, Z * sign.unsqueeze(-2), out=V_T[part].mT)
 
-    threads = torch.get_num_threads() if A.is_cpu and n * (l + r) * m**2 > _LARGE else 1
-    step = max(1, min(_PIECE_BYTES // (8 * m * (l + r)), math.ceil(n / threads)))
     _for_each([slice(i, i + step) for i in range(0, n, step)], decompose, threads)
     return SVD(U.view(*batch, l, m), S.view(*batch, m), V_T.view(*batch, m, r))
+
+
+def _new_large(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor, on Linux in huge pages where the kernel grants them.
+
+    NumPy asks for them and torch doesn't: touching 4 KB pages for the first time takes half as long as the
+    product that fills them.
+    """
+    if like.dtype == torch.float32 and like.is_cpu:
+        return torch.from_numpy(numpy.empty(shape, numpy.float32))
+    return like.new_empty(shape)
 
 
 def _for_each(pieces: list[slice], task: Callable[[slice], None], threads: int) -> None:
@@ -179,9 +200,12 @@ class _Frame(NamedTuple):
     R: Tensor
 
 
-def _orthonormalise(X: Tensor) -> _Frame:
-    """Cholesky-QR in float64 of each float32 matrix [n, l, m] where that is safe, else Householder's QR."""
-    wide, m = X.double(), X.shape[-1]
+def _orthonormalise(X: Tensor, wide: Tensor) -> _Frame:
+    """Cholesky-QR in float64 of each float32 matrix [n, l, m] where that is safe, else Householder's QR.
+
+    `wide` is X in float64, and is overwritten.
+    """
+    m = X.shape[-1]
     G = _gram(wide)
     L, breakdown = torch.linalg.cholesky_ex(G)
     identity = torch.eye(m, dtype=G.dtype, device=G.device).expand_as(L)
@@ -202,8 +226,9 @@ def _gram(X: Tensor) -> Tensor:
     """The lower triangle of XᵀX by blocks; those above it, which Cholesky doesn't read, are left unset."""
     m = X.shape[-1]
     G = X.new_empty(X.shape[0], m, m)
-    for i in range(0, m, 32):
-        torch.bmm(X[..., i : i + 32].mT, X[..., : i + 32], out=G[:, i : i + 32, : i + 32])
+    for i in range(0, m, _BLOCK):
+        j = i + _BLOCK
+        torch.bmm(X[..., i:j].mT, X[..., :j], out=G[:, i:j, :j])
     return G
 
 
