@@ -122,6 +122,17 @@ def test_many_layers_are_a_sequence_from_dark_to_light(stats):
     assert len(set(shades)) == 12 and shades[0] < shades[5] < shades[11] < 2.6
 
 
+def test_more_bases_than_colours_are_told_apart_by_dashes_and_not_by_shades(stats):
+    moments = stats[PLACES[0]]
+    bases = {"weighted": wpca.weighted_pca(moments)} | {
+        f"pca {i}": wpca.pca(moments) for i in range(8)
+    }
+    lines_drawn = drawn(eigenvalue_spectra(bases)).axes[0].lines
+    look = [(line.get_color(), line.get_linestyle()) for line in lines_drawn]
+    assert len(set(look)) == 9 and len({color for color, _ in look}) == 7
+    assert look[7] == (look[0][0], "--")
+
+
 def test_a_grid_of_overlaps_holds_them_and_writes_them_down(stats):
     rows = {name: wpca.pca(stats[name]) for name in PLACES}
     columns = {"weighted": wpca.weighted_pca(stats[PLACES[1]]), **rows}
@@ -292,6 +303,8 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(stats):
     for draw in (eigenvalue_spectra, basis_overlap):
         with pytest.raises(ValueError, match="No bases were given; pass"):
             draw({})
+    with pytest.raises(ValueError, match="basis 'none' keeps no component.*leave it out"):
+        eigenvalue_spectra({"pca": a, "none": a.truncate(0)})
     with pytest.raises(ValueError, match="1 axes were given; expected two"):
         eigenvalue_spectra(a, axes=[Figure().subplots()])
     with pytest.raises(ValueError, match="k is 65; expected 1 to 64"):

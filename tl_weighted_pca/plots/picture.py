@@ -17,6 +17,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """A second sign beside the colour."""
 
+DASHES = ("-", "--", ":", "-.")
+"""A third, once the colours are used up."""
+
 SEQUENCE = "viridis"
 """A colour map that grows lighter throughout, also in grey."""
 
@@ -30,18 +33,21 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour and a marker for each name, the same whatever else is drawn.
+def styles(names: Sequence[str], *, ordered: bool = False) -> dict[str, dict[str, Any]]:
+    """A colour, a marker and a dash for each name, the same whatever else is drawn.
 
-    More names than the palette has are taken for a sequence, such as layers: dark to light.
+    More names than the palette has go round again, dashed; if `ordered`, as layers are, they are coloured
+    from dark to light instead.
     """
-    n = len(names)
-    if n <= len(PALETTE):
-        colors = list(PALETTE[:n])
-    else:  # not up to the last yellow, which white paper swallows
+    n, size = len(names), len(PALETTE)
+    if ordered and n > size:  # not up to the last yellow, which white paper swallows
         colors = [to_hex(colormaps[SEQUENCE](0.9 * i / (n - 1))) for i in range(n)]
+        dashes = ["-"] * n
+    else:
+        colors = [PALETTE[i % size] for i in range(n)]
+        dashes = [DASHES[i // size % len(DASHES)] for i in range(n)]
     return {
-        name: {"color": colors[i], "marker": MARKERS[i % len(MARKERS)]}
+        name: {"color": colors[i], "marker": MARKERS[i % len(MARKERS)], "linestyle": dashes[i]}
         for i, name in enumerate(names)
     }
 

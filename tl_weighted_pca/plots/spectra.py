@@ -47,21 +47,30 @@ def eigenvalue_spectra(
     truncated away. A basis per head has one line a head, and the mean of their ratios.
 
     Args:
-        bases: one, or several by name. More than seven are coloured as a sequence, such as layers.
+        bases: one, or several by name. More than seven of one method, as of many layers, are coloured as
+            a sequence.
         normalized: draw λ_i / Σ_j λ_j; by default where the bases' methods differ, and with them the
             units of their eigenvalues.
         title: above both panels, or above the first of the given axes; the hook point by default, if
             it is one.
         axes: two, to draw into; a new figure by default.
+
+    Raises:
+        ValueError: if there is no basis, or one that keeps no component.
     """
     named = {bases.method or "basis": bases} if isinstance(bases, Basis) else dict(bases)
     if not named:
         raise ValueError("No bases were given; pass one, or a dict such as {'pca': wpca.pca(m)}.")
+    for name, basis in named.items():
+        if not basis.n_components:
+            raise ValueError(
+                f"The basis {name!r} keeps no component, so there is no spectrum to draw: leave it out."
+            )
     methods = {basis.method for basis in named.values()}
     normalized = len(methods) > 1 if normalized is None else normalized
     figure, (left, right) = _two(axes)
     floors = []
-    for name, style in styles(list(named)).items():
+    for name, style in styles(list(named), ordered=len(methods) == 1).items():
         basis = named[name]
         ratio = basis.eigenvalues.sum(-1) ** 2 / basis.eigenvalues.square().sum(-1)
         label = f"{name} ({float(ratio.mean()):.1f})"
