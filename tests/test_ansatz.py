@@ -8,7 +8,7 @@ import pytest
 import torch
 from fancy_einsum import einsum
 
-from tl_weighted_pca import logit_probe, next_token_loss, sampled_token_loss
+from tl_weighted_pca import logit_probe, next_token_loss, sampled_token_loss, shard
 from tl_weighted_pca.alignment import replaced_cosine
 from tl_weighted_pca.ansatz import feature_ansatz
 from tl_weighted_pca.hooked_mlp import HookedMLP
@@ -294,6 +294,14 @@ def test_data_from_a_generator_is_read_once_and_whole():
         feature_ansatz(model, stream, [0], next_token_loss, **QUIET)["blocks.0.mlp.W_in"].agop,
         whole["blocks.0.mlp.W_in"].agop,
     )
+    shares = [
+        feature_ansatz(
+            model, shard(iter(x.split(1)), rank=rank, world_size=2), [0], next_token_loss, **QUIET
+        )["blocks.0.mlp.W_in"].agop
+        for rank in range(2)
+    ]
+    mean = (shares[0] + shares[1]) / 2
+    assert torch.allclose(mean, whole["blocks.0.mlp.W_in"].agop, rtol=1e-9)
 
 
 # -- the table, and what is refused ----------------------------------------------------------------

@@ -167,6 +167,9 @@ class TestPathMetric:
             wpca.path_metric(best_model, stories, HOOK, wpca.pca(moments), ranks=[65])
         with pytest.raises(ValueError, match="can be read only once, but every rank takes a pass"):
             wpca.path_metric(best_model, iter([stories]), HOOK, wpca.pca(moments))
+        share = wpca.shard(iter([stories]), rank=0, world_size=2)
+        with pytest.raises(ValueError, match="a list_iterator, which can be read only once"):
+            wpca.path_metric(best_model, share, HOOK, wpca.pca(moments))
 
     @pytest.mark.parametrize("padded", [False, True])
     def test_only_the_positions_asked_for_are_ablated(self, best_model, moments, padded):

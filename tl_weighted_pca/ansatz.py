@@ -16,17 +16,18 @@ form a tight frame. Both claims are measured here, each beside what chance alone
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Positions
+from tl_weighted_pca.data import Positions, is_one_shot
 from tl_weighted_pca.moments import Moments
 from tl_weighted_pca.objectives import Objective, logit_probe, objective_name
+from tl_weighted_pca.sharding import Shard
 from tl_weighted_pca.weight_ansatz import WeightAnsatz
 from tl_weighted_pca.weights import Weight, check_weights, model_weights
 
@@ -255,8 +256,10 @@ def _by_input(weights: Iterable[Weight]) -> dict[str, list[Weight]]:
 
 
 def _first_kept(data: Any) -> tuple[Any, Any]:
-    """The data twice over: an iterator gives its first batch to both."""
-    if not isinstance(data, Iterator):
+    """The data twice over: an iterator, or the share of one, gives its first batch to both."""
+    if not is_one_shot(data):
         return data, data
-    first = list(x for _, x in zip(range(1), data, strict=False))
-    return first, chain(first, data)
+    whole = data.data if isinstance(data, Shard) else data
+    first = list(islice(whole, 1))
+    again = chain(first, whole)
+    return first, replace(data, data=again) if isinstance(data, Shard) else again

@@ -76,11 +76,17 @@ def is_share(data: Any) -> bool:
     return isinstance(data, Shard) and data.world_size > 1
 
 
+def is_one_shot(data: Any) -> bool:
+    """Whether data, or the whole of a share, can be read only once: an iterator, such as a generator."""
+    return isinstance(data.data if isinstance(data, Shard) else data, Iterator)
+
+
 def check_rereadable(data: Any, why: str) -> None:
-    """Raise ValueError for an iterator, such as a generator, where data is read more than once."""
-    if isinstance(data, Iterator):
+    """Raise ValueError for data that can be read only once, where they are read more often."""
+    if is_one_shot(data):
+        whole = data.data if isinstance(data, Shard) else data
         raise ValueError(
-            f"The data is a {type(data).__name__}, which can be read only once, but {why}: pass a tensor, "
+            f"The data is a {type(whole).__name__}, which can be read only once, but {why}: pass a tensor, "
             "a dataset, or list(data)."
         )
 

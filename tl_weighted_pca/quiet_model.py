@@ -17,9 +17,17 @@ def quiet(model: Any, *, gradients: bool) -> Iterator[None]:
 
     Modes are kept module by module and flags parameter by parameter, and put back however the block
     ends. Inference mode, if the caller is in it, is left for the duration.
+
+    Raises:
+        ValueError: for gradients of a model that was loaded inside inference mode.
     """
     modes = [(module, module.training) for module in _modules(model)]
     flags = [(parameter, parameter.requires_grad) for parameter in _parameters(model)]
+    if gradients and any(parameter.is_inference() for parameter, _ in flags):
+        raise ValueError(
+            "The model was loaded inside torch.inference_mode, and no gradient can pass through it: load "
+            "it outside of it."
+        )
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
@@ -34,7 +42,9 @@ def quiet(model: Any, *, gradients: bool) -> Iterator[None]:
             for module, mode in modes:
                 module.training = mode
             for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+                # What was made inside inference mode may be flagged only there.
+                with torch.inference_mode(parameter.is_inference()):
+                    parameter.requires_grad_(flag)
 
 
 def _modules(model: Any) -> list[nn.Module]:

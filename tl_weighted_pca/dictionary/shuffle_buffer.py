@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.data import Positions
+from tl_weighted_pca.data import Positions, is_one_shot
 from tl_weighted_pca.objectives import Objective
 from tl_weighted_pca.pairs import stream_pairs
 
@@ -115,8 +115,3 @@ def shuffled_blocks(
                 filled = 0
     if filled:
         yield shuffled(), end
-
-
-def is_one_shot(data: Any) -> bool:
-    """Whether data can be gone through only once: an iterator, such as a generator."""
-    return hasattr(data, "__next__")

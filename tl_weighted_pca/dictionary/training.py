@@ -16,13 +16,12 @@ from tqdm.auto import tqdm
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.checkpoint import fingerprint
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Positions
+from tl_weighted_pca.data import Positions, is_one_shot
 from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, check_settings
 from tl_weighted_pca.dictionary.recipe import Recipe, Units
 from tl_weighted_pca.dictionary.shuffle_buffer import (
     PairStream,
     Place,
-    is_one_shot,
     shuffled_blocks,
 )
 from tl_weighted_pca.dictionary.trainer import Trainer

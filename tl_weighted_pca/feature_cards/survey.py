@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.data import Batch, Positions, selected
+from tl_weighted_pca.data import Batch, Positions, check_rereadable, selected
 from tl_weighted_pca.data import batches as cut
 from tl_weighted_pca.feature_cards.card import Context, FeatureCard, FeatureCards
 from tl_weighted_pca.feature_cards.components import Components
@@ -98,11 +98,7 @@ def cards(
             raise ValueError(f"{name} is {count}; expected at least 1.")
     if min(window) < 0:
         raise ValueError(f"window is {window}; expected two numbers of tokens, none below zero.")
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"The data is a {type(batches).__name__}, which can be read only once, but cards read it "
-            "twice: pass a tensor, a dataset, or list(data)."
-        )
+    check_rereadable(batches, "cards read it twice")
     components = Components.leading(basis, n)
     told = FactSums(batches, facts) if facts else None
     ablations = None  # first, so that a hook point that cannot be ablated is refused at once
