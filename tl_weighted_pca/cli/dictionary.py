@@ -121,7 +121,8 @@ def dictionary(
         judge = text if heldout is None else replace(text, dataset=heldout)
         judged = judge.load(model, "heldout")
         options: dict[str, Any] = {"positions": where, "batch_size": batch_size}
-        # For the units of the terms, and for the PCA to compare with.
+        # For the units of the terms, and for the PCA to compare with. Kept too: collected anew by another
+        # number of threads they would differ in their last bits, and the training not go on.
         moments = collect(
             model,
             train,
@@ -129,6 +130,7 @@ def dictionary(
             row_metric="identity",
             statistics=("activation", "gradient"),
             max_tokens=_TOKENS_FOR_MOMENTS,
+            checkpoint=run / "checkpoint.moments.safetensors",
             progress=False,
             **options,
         )[hook]
