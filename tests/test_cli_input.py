@@ -12,6 +12,7 @@ from command_line import FEW, POINT, plain, run, works
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.cli import app
+from tl_weighted_pca.cli.text_options import DataOptions
 from tl_weighted_pca.run_folder import FORMAT
 
 TWO = ["--hook", "blocks.1.hook_resid_post", "--hook", POINT]
@@ -342,6 +343,16 @@ def test_a_damaged_embedded_model_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tl_weighted_pca.pretrained.load_model", damaged)
     refused(["svd", "--out", tmp_path / "out"], "came with this package: install that again")
+
+
+def test_what_data_cannot_give_is_said(tmp_path, capfd):
+    some = DataOptions(split="heldout", max_tokens=10**6).load(None, "train")
+    assert len(some) == 1000
+    assert "There are 1,000 heldout stories" in plain(capfd.readouterr().err)
+    DataOptions(max_tokens=10**4).load(None, "train")
+    assert not capfd.readouterr().err
+    line = [*LINES["dictionary"], "--split", "heldout", "--out", tmp_path / "out"]
+    assert "The scores are of text that it was trained on" in plain(run(*line).stderr)
 
 
 # -- a run that is resumed ------------------------------------------------------------------------

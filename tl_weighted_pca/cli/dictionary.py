@@ -108,7 +108,7 @@ def dictionary(
     with output.folder(context, resume=resume) as run:
         text.check(source, run, *([] if heldout is None else [heldout]))
         basis = None if start is None else Basis.load(run.reads(existing_file(start)))
-        if text.dataset is not None and heldout is None:
+        if heldout is None and (text.dataset is not None or text.split is not None):
             tell(
                 "The scores are of text that it was trained on: pass other text with --heldout.",
                 head="Note",

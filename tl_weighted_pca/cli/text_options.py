@@ -112,8 +112,14 @@ class DataOptions:
             some = embedded.stories(wanted, 100)
             mean = sum(map(len, some["input_ids"])) / len(some)
             # A few more than it takes: the exact number of tokens is the reader's business.
-            n = min(int(1.1 * self.max_tokens / mean) + 1, embedded.corpus.SIZES[wanted])
-            return embedded.stories(wanted, max(n, len(some)))
+            n, all_of_them = int(1.1 * self.max_tokens / mean) + 1, embedded.corpus.SIZES[wanted]
+            if mean * all_of_them < self.max_tokens:
+                tell(
+                    f"There are {all_of_them:,} {wanted} stories, of about {mean * all_of_them:,.0f} "
+                    "tokens in all, fewer than were asked for.",
+                    head="Note", style="bold yellow",
+                )  # fmt: skip
+            return embedded.stories(wanted, min(max(n, len(some)), all_of_them))
         context = getattr(model.cfg, "n_ctx", None)
         if context is not None and self.context_length > context:
             raise ValueError(
