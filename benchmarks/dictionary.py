@@ -29,7 +29,7 @@ from tl_weighted_pca.dictionary import (
     Units,
     train_dictionary,
 )
-from tl_weighted_pca.dictionary.evaluation import _Sums
+from tl_weighted_pca.dictionary.scores import CodeSums
 from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.moments import Moments, SecondMoment
 from tl_weighted_pca.objectives import Run, target_losses
@@ -109,7 +109,7 @@ class Bench:
 
     def score(self, code) -> dict:
         """As `evaluate_dictionary` does it, on the cached pairs."""
-        sums = _Sums(code)
+        sums = CodeSums(code)
         sums.add(self.held_x, self.held_g[None])
         edit = code if isinstance(code, SparseAutoencoder) else code.project
         recovered = (self.ablated - self.loss(edit)) / (self.ablated - self.clean)

@@ -14,7 +14,7 @@ from tl_weighted_pca.dictionary import (
     evaluate_dictionary,
     train_dictionary,
 )
-from tl_weighted_pca.dictionary.evaluation import _wide
+from tl_weighted_pca.dictionary.scores import _wide
 from tl_weighted_pca.dictionary.shuffle_buffer import PairStream, Place, shuffled_blocks
 from tl_weighted_pca.moments import Provenance
 
