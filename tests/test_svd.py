@@ -96,6 +96,16 @@ FAMILY = {
     "tiny scale": lambda t: (random(300, 32, dtype=t) * 1e-18, random(32, 280, dtype=t) * 1e-18),
     "huge scale": lambda t: (random(300, 32, dtype=t) * 1e18, random(32, 280, dtype=t) * 1e17),
     "both scales": lambda t: (random(300, 32, dtype=t) * 1e18, random(32, 280, dtype=t) * 1e-18),
+    # Where the Gram matrix is only just of float32 products, and where these would underflow.
+    "condition 4": lambda t: (_condition(0.6, t, 768, 64), _condition(0.6, t, 900, 64).mT),
+    "condition 4, long": lambda t: (_condition(0.6, t, 9000, 64), _condition(0.6, t, 700, 64).mT),
+    **{
+        f"entries of 1e-{c}": lambda t, c=c: (
+            random(768, 64, dtype=t) * 10.0**-c,
+            random(64, 768, dtype=t, seed=1),
+        )
+        for c in (10, 19, 20, 21, 30)
+    },
     "cancelling": lambda t: (
         random(300, 32, dtype=t),
         _deficient(t).mT - _deficient(t).mT * (1 + 1e-6),
@@ -198,6 +208,26 @@ def test_any_conditioning_in_a_batch(n, m, sizes, log10, seed):
     A, B = A.repeat(n, 1, 1), random(5 * n, m, r, seed=seed)
     result = svd(A, B)
     assert max(errors(A, B, *result)) < 20 * torch.finfo(torch.float32).eps
+
+
+def test_reduced_precision_products_are_not_used():
+    """What a user allows for the model's own products would cost all but three digits here."""
+    A, B = FAMILY["single head"](torch.float32)
+    expected = svd(A, B)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            found = svd(A, B)
+            assert torch.allclose(found.S, expected.S, rtol=1e-6)
+            assert errors(A, B, *found)[1] < 3e-8
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # by the newer API, which cannot be asked
+    try:
+        assert errors(A, B, *svd(A, B))[1] < 3e-8
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("given", [torch.float16, torch.bfloat16])

@@ -9,7 +9,9 @@ below those of working in float32 throughout:
 1. *Cholesky-QR.* AᵀA = RᵀR gives Q = A R⁻¹ at the price of matrix products. With the Gram matrix in float64
    ‖QᵀQ − I‖ ≲ 2⁻⁵³ κ², κ = √m ‖D R⁻¹‖_F ≥ cond(A D⁻¹), D the norms of A's columns: columns of different
    sizes do no harm (van der Sluis 1969). κ is computed, not estimated. Those matrices of a batch for which
-   it is too large, or whose Cholesky breaks down, take Householder's QR instead.
+   it is too large, or whose Cholesky breaks down, take Householder's QR instead. Where the columns are nearly
+   orthogonal, as in most heads, the Gram matrix may even be of float32 products, a few rows each, that are
+   summed in float64.
 2. *Half the core.* eigh(CᵀC) in float64 is right to √ε₆₄ ≈ 1e-8 of the largest singular value, less than
    float32 resolves. C Z then has orthogonal columns W S. Where they span too many orders of magnitude for
    that to hold, one QR of C Z (Householder's doesn't mind columns of different sizes) makes W orthonormal.
@@ -22,29 +24,32 @@ small ones, where all of this takes longer than it saves.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Up to this ‖D R⁻¹‖_F / √m, which is 1 for orthogonal columns, the Gram matrix is of float32 products.
+# Orthogonality is then lost by 5e-7 at most, and TransformerLens loses 8e-7 at least.
+_COARSE_CONDITION = 1.5
+# Nor where a column's square is so small that float32 products of its entries lose digits to underflow.
+_LEAST_SQUARE = 2.0**-80
 # Cholesky-QR is used up to this κ: the loss of orthogonality is then 2⁻²⁵, under float32's rounding.
 _SAFE_CONDITION = 2.0**14
 # Up to this ‖D R⁻¹‖_F = κ / √m the last product is in float32, which rounds a vector of U by 2⁻²⁴ as much.
 _NARROW_CONDITION = 2.0**5
 # Singular values of the core further apart than this ask for the QR of observation 2: 2⁻⁵³ (2¹²)² = 2⁻²⁹.
 _CORE_RANGE = 2.0**12
-# Bytes of a piece of the batch in float64: enough to make calls worth it, little enough to stay in cache.
+# Bytes of a piece of the batch: enough to make calls worth it, little enough to stay in cache.
 _PIECE_BYTES = 8 * 2**20
 # Below this many multiplications in AᵀA and BBᵀ the steps of Cholesky-QR cost more than they save.
 _SMALL = 2**20
-# Columns of a block of the Gram matrix: whole tiles of the product's inner kernel, here and in MKL.
-_BLOCK = 24
+# Columns of a block of the Gram matrix, and rows that float32 products are summed over.
+_BLOCK, _ROWS = 48, 512
 # Above this many, pieces of the batch are worth threads of their own.
 _LARGE = 2**25
 
@@ -129,19 +134,15 @@ def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
     A = A.expand(*batch, l, m).reshape(-1, l, m)
     B = B.expand(*batch, m, r).reshape(-1, m, r)
     n = A.shape[0]
-    U, S, V_T = _new_large(A, n, l, m), A.new_empty(n, m), _new_large(B, n, m, r)
+    U, S, V_T = A.new_empty(n, l, m), A.new_empty(n, m), A.new_empty(n, m, r)
+    exact = _float32_products_are_exact()
     threads = torch.get_num_threads() if A.is_cpu and n * (l + r) * m**2 > _LARGE else 1
-    step = max(1, min(_PIECE_BYTES // (8 * m * (l + r)), math.ceil(n / threads)))
-    # Each thread widens its pieces into memory of its own: fresh pages cost more than the widening.
-    room = threading.local()
+    rounds = math.ceil(n / (threads * max(1, _PIECE_BYTES // (4 * m * (l + r)))))
+    step = math.ceil(n / (threads * rounds))  # as many pieces for each thread
 
     def decompose(part: slice) -> None:
-        if not hasattr(room, "A"):
-            room.A = A.new_empty(step, l, m, dtype=torch.float64)
-            room.B = B.new_empty(step, m, r, dtype=torch.float64)
-        size = len(range(n)[part])
-        left = _orthonormalise(A[part], room.A[:size].copy_(A[part]))
-        right = _orthonormalise(B[part].mT, room.B[:size].copy_(B[part]).mT)
+        left = _orthonormalise(A[part], exact)
+        right = _orthonormalise(B[part].mT, exact)
         C = left.R @ right.R.mT
         if not math.isfinite(C.sum()):
             _require_finite(A[part], B[part], C)
@@ -154,17 +155,6 @@ def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
 
     _for_each([slice(i, i + step) for i in range(0, n, step)], decompose, threads)
     return SVD(U.view(*batch, l, m), S.view(*batch, m), V_T.view(*batch, m, r))
-
-
-def _new_large(like: Tensor, *shape: int) -> Tensor:
-    """An empty tensor, on Linux in huge pages where the kernel grants them.
-
-    NumPy asks for them and torch doesn't: touching 4 KB pages for the first time takes half as long as the
-    product that fills them.
-    """
-    if like.dtype == torch.float32 and like.is_cpu:
-        return torch.from_numpy(numpy.empty(shape, numpy.float32))
-    return like.new_empty(shape)
 
 
 def _for_each(pieces: list[slice], task: Callable[[slice], None], threads: int) -> None:
@@ -200,36 +190,63 @@ class _Frame(NamedTuple):
     R: Tensor
 
 
-def _orthonormalise(X: Tensor, wide: Tensor) -> _Frame:
-    """Cholesky-QR in float64 of each float32 matrix [n, l, m] where that is safe, else Householder's QR.
+def _orthonormalise(X: Tensor, exact: bool) -> _Frame:
+    """Cholesky-QR of each float32 matrix [n, l, m] where that is safe, else Householder's QR.
 
-    `wide` is X in float64, and is overwritten.
+    By a Gram matrix of float32 products where that is enough, by one of float64 products elsewhere.
     """
     m = X.shape[-1]
-    G = _gram(wide)
+    if exact:
+        G = _gram(X)
+        L, T, condition = _cholesky(G)
+        least = G.diagonal(dim1=-2, dim2=-1).amin(-1)
+        coarse = ~((condition < _COARSE_CONDITION * m) & (least > _LEAST_SQUARE))  # NaN is coarse
+        if coarse.any():
+            L[coarse], T[coarse], condition[coarse] = _cholesky(_gram(X[coarse].double()))
+    else:
+        L, T, condition = _cholesky(_gram(X.double()))
+    narrow = exact and m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m)
+    unsafe = ~(condition < _SAFE_CONDITION)
+    X = X if narrow else X.double()
+    if unsafe.any():
+        X[unsafe], R = torch.linalg.qr(X[unsafe])
+        L[unsafe], T[unsafe] = R.mT, torch.eye(m, dtype=T.dtype, device=T.device)
+    return _Frame(X, T, L.mT)
+
+
+def _gram(X: Tensor) -> Tensor:
+    """XᵀX in float64 [n, m, m]: lower triangle only, which is all that Cholesky reads.
+
+    Products of float32 are of few rows each and summed in float64: their own rounding averages out.
+    """
+    m, dtype = X.shape[-1], torch.float64
+    G = X.new_zeros(X.shape[0], m, m, dtype=dtype)
+    few = X.new_zeros(X.shape[0], m, m)
+    for rows in X.split(_ROWS if X.dtype != dtype else max(X.shape[-2], 1), dim=-2):
+        for i in range(0, m, _BLOCK):
+            j = i + _BLOCK
+            torch.bmm(rows[..., i:j].mT, rows[..., :j], out=few[:, i:j, :j])
+        G += few
+    return G
+
+
+def _cholesky(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L with G = L Lᵀ, T = L⁻ᵀ, and κ [n] of the matrix that G is of: NaN where L breaks down."""
+    m = G.shape[-1]
     L, breakdown = torch.linalg.cholesky_ex(G)
     identity = torch.eye(m, dtype=G.dtype, device=G.device).expand_as(L)
     T = torch.linalg.solve_triangular(L.mT, identity, upper=True)
     squares = G.diagonal(dim1=-2, dim2=-1)
     condition = (m * (T.square().sum(-1) * squares).sum(-1)).sqrt()
-    unsafe = (breakdown != 0) | ~(condition < _SAFE_CONDITION)  # NaN is unsafe
-    if unsafe.any():
-        Q, R = torch.linalg.qr(wide[unsafe])
-        X = X.clone()
-        X[unsafe], wide[unsafe], L[unsafe] = Q.float(), Q, R.mT
-        T[unsafe], condition[unsafe] = identity[unsafe], m
-    narrow = m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m)
-    return _Frame(X if narrow else wide, T, L.mT)
+    return L, T, condition.masked_fill(breakdown != 0, torch.nan)
 
 
-def _gram(X: Tensor) -> Tensor:
-    """The lower triangle of XᵀX by blocks; those above it, which Cholesky doesn't read, are left unset."""
-    m = X.shape[-1]
-    G = X.new_empty(X.shape[0], m, m)
-    for i in range(0, m, _BLOCK):
-        j = i + _BLOCK
-        torch.bmm(X[..., i:j].mT, X[..., :j], out=G[:, i:j, :j])
-    return G
+def _float32_products_are_exact() -> bool:
+    """Whether torch may not round factors to bfloat16 or TF32 before it multiplies."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set for one backend alone
+        return False
 
 
 def _core_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
