@@ -405,7 +405,7 @@ def test_a_dictionary_goes_on_without_collecting_its_units_anew(tmp_path, monkey
     refused([*line, "--resume", "--positions", "1:"], "but this run has")
     monkeypatch.setattr("tl_weighted_pca.accumulator.MomentAccumulator.commit", again)
     works(*line, "--resume")
-    assert not list((tmp_path / "out").glob("checkpoint*"))
+    assert not list((tmp_path / "out").glob("[cp]*.safetensors"))
 
 
 def test_a_finished_run_of_other_text_is_no_finished_run(tmp_path):

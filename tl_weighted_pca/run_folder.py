@@ -25,15 +25,17 @@ FORMAT = "tl_weighted_pca.RunFolder/1"
 
 _PACKAGES = ("tl-weighted-pca", "torch", "transformer-lens", "transformers", "datasets", "numpy")
 _CHECKPOINTS = "checkpoint*.safetensors"
+_PREPARED = "prepared*.safetensors"
+"""What checkpoints build on: kept beside one, and not by itself."""
 _TEXTS, _TABLES = ("command", "folder"), ("settings", "versions", "inputs", "outputs")
 
 
 class RunFolder:
     """`path`, made by way of `path.partial`: renamed when all is written, removed when anything fails.
 
-    Only checkpoints outlive a failure, for the next run to resume, and whole results that could not be
-    renamed. The manifest holds the command line, every setting, versions, the seed, and the SHA-256 of
-    each file read and written.
+    Only checkpoints and what they build on outlive a failure, for the next run to resume, and whole results
+    that could not be renamed. The manifest holds the command line, every setting, versions, the seed, and the
+    SHA-256 of each file read and written.
 
     Args:
         path: of the folder to be; of a link, what it points to.
@@ -188,8 +190,9 @@ class RunFolder:
                 f"The results are whole, but could not be moved to {self.path} ({reason}): they are in "
                 f"{self.partial}."
             ) from error
-        for checkpoint in self.path.glob(_CHECKPOINTS):
-            checkpoint.unlink()
+        for pattern in (_CHECKPOINTS, _PREPARED):
+            for file in self.path.glob(pattern):
+                file.unlink()
 
     def _swap(self) -> None:
         """By two renames: at no moment is there a folder with files of both."""
@@ -266,7 +269,7 @@ def _is_empty(path: Path) -> bool:
 
 def _is_kept_by_us(file: Path) -> bool:
     """Whether a file is no result, but there for the folder's own sake."""
-    return file.name == MANIFEST or file.match(_CHECKPOINTS)
+    return file.name == MANIFEST or file.match(_CHECKPOINTS) or file.match(_PREPARED)
 
 
 def _check_ours(folder: Path, *, whole: bool = False) -> dict[str, Any]:

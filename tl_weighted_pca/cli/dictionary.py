@@ -130,7 +130,7 @@ def dictionary(
             row_metric="identity",
             statistics=("activation", "gradient"),
             max_tokens=_TOKENS_FOR_MOMENTS,
-            checkpoint=run / "checkpoint.moments.safetensors",
+            checkpoint=run / "prepared.moments.safetensors",
             progress=False,
             **options,
         )[hook]
