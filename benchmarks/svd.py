@@ -42,6 +42,7 @@ CASES = [
     Case("GPT-2 medium, OV, 6 of 24 layers", (6, 16), 1024, 64, 1024),
     Case("Pythia-1.4b, OV, 6 of 24 layers", (6, 16), 2048, 128, 2048),
     Case("Llama-3.2-1B (grouped), OV, 3 of 16 layers", (3, 32), 2048, 64, 2048, repeat=4),
+    Case("GPT-2 small, cond(A) = cond(B) = 4.5", (12, 12), 768, 64, 768, 4.5),
     Case("GPT-2 small, cond(A) = cond(B) = 100", (12, 12), 768, 64, 768, 1e2),
     Case("GPT-2 small, cond(A) = cond(B) = 1e12", (2, 12), 768, 64, 768, 1e12),
     Case("GPT-2 small, float64, one layer", (1, 12), 768, 64, 768, dtype=torch.float64),
