@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Up to this ‖D R⁻¹‖_F / √m, which is 1 for orthogonal columns, the Gram matrix is of float32 products.
-# Orthogonality is then lost by 5e-7 at most, and TransformerLens loses 8e-7 at least.
+# Orthogonality is then lost by some 5e-7 at most, where TransformerLens loses 8e-7 at least.
 _COARSE_CONDITION = 1.5
 # Nor where a column's square is so small that float32 products of its entries lose digits to underflow.
 _LEAST_SQUARE = 2.0**-80
