@@ -33,23 +33,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Up to this ‖D R⁻¹‖_F / √m, which is 1 for orthogonal columns, the Gram matrix is of float32 products.
-# Orthogonality is then lost by some 5e-7 at most, where TransformerLens loses 8e-7 at least.
-_COARSE_CONDITION = 1.5
-# Nor where a column's square is so small that float32 products of its entries lose digits to underflow.
-_LEAST_SQUARE = 2.0**-80
-# Cholesky-QR is used up to this κ: the loss of orthogonality is then 2⁻²⁵, under float32's rounding.
-_SAFE_CONDITION = 2.0**14
-# Up to this ‖D R⁻¹‖_F = κ / √m the last product is in float32, which rounds a vector of U by 2⁻²⁴ as much.
-_NARROW_CONDITION = 2.0**5
+from tl_weighted_pca.cholesky_qr import float32_products_are_exact, orthonormalise, rotate
+
 # Singular values of the core further apart than this ask for the QR of observation 2: 2⁻⁵³ (2¹²)² = 2⁻²⁹.
 _CORE_RANGE = 2.0**12
 # Bytes of a piece of the batch: enough to make calls worth it, little enough to stay in cache.
 _PIECE_BYTES = 8 * 2**20
 # Below this many multiplications in AᵀA and BBᵀ the steps of Cholesky-QR cost more than they save.
 _SMALL = 2**20
-# Columns of a block of the Gram matrix, and rows that float32 products are summed over.
-_BLOCK, _ROWS = 48, 512
 # Above this many, pieces of the batch are worth threads of their own.
 _LARGE = 2**25
 
@@ -135,23 +126,23 @@ def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
     B = B.expand(*batch, m, r).reshape(-1, m, r)
     n = A.shape[0]
     U, S, V_T = A.new_empty(n, l, m), A.new_empty(n, m), A.new_empty(n, m, r)
-    exact = _float32_products_are_exact()
+    exact = float32_products_are_exact()
     threads = torch.get_num_threads() if A.is_cpu and n * (l + r) * m**2 > _LARGE else 1
     rounds = math.ceil(n / (threads * max(1, _PIECE_BYTES // (4 * m * (l + r)))))
     step = math.ceil(n / (threads * rounds))  # as many pieces for each thread
 
     def decompose(part: slice) -> None:
-        left = _orthonormalise(A[part], exact)
-        right = _orthonormalise(B[part].mT, exact)
+        left = orthonormalise(A[part], exact)
+        right = orthonormalise(B[part].mT, exact)
         C = left.R @ right.R.mT
         if not math.isfinite(C.sum()):
             _require_finite(A[part], B[part], C)
         W, s, Z = _core_svd(C)
         S[part] = s
-        _rotate(left, W, out=U[part])
+        rotate(left, W, out=U[part])
         sign = _signs(U[part])
         U[part] *= sign.unsqueeze(-2)
-        _rotate(right, Z * sign.unsqueeze(-2), out=V_T[part].mT)
+        rotate(right, Z * sign.unsqueeze(-2), out=V_T[part].mT)
 
     _for_each([slice(i, i + step) for i in range(0, n, step)], decompose, threads)
     return SVD(U.view(*batch, l, m), S.view(*batch, m), V_T.view(*batch, m, r))
@@ -182,73 +173,6 @@ def _for_each(pieces: list[slice], task: Callable[[slice], None], threads: int) 
         torch.set_num_threads(threads)
 
 
-class _Frame(NamedTuple):
-    """A tall matrix Q R with orthonormal Q = X T."""
-
-    X: Tensor
-    T: Tensor
-    R: Tensor
-
-
-def _orthonormalise(X: Tensor, exact: bool) -> _Frame:
-    """Cholesky-QR of each float32 matrix [n, l, m] where that is safe, else Householder's QR.
-
-    By a Gram matrix of float32 products where that is enough, by one of float64 products elsewhere.
-    """
-    m = X.shape[-1]
-    if exact:
-        G = _gram(X)
-        L, T, condition = _cholesky(G)
-        least = G.diagonal(dim1=-2, dim2=-1).amin(-1)
-        coarse = ~((condition < _COARSE_CONDITION * m) & (least > _LEAST_SQUARE))  # NaN is coarse
-        if coarse.any():
-            L[coarse], T[coarse], condition[coarse] = _cholesky(_gram(X[coarse].double()))
-    else:
-        L, T, condition = _cholesky(_gram(X.double()))
-    narrow = exact and m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m)
-    unsafe = ~(condition < _SAFE_CONDITION)
-    X = X if narrow else X.double()
-    if unsafe.any():
-        X[unsafe], R = torch.linalg.qr(X[unsafe])
-        L[unsafe], T[unsafe] = R.mT, torch.eye(m, dtype=T.dtype, device=T.device)
-    return _Frame(X, T, L.mT)
-
-
-def _gram(X: Tensor) -> Tensor:
-    """XᵀX in float64 [n, m, m]: lower triangle only, which is all that Cholesky reads.
-
-    Products of float32 are of few rows each and summed in float64: their own rounding averages out.
-    """
-    m, dtype = X.shape[-1], torch.float64
-    G = X.new_zeros(X.shape[0], m, m, dtype=dtype)
-    few = X.new_zeros(X.shape[0], m, m)
-    for rows in X.split(_ROWS if X.dtype != dtype else max(X.shape[-2], 1), dim=-2):
-        for i in range(0, m, _BLOCK):
-            j = i + _BLOCK
-            torch.bmm(rows[..., i:j].mT, rows[..., :j], out=few[:, i:j, :j])
-        G += few
-    return G
-
-
-def _cholesky(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """L with G = L Lᵀ, T = L⁻ᵀ, and κ [n] of the matrix that G is of: NaN where L breaks down."""
-    m = G.shape[-1]
-    L, breakdown = torch.linalg.cholesky_ex(G)
-    identity = torch.eye(m, dtype=G.dtype, device=G.device).expand_as(L)
-    T = torch.linalg.solve_triangular(L.mT, identity, upper=True)
-    squares = G.diagonal(dim1=-2, dim2=-1)
-    condition = (m * (T.square().sum(-1) * squares).sum(-1)).sqrt()
-    return L, T, condition.masked_fill(breakdown != 0, torch.nan)
-
-
-def _float32_products_are_exact() -> bool:
-    """Whether torch may not round factors to bfloat16 or TF32 before it multiplies."""
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # it was set for one backend alone
-        return False
-
-
 def _core_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """C [n, m, m] = W diag(s) Zᵀ to √ε of the largest singular value, by way of eigh(CᵀC)."""
     Z = torch.linalg.eigh(C.mT @ C).eigenvectors.flip(-1)
@@ -265,15 +189,6 @@ def _core_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         W = W.take_along_dim(order[..., None, :], -1)
         Z = Z.take_along_dim(order[..., None, :], -1)
     return W, s, Z
-
-
-def _rotate(frame: _Frame, W: Tensor, out: Tensor) -> None:
-    """out = Q W."""
-    rotation = (frame.T @ W).to(frame.X.dtype)
-    if frame.X.dtype == out.dtype:
-        torch.bmm(frame.X, rotation, out=out)
-    else:
-        out.copy_(frame.X @ rotation)
 
 
 def _polish(Q: Tensor) -> Tensor:

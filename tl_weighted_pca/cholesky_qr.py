@@ -1,0 +1,100 @@
+"""Orthonormalising tall float32 matrices by matrix products: where, and how far, Cholesky-QR is safe.
+
+See the first observation at the head of `decompose.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Up to this ‖D R⁻¹‖_F / √m, which is 1 for orthogonal columns, the Gram matrix is of float32 products.
+# Near it orthogonality is lost by a quarter of what TransformerLens loses: the table in docs/svd.md.
+_COARSE_CONDITION = 1.5
+# Nor where a column's square is so small that float32 products of its entries lose digits to underflow.
+_LEAST_SQUARE = 2.0**-80
+# Cholesky-QR is used up to this κ: the loss of orthogonality is then 2⁻²⁵, under float32's rounding.
+_SAFE_CONDITION = 2.0**14
+# Up to this ‖D R⁻¹‖_F = κ / √m the last product is in float32, which rounds a vector of U by 2⁻²⁴ as much.
+_NARROW_CONDITION = 2.0**5
+# Columns of a block of the Gram matrix, and rows that float32 products are summed over.
+_BLOCK, _ROWS = 48, 512
+
+
+class Frame(NamedTuple):
+    """A tall matrix Q R with orthonormal Q = X T."""
+
+    X: Tensor
+    T: Tensor
+    R: Tensor
+
+
+def orthonormalise(X: Tensor, exact: bool) -> Frame:
+    """Cholesky-QR of each float32 matrix [n, l, m] where that is safe, else Householder's QR.
+
+    By a Gram matrix of float32 products where that is enough, by one of float64 products elsewhere.
+    """
+    m = X.shape[-1]
+    if exact:
+        G = _gram(X)
+        L, T, condition = _cholesky(G)
+        least = G.diagonal(dim1=-2, dim2=-1).amin(-1)
+        coarse = ~((condition < _COARSE_CONDITION * m) & (least > _LEAST_SQUARE))  # NaN is coarse
+        if coarse.any():
+            L[coarse], T[coarse], condition[coarse] = _cholesky(_gram(X[coarse].double()))
+    else:
+        L, T, condition = _cholesky(_gram(X.double()))
+    narrow = exact and m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m)
+    unsafe = ~(condition < _SAFE_CONDITION)
+    X = X if narrow else X.double()
+    if unsafe.any():
+        X[unsafe], R = torch.linalg.qr(X[unsafe])
+        L[unsafe], T[unsafe] = R.mT, torch.eye(m, dtype=T.dtype, device=T.device)
+    return Frame(X, T, L.mT)
+
+
+def _gram(X: Tensor) -> Tensor:
+    """XᵀX in float64 [n, m, m]: lower triangle only, which is all that Cholesky reads.
+
+    Products of float32 are of few rows each and summed in float64: their own rounding averages out.
+    """
+    m, dtype = X.shape[-1], torch.float64
+    G = X.new_zeros(X.shape[0], m, m, dtype=dtype)
+    few = X.new_zeros(X.shape[0], m, m)
+    for rows in X.split(_ROWS if X.dtype != dtype else max(X.shape[-2], 1), dim=-2):
+        for i in range(0, m, _BLOCK):
+            j = i + _BLOCK
+            torch.bmm(rows[..., i:j].mT, rows[..., :j], out=few[:, i:j, :j])
+        G += few
+    return G
+
+
+def _cholesky(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L with G = L Lᵀ, T = L⁻ᵀ, and κ [n] of the matrix that G is of: NaN where L breaks down."""
+    m = G.shape[-1]
+    L, breakdown = torch.linalg.cholesky_ex(G)
+    identity = torch.eye(m, dtype=G.dtype, device=G.device).expand_as(L)
+    T = torch.linalg.solve_triangular(L.mT, identity, upper=True)
+    squares = G.diagonal(dim1=-2, dim2=-1)
+    condition = (m * (T.square().sum(-1) * squares).sum(-1)).sqrt()
+    return L, T, condition.masked_fill(breakdown != 0, torch.nan)
+
+
+def float32_products_are_exact() -> bool:
+    """Whether torch may not round factors to bfloat16 or TF32 before it multiplies."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set for one backend alone
+        return False
+
+
+def rotate(frame: Frame, W: Tensor, out: Tensor) -> None:
+    """out = Q W."""
+    rotation = (frame.T @ W).to(frame.X.dtype)
+    if frame.X.dtype == out.dtype:
+        torch.bmm(frame.X, rotation, out=out)
+    else:
+        out.copy_(frame.X @ rotation)
