@@ -8,6 +8,7 @@ computed in float64.
 
     python benchmarks/svd.py                 # the table in docs/svd.md; some minutes
     python benchmarks/svd.py --seconds 2     # a quick look
+    python benchmarks/svd.py --runs 5        # the ratio at whole models' shapes, five times over
     python benchmarks/svd.py --heads         # how near to orthogonal are the heads of SmolLM2-135M?
 
 The last needs the wheel that `real_model.py` names.
@@ -117,6 +118,32 @@ def dense_time(A: torch.Tensor, B: torch.Tensor) -> float:
     return (time.perf_counter() - start) * n
 
 
+def sides_of(case: Case) -> dict[str, Callable[[], object]]:
+    """The two sides, warm."""
+    A, B = factors(case)
+    sides = {
+        "theirs": lambda: transformer_lens.FactoredMatrix(A, B).svd(),
+        "ours": lambda: svd(A, B),
+    }
+    for side in sides.values():
+        side()
+    return sides
+
+
+def repeated(runs: int, seconds: float) -> None:
+    """What a single run can't say: by how much the ratio of medians differs from run to run."""
+    print("| case | " + " | ".join(f"run {i + 1}" for i in range(runs)) + " |")
+    print("|---|" + "---:|" * runs)
+    ratios: dict[str, list[float]] = {case.name: [] for case in CASES[:4]}
+    for _ in range(runs):
+        for case in CASES[:4]:
+            times = alternate(sides_of(case), seconds, calls=1)
+            theirs, ours = statistics.median(times["theirs"]), statistics.median(times["ours"])
+            ratios[case.name].append(theirs / ours)
+    for name, row in ratios.items():
+        print(f"| {name} | " + " | ".join(f"{ratio:.1f}" for ratio in row) + " |")
+
+
 def heads() -> None:
     """For the weights of SmolLM2-135M's heads, quantiles of ‖D R⁻¹‖_F / √m, and the share up to 1.5."""
     from real_model import smollm2
@@ -147,9 +174,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--exactly", help="the case of this name")
     parser.add_argument("--heads", action="store_true", help="only look at the heads of SmolLM2")
+    parser.add_argument("--runs", type=int, help="only the ratios of whole models, so many times")
     arguments = parser.parse_args()
     if arguments.heads:
         return heads()
+    if arguments.runs:
+        return repeated(arguments.runs, arguments.seconds)
 
     print(
         f"torch {torch.__version__}, TransformerLens's FactoredMatrix beside tl_weighted_pca.svd, ",
@@ -165,12 +195,7 @@ def main() -> None:
         if arguments.only not in case.name or arguments.exactly not in (None, case.name):
             continue
         A, B = factors(case)
-        sides = {
-            "theirs": lambda A=A, B=B: transformer_lens.FactoredMatrix(A, B).svd(),
-            "ours": lambda A=A, B=B: svd(A, B),
-        }
-        for side in sides.values():  # warm up
-            side()
+        sides = sides_of(case)
         small = A.numel() + B.numel() < 10**4
         times = alternate(sides, arguments.seconds, calls=50 if small else 1)
         medians = {name: statistics.median(values) for name, values in times.items()}

@@ -80,7 +80,7 @@ FAMILY = {
     "outer product": lambda t: (random(500, 1, dtype=t), random(1, 400, dtype=t, seed=1)),
     "row": lambda t: (random(1, 30, dtype=t), random(30, 400, dtype=t, seed=1)),
     **{
-        f"condition 1e{c}": lambda t, c=c: (_condition(c, t), random(32, 280, dtype=t))
+        f"condition 1e{c}": lambda t, c=c: (_condition(c, t, 768, 64), random(64, 700, dtype=t))
         for c in (1, 2, 3, 4, 6, 8, 12)
     },
     "both 1e12": lambda t: (_condition(12, t), _condition(12, t, l=280).mT),
@@ -105,6 +105,23 @@ FAMILY = {
             random(64, 768, dtype=t, seed=1),
         )
         for c in (10, 19, 20, 21, 30)
+    },
+    # Nearly orthogonal columns on the left only; overflowing squares on the right only; singular values far
+    # apart although both factors' columns are nearly orthogonal.
+    **{
+        f"condition 1e{c}, right": lambda t, c=c: (
+            random(768, 64, dtype=t),
+            _condition(c, t, 700, 64).mT,
+        )
+        for c in (1, 2, 3)
+    },
+    "huge on the right": lambda t: (random(768, 64, dtype=t), random(64, 700, dtype=t) * 1e20),
+    **{
+        f"columns from 1 to 1e-{c}": lambda t, c=c: (
+            random(768, 64, dtype=t) * torch.logspace(0, -c, 64, dtype=t),
+            torch.logspace(0, -c, 64, dtype=t)[:, None] * random(64, 768, dtype=t, seed=1),
+        )
+        for c in (1, 2, 3, 5)
     },
     "cancelling": lambda t: (
         random(300, 32, dtype=t),
@@ -208,6 +225,26 @@ def test_any_conditioning_in_a_batch(n, m, sizes, log10, seed):
     A, B = A.repeat(n, 1, 1), random(5 * n, m, r, seed=seed)
     result = svd(A, B)
     assert max(errors(A, B, *result)) < 20 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("value", [1e20, math.nan, math.inf])
+@pytest.mark.parametrize("factor", [0, 1])
+def test_lapack_iterates_on_finite_numbers_only(factor, value, monkeypatch):
+    """On others it may take for ever. Squares of 1e20 overflow in float32 and are fine in float64."""
+    eigh = torch.linalg.eigh
+
+    def checked(X):
+        assert X.isfinite().all()
+        return eigh(X)
+
+    monkeypatch.setattr(torch.linalg, "eigh", checked)
+    factors = [random(3, 300, 64), random(3, 64, 280)]
+    factors[factor][1] *= value
+    if math.isfinite(value):
+        assert svd(*factors).S.isfinite().all()
+    else:
+        with pytest.raises(ValueError, match=f"Factor {'AB'[factor]} holds"):
+            svd(*factors)
 
 
 def test_reduced_precision_products_are_not_used():

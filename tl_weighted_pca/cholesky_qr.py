@@ -1,6 +1,6 @@
 """Orthonormalising tall float32 matrices by matrix products: where, and how far, Cholesky-QR is safe.
 
-See the first observation at the head of `decompose.py`.
+See the second observation at the head of `decompose.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Up to this ‖D R⁻¹‖_F / √m, which is 1 for orthogonal columns, the Gram matrix is of float32 products.
-# Near it orthogonality is lost by a quarter of what TransformerLens loses: the table in docs/svd.md.
-_COARSE_CONDITION = 1.5
-# Nor where a column's square is so small that float32 products of its entries lose digits to underflow.
-_LEAST_SQUARE = 2.0**-80
 # Cholesky-QR is used up to this κ: the loss of orthogonality is then 2⁻²⁵, under float32's rounding.
 _SAFE_CONDITION = 2.0**14
 # Up to this ‖D R⁻¹‖_F = κ / √m the last product is in float32, which rounds a vector of U by 2⁻²⁴ as much.
@@ -33,20 +28,9 @@ class Frame(NamedTuple):
 
 
 def orthonormalise(X: Tensor, exact: bool) -> Frame:
-    """Cholesky-QR of each float32 matrix [n, l, m] where that is safe, else Householder's QR.
-
-    By a Gram matrix of float32 products where that is enough, by one of float64 products elsewhere.
-    """
+    """Cholesky-QR of each float32 matrix [n, l, m] where that is safe, else Householder's QR."""
     m = X.shape[-1]
-    if exact:
-        G = _gram(X)
-        L, T, condition = _cholesky(G)
-        least = G.diagonal(dim1=-2, dim2=-1).amin(-1)
-        coarse = ~((condition < _COARSE_CONDITION * m) & (least > _LEAST_SQUARE))  # NaN is coarse
-        if coarse.any():
-            L[coarse], T[coarse], condition[coarse] = _cholesky(_gram(X[coarse].double()))
-    else:
-        L, T, condition = _cholesky(_gram(X.double()))
+    L, T, condition = _cholesky(gram(X.double()))
     narrow = exact and m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m)
     unsafe = ~(condition < _SAFE_CONDITION)
     X = X if narrow else X.double()
@@ -56,7 +40,7 @@ def orthonormalise(X: Tensor, exact: bool) -> Frame:
     return Frame(X, T, L.mT)
 
 
-def _gram(X: Tensor) -> Tensor:
+def gram(X: Tensor) -> Tensor:
     """XᵀX in float64 [n, m, m]: lower triangle only, which is all that Cholesky reads.
 
     Products of float32 are of few rows each and summed in float64: their own rounding averages out.
@@ -89,12 +73,3 @@ def float32_products_are_exact() -> bool:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # it was set for one backend alone
         return False
-
-
-def rotate(frame: Frame, W: Tensor, out: Tensor) -> None:
-    """out = Q W."""
-    rotation = (frame.T @ W).to(frame.X.dtype)
-    if frame.X.dtype == out.dtype:
-        torch.bmm(frame.X, rotation, out=out)
-    else:
-        out.copy_(frame.X @ rotation)

@@ -6,16 +6,19 @@ The tall factors are only orthonormalised; the SVD itself is that of the small c
 Loan, *Matrix Computations*, 5.2 and 8.6). Three observations make it quick for float32 factors, with errors
 below those of working in float32 throughout:
 
-1. *Cholesky-QR.* AᵀA = RᵀR gives Q = A R⁻¹ at the price of matrix products. With the Gram matrix in float64
-   ‖QᵀQ − I‖ ≲ 2⁻⁵³ κ², κ = √m ‖D R⁻¹‖_F ≥ cond(A D⁻¹), D the norms of A's columns: columns of different
-   sizes do no harm (van der Sluis 1969). κ is computed, not estimated. Those matrices of a batch for which
-   it is too large, or whose Cholesky breaks down, take Householder's QR instead. Where the columns are nearly
-   orthogonal, as in most heads, the Gram matrix may even be of float32 products, a few rows each, that are
-   summed in float64.
-2. *Half the core.* eigh(CᵀC) in float64 is right to √ε₆₄ ≈ 1e-8 of the largest singular value, less than
+1. *Gram matrices.* AᵀA = RᵀR and R (BBᵀ) Rᵀ = W S² Wᵀ give U = A (R⁻¹ W) and V = Bᵀ (Rᵀ W S⁻¹) by matrix
+   products and one eigh in float64. This squares condition numbers, that of A D⁻¹ and that of Bᵀ D⁻¹, D the
+   norms of the columns: columns of different sizes do no harm (van der Sluis 1969). Where they are nearly
+   orthogonal, as in most heads, the Gram matrices may even be of float32 products, a few rows each, that are
+   summed in float64. `gram_svd.py` has the bounds.
+2. *Cholesky-QR* where they are not: AᵀA = RᵀR gives Q = A R⁻¹, with the Gram matrix in float64 and
+   ‖QᵀQ − I‖ ≲ 2⁻⁵³ κ², κ = √m ‖D R⁻¹‖_F ≥ cond(A D⁻¹). κ is computed, not estimated. Those matrices of a
+   batch for which it is too large, or whose Cholesky breaks down, take Householder's QR instead.
+3. *Half the core.* eigh(CᵀC) in float64 is right to √ε₆₄ ≈ 1e-8 of the largest singular value, less than
    float32 resolves. C Z then has orthogonal columns W S. Where they span too many orders of magnitude for
    that to hold, one QR of C Z (Householder's doesn't mind columns of different sizes) makes W orthonormal.
-3. *Q is never formed.* U = A (R_A⁻¹ W): one product with the tall factor.
+
+Q is never formed: U = A (R_A⁻¹ W), one product with the tall factor.
 
 float64 factors get Householder's QR and LAPACK's SVD: squaring would cost them half of their digits. So do
 small ones, where all of this takes longer than it saves.
@@ -33,13 +36,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.cholesky_qr import float32_products_are_exact, orthonormalise, rotate
+from tl_weighted_pca.cholesky_qr import float32_products_are_exact, orthonormalise
+from tl_weighted_pca.gram_svd import rotations
 
-# Singular values of the core further apart than this ask for the QR of observation 2: 2⁻⁵³ (2¹²)² = 2⁻²⁹.
+# Singular values of the core further apart than this ask for the QR of observation 3: 2⁻⁵³ (2¹²)² = 2⁻²⁹.
 _CORE_RANGE = 2.0**12
 # Bytes of a piece of the batch: enough to make calls worth it, little enough to stay in cache.
 _PIECE_BYTES = 8 * 2**20
-# Below this many multiplications in AᵀA and BBᵀ the steps of Cholesky-QR cost more than they save.
+# Below this many multiplications in AᵀA and BBᵀ the steps of this cost more than they save.
 _SMALL = 2**20
 # Above this many, pieces of the batch are worth threads of their own.
 _LARGE = 2**25
@@ -78,7 +82,7 @@ def decompose(A: Tensor, B: Tensor) -> SVD:
     elif work < _SMALL or A.dtype == torch.float64:
         result = _by_householder(A, B)
     else:
-        result = _by_cholesky(A, B)
+        result = _by_products(A, B)
     if result.S.shape[:-1] != batch:
         result = SVD(*(X.expand(*batch, *X.shape[len(batch) :]) for X in result))
     return result
@@ -119,33 +123,56 @@ def _by_householder(A: Tensor, B: Tensor) -> SVD:
     return _finish(Q_A @ W, S, Z_T @ Q_B.mT, A.dtype)
 
 
-def _by_cholesky(A: Tensor, B: Tensor) -> SVD:
-    """The quick way for float32, in pieces of the batch that stay in cache."""
+def _by_products(A: Tensor, B: Tensor) -> SVD:
+    """The quick ways for float32, in pieces of the batch that stay in cache."""
     (l, m), r, batch = A.shape[-2:], B.shape[-1], broadcast_batch(A, B)
     A = A.expand(*batch, l, m).reshape(-1, l, m)
     B = B.expand(*batch, m, r).reshape(-1, m, r)
     n = A.shape[0]
     U, S, V_T = A.new_empty(n, l, m), A.new_empty(n, m), A.new_empty(n, m, r)
-    exact = float32_products_are_exact()
+    exact = m >= 16 and float32_products_are_exact()
     threads = torch.get_num_threads() if A.is_cpu and n * (l + r) * m**2 > _LARGE else 1
     rounds = math.ceil(n / (threads * max(1, _PIECE_BYTES // (4 * m * (l + r)))))
     step = math.ceil(n / (threads * rounds))  # as many pieces for each thread
 
     def decompose(part: slice) -> None:
-        left = orthonormalise(A[part], exact)
-        right = orthonormalise(B[part].mT, exact)
+        rest: slice | Tensor = part
+        quick = rotations(A[part], B[part]) if exact else None
+        if quick is not None:
+            S[part] = quick.S
+            _turn(A[part], quick.X, B[part].mT, quick.Y, U[part], V_T[part])
+            if quick.good.all():
+                return
+            rest = part.start + (~quick.good).nonzero()[:, 0]
+        left = orthonormalise(A[rest], exact)
+        right = orthonormalise(B[rest].mT, exact)
         C = left.R @ right.R.mT
         if not math.isfinite(C.sum()):
-            _require_finite(A[part], B[part], C)
+            _require_finite(A[rest], B[rest], C)
         W, s, Z = _core_svd(C)
-        S[part] = s
-        rotate(left, W, out=U[part])
-        sign = _signs(U[part])
-        U[part] *= sign.unsqueeze(-2)
-        rotate(right, Z * sign.unsqueeze(-2), out=V_T[part].mT)
+        S[rest] = s.to(S.dtype)
+        u, v_T = U[rest], V_T[rest]
+        _turn(left.X, left.T @ W, right.X, right.T @ Z, u, v_T)
+        if quick is not None:  # u and v_T are copies then, as `rest` is no slice
+            U[rest], V_T[rest] = u, v_T
 
     _for_each([slice(i, i + step) for i in range(0, n, step)], decompose, threads)
     return SVD(U.view(*batch, l, m), S.view(*batch, m), V_T.view(*batch, m, r))
+
+
+def _turn(A: Tensor, X: Tensor, B: Tensor, Y: Tensor, U: Tensor, V_T: Tensor) -> None:
+    """U = A X and V = B Y, written into U and V_T with their signs, in the dtypes of A and B."""
+    _multiply(A, X, out=U)
+    sign = _signs(U).unsqueeze(-2)
+    U *= sign
+    _multiply(B, Y * sign, out=V_T.mT)
+
+
+def _multiply(A: Tensor, X: Tensor, out: Tensor) -> None:
+    if A.dtype == out.dtype:
+        torch.bmm(A, X.to(A.dtype), out=out)
+    else:
+        out.copy_(A @ X)
 
 
 def _for_each(pieces: list[slice], task: Callable[[slice], None], threads: int) -> None:
