@@ -13,7 +13,7 @@ from command_line import FEW, POINT, plain, run, works
 import tl_weighted_pca as wpca
 from tl_weighted_pca.cli import app
 from tl_weighted_pca.cli.text_options import DataOptions
-from tl_weighted_pca.run_folder import FORMAT
+from tl_weighted_pca.manifest import FORMAT
 
 TWO = ["--hook", "blocks.1.hook_resid_post", "--hook", POINT]
 LINES = {

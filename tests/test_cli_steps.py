@@ -21,7 +21,7 @@ import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
 from tl_weighted_pca.cli.processes import share
 from tl_weighted_pca.data import batches
-from tl_weighted_pca.run_folder import read_manifest
+from tl_weighted_pca.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tl_weighted_pca.run_folder import FORMAT, RunFolder, partial_of, read_manifest, sha256
+from tl_weighted_pca.manifest import FORMAT, read_manifest, sha256
+from tl_weighted_pca.run_folder import RunFolder, partial_of
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.curves import AblationCurves
-from tl_weighted_pca.data import Positions, batches, count_tokens
+from tl_weighted_pca.data import batches, count_tokens
 from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.hook_points import model_name, resolve
+from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.scores import Score, Scorer
 

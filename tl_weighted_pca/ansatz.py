@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Positions, is_one_shot
+from tl_weighted_pca.data import is_one_shot
 from tl_weighted_pca.moments import Moments
 from tl_weighted_pca.objectives import Objective, logit_probe, objective_name
+from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.sharding import Shard
 from tl_weighted_pca.weight_ansatz import WeightAnsatz
 from tl_weighted_pca.weights import Weight, check_weights, model_weights
@@ -259,7 +260,6 @@ def _first_kept(data: Any) -> tuple[Any, Any]:
     """The data twice over: an iterator, or the share of one, gives its first batch to both."""
     if not is_one_shot(data):
         return data, data
-    whole = data.data if isinstance(data, Shard) else data
-    first = list(islice(whole, 1))
-    again = chain(first, whole)
-    return first, replace(data, data=again) if isinstance(data, Shard) else again
+    share = Shard.of(data)
+    first = list(islice(share.data, 1))
+    return first, replace(share, data=chain(first, share.data))

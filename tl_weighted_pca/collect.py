@@ -11,10 +11,11 @@ from typing import Any, overload
 from tl_weighted_pca.accumulator import STATISTICS, MomentAccumulator
 from tl_weighted_pca.checkpoint import Checkpoint, fingerprint
 from tl_weighted_pca.collection import Collection
-from tl_weighted_pca.data import Positions, batches, is_share
+from tl_weighted_pca.data import batches, is_share
 from tl_weighted_pca.hook_points import NamesFilter, hooked, model_name, resolve
 from tl_weighted_pca.moments import Provenance
 from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
+from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.progress import Progress
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.recompute import recomputed

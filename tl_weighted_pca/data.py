@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,6 @@ from tl_weighted_pca.sharding import Shard
 
 _WINDOW = 64
 """Sequences of mixed lengths are sorted within this many batches, so that little is padding."""
-
-Positions = slice | Sequence[int] | None
-"""Which positions count: a slice or indices, from the first real token; None for all."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +70,27 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
 
 def is_share(data: Any) -> bool:
     """Whether the data are one share of several."""
-    return isinstance(data, Shard) and data.world_size > 1
+    return Shard.of(data).world_size > 1
 
 
 def is_one_shot(data: Any) -> bool:
     """Whether data, or the whole of a share, can be read only once: an iterator, such as a generator."""
-    return isinstance(data.data if isinstance(data, Shard) else data, Iterator)
+    return isinstance(Shard.of(data).data, Iterator)
 
 
 def check_rereadable(data: Any, why: str) -> None:
     """Raise ValueError for data that can be read only once, where they are read more often."""
     if is_one_shot(data):
-        whole = data.data if isinstance(data, Shard) else data
+        kind = type(Shard.of(data).data).__name__
         raise ValueError(
-            f"The data is a {type(whole).__name__}, which can be read only once, but {why}: pass a tensor, "
-            "a dataset, or list(data)."
+            f"The data is a {kind}, which can be read only once, but {why}: pass a tensor, a dataset, or "
+            "list(data)."
         )
 
 
 def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
     """The number of token positions in the data, or the limit, where it can be told unread."""
-    share = data if isinstance(data, Shard) else Shard(data, 0, 1)
+    share = Shard.of(data)
     if not isinstance(share.data, Tensor) or share.data.ndim == 0:
         return max_tokens
     shape = share.data.shape
@@ -103,7 +100,7 @@ def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
 
 def count_batches(data: Any, batch_size: int) -> int | None:
     """The number of batches in the data, where it can be told unread."""
-    share = data if isinstance(data, Shard) else Shard(data, 0, 1)
+    share = Shard.of(data)
     batch_size = max(batch_size, 1)  # what is wrong with it, `batches` will say
     try:
         count = len(share.data)
@@ -113,48 +110,8 @@ def count_batches(data: Any, batch_size: int) -> int | None:
     return -(-len(share.rows(count)) // batch_size) if by_rows else len(share.rows(count))
 
 
-def selected(
-    positions: Positions, mask: Bool[Tensor, "batch pos"] | None, shape: tuple[int, int]
-) -> Bool[Tensor, "batch pos"] | None:
-    """Where a position is real and selected; None where every position is.
-
-    Positions count from the first real token of each sequence, negative ones from its last: the
-    same tokens are meant with left padding, right padding and none.
-
-    Raises:
-        TypeError: if `positions` is neither a slice nor a sequence of integers.
-    """
-    if positions is None:
-        return mask
-    if mask is None:
-        return _chosen(positions, shape[1]).expand(shape)
-    chosen = torch.zeros_like(mask)
-    lengths = mask.sum(1)
-    for length in lengths.unique().tolist():
-        rows = lengths == length
-        at = mask[rows].cumsum(1).sub(1).clamp(min=0)
-        if length:
-            chosen[rows] = _chosen(positions, length).to(mask.device)[at] & mask[rows]
-    return chosen
-
-
-def _chosen(positions: slice | Sequence[int], length: int) -> Bool[Tensor, "pos"]:
-    chosen = torch.zeros(length, dtype=torch.bool)
-    if isinstance(positions, slice):
-        # torch slices take no negative step; a set of positions has no order anyway.
-        chosen[list(range(length))[positions]] = True
-        return chosen
-    if isinstance(positions, (str, bytes)) or not isinstance(positions, Sequence):
-        raise TypeError(
-            f"positions is {positions!r}; expected a slice such as slice(1, None), "
-            "or a sequence of integers."
-        )
-    chosen[[p for p in positions if -length <= p < length]] = True
-    return chosen
-
-
 def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator[Batch]:
-    share = data if isinstance(data, Shard) else Shard(data, 0, 1)
+    share = Shard.of(data)
     data = share.data
     if isinstance(data, Tensor):
         if data.ndim == 0:

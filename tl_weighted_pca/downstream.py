@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_weighted_pca.data import Batch, Positions, selected
+from tl_weighted_pca.data import Batch
 from tl_weighted_pca.hook_points import check_activation, hooked
 from tl_weighted_pca.objectives import Run
+from tl_weighted_pca.positions import Positions, selected
 from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
 
 Edit = Callable[[Tensor], Tensor]

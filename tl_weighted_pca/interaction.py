@@ -25,11 +25,12 @@ from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Positions, check_rereadable, count_batches
+from tl_weighted_pca.data import check_rereadable, count_batches
 from tl_weighted_pca.hook_points import NamesFilter, model_name, resolve
 from tl_weighted_pca.interaction_graph import InteractionGraph
 from tl_weighted_pca.jacobian_probe import coordinate_probe, jacobian_probe
 from tl_weighted_pca.pairs import Pairs, stream_pairs
+from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.principal_components import Center, metric_pca
 
 METHOD = "local_interaction_basis"

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.data import Positions, selected
 from tl_weighted_pca.objectives import Run, hook_probe
+from tl_weighted_pca.positions import Positions, selected
 from tl_weighted_pca.randomness import signs
 
 _NARROW = 128

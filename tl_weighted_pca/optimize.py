@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.data import Batch, Positions, batches
+from tl_weighted_pca.data import Batch, batches
 from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.hook_points import model_name, resolve
+from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.scores import Scorer
 

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_weighted_pca.data import Positions, batches
+from tl_weighted_pca.data import batches
 from tl_weighted_pca.hook_points import NamesFilter, hooked, resolve
 from tl_weighted_pca.objectives import Objective, next_token_loss
+from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.recorder import Recorder
 

@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Batch, Positions, batches, check_rereadable, count_tokens
+from tl_weighted_pca.data import Batch, batches, check_rereadable, count_tokens
 from tl_weighted_pca.downstream import edited_at
 from tl_weighted_pca.hook_points import hooked, model_name, resolve
 from tl_weighted_pca.objectives import Objective, next_token_loss
+from tl_weighted_pca.positions import Positions
 
 
 def path_metric(

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.accumulator import NonFiniteError
-from tl_weighted_pca.data import Batch, Positions, selected
+from tl_weighted_pca.data import Batch
 from tl_weighted_pca.hook_points import check_activation, resolve
 from tl_weighted_pca.interrupts import uninterrupted
 from tl_weighted_pca.objectives import Objective, Run, objective_name
+from tl_weighted_pca.positions import Positions, selected
 from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
 from tl_weighted_pca.recompute import SecondRun
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
-import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tl_weighted_pca.files import write_text_atomically
 from tl_weighted_pca.interrupts import uninterrupted
+from tl_weighted_pca.manifest import MANIFEST, new_manifest, now, read_manifest, sha256
 
-MANIFEST = "manifest.json"
-FORMAT = "tl_weighted_pca.RunFolder/1"
-
-_PACKAGES = ("tl-weighted-pca", "torch", "transformer-lens", "transformers", "datasets", "numpy")
 _CHECKPOINTS = "checkpoint*.safetensors"
 _PREPARED = "prepared*.safetensors"
 """What checkpoints build on: kept beside one, and not by itself."""
-_TEXTS, _TABLES = ("command", "folder"), ("settings", "versions", "inputs", "outputs")
 
 
 class RunFolder:
@@ -65,19 +55,7 @@ class RunFolder:
         self._overwrite, self._resume = overwrite, resume
         self.started = False
         """Whether the folder is this run's own to write."""
-        settings = {name: _plain(value) for name, value in (settings or {}).items()}
-        self.manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "command": shlex.join(["tl-weighted-pca", *arguments]),
-            "folder": os.getcwd(),
-            "settings": settings,
-            "seed": settings.get("seed"),
-            "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
-            "started": None,
-            "finished": None,
-            "inputs": {},
-            "outputs": {},
-        }
+        self.manifest = new_manifest(arguments, settings or {})
 
     def __enter__(self) -> RunFolder:
         self._check_path()
@@ -94,7 +72,7 @@ class RunFolder:
                 # Its manifest stays until the end: who knows yet whether these checkpoints are ours?
                 self.manifest["started"] = read_manifest(self.partial).get("started")
             else:
-                self._write_manifest(started=_now())
+                self._write_manifest(started=now())
         except BaseException:
             self._discard()
             raise
@@ -110,7 +88,7 @@ class RunFolder:
         try:
             if error is None:
                 files = (f for f in sorted(self.partial.iterdir()) if not _is_kept_by_us(f))
-                self._write_manifest(finished=_now(), outputs={f.name: sha256(f) for f in files})
+                self._write_manifest(finished=now(), outputs={f.name: sha256(f) for f in files})
         finally:
             if not self.manifest["finished"]:
                 self._discard()
@@ -228,41 +206,6 @@ def partial_of(path: str | os.PathLike[str]) -> Path:
     return Path(f"{os.path.realpath(path)}.partial")
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a run's folder.
-
-    Raises:
-        ValueError: if the folder has none, or one that is damaged.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"The folder {folder} has no {MANIFEST}: pass a folder that this program made."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no readable manifest: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is no manifest of {FORMAT}: pass a folder that this program made."
-        )
-    for names, kind in ((_TEXTS, str), (_TABLES, dict)):
-        for name in names:
-            if not isinstance(manifest.get(name), kind):
-                raise ValueError(f"{path} is damaged: it does not tell the run's {name}.")
-    return manifest
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
@@ -286,16 +229,3 @@ def _check_ours(folder: Path, *, whole: bool = False) -> dict[str, Any]:
             what = ", ".join(map(repr, foreign))
             raise ValueError(f"{folder} holds {what}, not made by this program, {mend}.")
     return manifest
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON has it."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

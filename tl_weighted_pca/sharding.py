@@ -26,6 +26,11 @@ class Shard:
     world_size: int
     """How many shares there are."""
 
+    @classmethod
+    def of(cls, data: Any) -> Shard:
+        """Data as a share: what is none yet is the only one."""
+        return data if isinstance(data, cls) else cls(data, 0, 1)
+
     def rows(self, count: int) -> range:
         """Those of `count` rows that are in this share: a run whose length differs by at most one."""
         each, left = divmod(count, self.world_size)

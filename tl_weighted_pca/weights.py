@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.data import Positions, batches
+from tl_weighted_pca.data import batches
 from tl_weighted_pca.objectives import Objective
 from tl_weighted_pca.pairs import stream_pairs
+from tl_weighted_pca.positions import Positions
 
 
 @dataclass(frozen=True)

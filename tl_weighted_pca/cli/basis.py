@@ -31,8 +31,8 @@ from tl_weighted_pca.cli.text_options import SampleOptions
 if TYPE_CHECKING:
     from tl_weighted_pca.basis import Basis
     from tl_weighted_pca.collection import Collection
-    from tl_weighted_pca.data import Positions
     from tl_weighted_pca.moments import Moments
+    from tl_weighted_pca.positions import Positions
     from tl_weighted_pca.run_folder import RunFolder
 
 

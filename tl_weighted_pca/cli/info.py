@@ -30,7 +30,7 @@ def info(
       tl-weighted-pca info run
       tl-weighted-pca info bases/blocks.2.hook_resid_post.pca.safetensors
     """
-    from tl_weighted_pca.run_folder import MANIFEST
+    from tl_weighted_pca.manifest import MANIFEST
 
     path = existing(file)
     if path.is_dir():
@@ -162,7 +162,7 @@ def _dictionary_checkpoint(
 
 
 def _run(folder: Path) -> RenderableType:
-    from tl_weighted_pca.run_folder import read_manifest
+    from tl_weighted_pca.manifest import read_manifest
 
     manifest = read_manifest(folder)
     facts = {

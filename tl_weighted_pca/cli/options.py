@@ -17,8 +17,8 @@ from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.errors import ARGUMENTS, DEBUG
 
 if TYPE_CHECKING:
-    from tl_weighted_pca.data import Positions
     from tl_weighted_pca.objectives import Objective
+    from tl_weighted_pca.positions import Positions
     from tl_weighted_pca.run_folder import RunFolder
 
 
@@ -159,7 +159,7 @@ class OutputOptions:
 
     def stop_if_done(self, context: typer.Context) -> None:
         """End well where --resume finds the same run finished: a job script can always have it."""
-        from tl_weighted_pca.run_folder import read_manifest, sha256
+        from tl_weighted_pca.manifest import read_manifest, sha256
 
         try:
             earlier = read_manifest(self.out)

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.data import Positions, batches, check_rereadable
+from tl_weighted_pca.data import batches, check_rereadable
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 from tl_weighted_pca.dictionary.scores import CodeSums, Scores, share
 from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.hook_points import model_name, resolve
 from tl_weighted_pca.objectives import Objective, next_token_loss
 from tl_weighted_pca.pairs import stream_pairs
+from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.scores import Scorer
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.checkpoint import fingerprint
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import Positions, is_one_shot
+from tl_weighted_pca.data import is_one_shot
 from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, check_settings
 from tl_weighted_pca.dictionary.recipe import Recipe, Units
 from tl_weighted_pca.dictionary.shuffle_buffer import (
@@ -29,6 +29,7 @@ from tl_weighted_pca.files import check_writable, reading, write_atomically
 from tl_weighted_pca.hook_points import model_name, resolve
 from tl_weighted_pca.moments import Moments, Provenance
 from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
+from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import device_of
 
 _FORMAT = "tl_weighted_pca.DictionaryCheckpoint/1"

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.data import Batch, Positions, check_rereadable, selected
+from tl_weighted_pca.data import Batch, check_rereadable
 from tl_weighted_pca.data import batches as cut
 from tl_weighted_pca.feature_cards.card import Context, FeatureCard, FeatureCards
 from tl_weighted_pca.feature_cards.components import Components
@@ -21,6 +21,7 @@ from tl_weighted_pca.feature_cards.histogram import HistogramSums
 from tl_weighted_pca.feature_cards.single_ablation import single_ablations
 from tl_weighted_pca.feature_cards.token_text import TokenText
 from tl_weighted_pca.hook_points import hooked, model_name, resolve
+from tl_weighted_pca.positions import Positions, selected
 from tl_weighted_pca.progress import Progress
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.recorder import Recorder
