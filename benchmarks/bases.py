@@ -166,6 +166,7 @@ def main() -> None:
     train = wpca.embedded.stories("train", arguments.train)
     heldout = wpca.embedded.stories("heldout", arguments.heldout)
     hook_points = arguments.hook or (HOOK_POINTS[1:2] if arguments.quick else HOOK_POINTS)
+    pictured = HOOK_POINTS[2] if HOOK_POINTS[2] in hook_points else hook_points[-1]
     lines: list[str] = []
     means: dict[str, list[tuple[float, float]]] = {}
     for hook_point in hook_points:
@@ -197,7 +198,7 @@ def main() -> None:
             *([FLOORED] if floored else []),
         ]
         print("\n".join(lines[-len(bases) - 8 :]), flush=True)
-        if arguments.picture and hook_point == HOOK_POINTS[2]:
+        if arguments.picture and hook_point == pictured:
             curves.plot().savefig(arguments.picture)
     if arguments.out:
         head = (

@@ -1,0 +1,68 @@
+"""The scripts behind the documents' figures run, small, as the documents say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tl_weighted_pca import embedded
+from tl_weighted_pca.embedded.score import score
+from tl_weighted_pca.pretrained import load_pretrained
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, *arguments: object) -> str:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_training_run_and_the_bases_along_it(tmp_path):
+    folder, page, picture = tmp_path / "run", tmp_path / "bases.md", tmp_path / "picture.png"
+    few = ("--steps", 20, "--stories", 600, "--batch-size", 8)
+    run("train_embedded.py", "--out", folder, *few, "--keep", 2, 20)
+    heldout = embedded.stories("heldout", 4)
+    early, late, last = (
+        score(load_pretrained(str(path), device="cpu"), heldout).loss
+        for path in (folder / "step-2", folder / "step-20", folder)
+    )
+    assert early > late == last
+
+    page.write_text("Before.\n\n<!-- training -->\n\nold\n\n<!-- end of training -->\n\nAfter.\n")
+    sizes = ("--train", 8, "--heldout", 4)
+    run("bases_over_training.py", folder, *sizes, "--out", page, "--picture", picture)
+    text = page.read_text()
+    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
+    rows = re.findall(r"^\| (\d+) \| \+([\d.]+)% \|.*\|$", text, re.MULTILINE)
+    assert [step for step, _ in rows] == ["2", "20"]
+    of_early, of_late = (float(excess) for _, excess in rows)
+    assert of_early > of_late
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bases(tmp_path):
+    page, picture = tmp_path / "bases.md", tmp_path / "picture.png"
+    page.write_text("Before.\n\n<!-- table -->\nold\n")
+    run("bases.py", "--quick", "--out", page, "--picture", picture)
+    head, text = page.read_text().split("<!-- table -->")
+    assert head == "Before.\n\n" and "old" not in text
+    rows = dict(re.findall(r"^\| ([\w, ]+) \| ([\d.]+) \| [\d.]+ \|$", text, re.MULTILINE))
+    assert float(rows["pca"]) == 1
+    assert {"weighted", "fisher", "joint", "path, twice"} < rows.keys()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_svd():
+    *_, row = run("svd.py", "--exactly", "3 × 2 × 4", "--seconds", 0.2).splitlines()
+    name, shape, *_, reconstruction, orthogonality = row.strip("| ").split(" | ")
+    assert (name, shape) == ("3 × 2 × 4", "1 × [3, 2] · [2, 4]")
+    for errors in (reconstruction, orthogonality):
+        assert all(float(error) < 1e-5 for error in errors.split(" → "))
