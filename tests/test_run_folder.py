@@ -207,10 +207,31 @@ def test_results_go_where_a_link_points(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(28, "full")])
-def test_what_fails_leaves_nothing(tmp_path, error):
+@pytest.mark.parametrize("path", ["out", "some/deep/out"])
+def test_what_fails_leaves_nothing(tmp_path, path, error):
     with pytest.raises(type(error)):
-        fails(tmp_path / "out", error)
+        fails(tmp_path / path, error)
     assert not names(tmp_path)
+
+
+def test_what_fails_leaves_folders_that_it_did_not_make_or_that_are_in_use(tmp_path):
+    (tmp_path / "before").mkdir()
+    with pytest.raises(ZeroDivisionError):
+        fails(tmp_path / "before" / "deep" / "out", ZeroDivisionError)
+    assert not names(tmp_path / "before")
+    (tmp_path / "before" / "deep").mkdir()
+    (tmp_path / "before" / "deep" / "theirs").write_text("mine")
+    with pytest.raises(ZeroDivisionError):
+        fails(tmp_path / "before" / "deep" / "out", ZeroDivisionError)
+    assert names(tmp_path / "before" / "deep") == ["theirs"]
+
+
+def test_a_folder_made_for_a_run_stays_if_something_else_is_in_it_by_then(tmp_path):
+    theirs = tmp_path / "some" / "deep" / "theirs"
+    error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        fails(tmp_path / "some" / "deep" / "out", error, ["table.csv", theirs])
+    assert names(theirs.parent) == ["theirs"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, small_files):

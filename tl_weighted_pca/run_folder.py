@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -53,6 +54,7 @@ class RunFolder:
         self.path = Path(os.path.realpath(path))
         self.partial = partial_of(path)
         self._overwrite, self._resume = overwrite, resume
+        self._made: list[Path] = []  # of the folders above it, innermost first
         self.started = False
         """Whether the folder is this run's own to write."""
         self.manifest = new_manifest(arguments, settings or {})
@@ -60,13 +62,9 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         self._check_path()
         self._check_partial()
+        self._made = [parent for parent in self.partial.parents if not parent.exists()]
         try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                error.errno, f"Cannot write to {self.partial}: {error.strerror}"
-            ) from error
-        try:
+            self._make_partial()
             self._make_room()
             if self.resumable:
                 # Its manifest stays until the end: who knows yet whether these checkpoints are ours?
@@ -146,6 +144,14 @@ class RunFolder:
         if whole or not (self._resume and self.resumable):
             shutil.rmtree(self.partial)
 
+    def _make_partial(self) -> None:
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"Cannot write to {self.partial}: {error.strerror}"
+            ) from error
+
     def _make_room(self) -> None:
         """Remove an empty folder now: one that cannot be removed could not be replaced either."""
         try:
@@ -195,6 +201,9 @@ class RunFolder:
     def _discard(self) -> None:
         if not self.resumable:
             shutil.rmtree(self.partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # where somebody else has put something by now
+                for parent in self._made:
+                    parent.rmdir()
             return
         for file in self.partial.iterdir():
             if file.is_file() and not _is_kept_by_us(file):
