@@ -124,6 +124,23 @@ def test_the_path_basis_has_a_centre_and_damping(steps, tmp_path, best_model):
     torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-4, atol=1e-7)
 
 
+def test_a_second_round_goes_along_the_first_rounds_basis(steps, tmp_path, best_model):
+    file = steps / "run" / "moments.fisher.safetensors"
+    line = ["basis", file, "--method", "path", *FEW, "--max-tokens", "300"]
+    works(*line, "--rounds", "2", "--damping", "0.1", "--out", tmp_path / "path")
+    moments, data = wpca.Collection.load(file)[POINT], embedded.stories("train", 100)
+    options = {"batch_size": 16, "max_tokens": 300, "progress": False}
+    first = wpca.path_metric(best_model, data, POINT, wpca.pca(moments), **options)
+    once = wpca.metric_pca(moments, first, damping=0.1)
+    second = wpca.path_metric(best_model, data, POINT, once, **options)
+    found = wpca.Basis.load(tmp_path / "path" / f"{POINT}.path.safetensors").eigenvalues
+    expected = wpca.metric_pca(moments, first + second, damping=0.1).eigenvalues
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert (found - once.eigenvalues).abs().max() > 0.01 * found.max()
+    result = run("basis", file, "--rounds", "2", "--out", tmp_path / "no")
+    assert result.exit_code == 1 and "--rounds 2 is of --method path" in plain(result.output)
+
+
 def test_options_of_bases_arrive(steps, tmp_path):
     out = tmp_path / "bases"
     works(

@@ -79,6 +79,13 @@ def basis(
     damping: Annotated[
         float, typer.Option(min=0, help="Of the metric: so much of its mean eigenvalue is added.")
     ] = 0.0,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Of 'path': each later one goes along the basis that came of those before, and all count.",
+        ),
+    ] = 1,
     positions: PositionSlice = "",
     batch_size: BatchSize = 16,
     seed: Seed = 0,
@@ -96,6 +103,7 @@ def basis(
     Examples:
       tl-weighted-pca basis run --out bases
       tl-weighted-pca basis run --method pca --method path --out bases
+      tl-weighted-pca basis run --method path --rounds 2 --out path
       tl-weighted-pca basis run/moments.fisher.safetensors --method metric \\
           --out fisher
     """
@@ -117,6 +125,10 @@ def basis(
             )
         names = _chosen(first, hook, moments)
         asked = list(dict.fromkeys(method or _possible(first[names[0]])))
+        if rounds > 1 and Method.path not in asked:
+            raise ValueError(
+                f"--rounds {rounds} is of --method path, which is not asked for: add it."
+            )
         makers: dict[Method, Callable[[Moments], Basis]] = {}
         for each in asked:
             if each is Method.path:
@@ -126,6 +138,7 @@ def basis(
                     run,
                     about,
                     damping,
+                    rounds,
                     positions=where or _positions(first),
                     batch_size=batch_size,
                     progress=progress,
@@ -224,8 +237,11 @@ def _path_maker(
     run: RunFolder,
     center: Any,
     damping: float,
+    rounds: int,
     **options: Any,
 ) -> Callable[[Moments], Basis]:
+    import torch
+
     from tl_weighted_pca.path_metric import path_metric
     from tl_weighted_pca.principal_components import metric_pca, pca
 
@@ -234,15 +250,18 @@ def _path_maker(
     data = text.load(model, "train")
 
     def make(moments: Moments) -> Basis:
-        metric = path_metric(
-            model,
-            data,
-            moments.provenance.hook_point,
-            pca(moments, center=center),
-            max_tokens=text.max_tokens,
-            **options,
-        )
-        return metric_pca(moments, metric, center=center, damping=damping)
+        basis, metric = pca(moments, center=center), torch.zeros(())
+        for _ in range(rounds):
+            metric = metric + path_metric(
+                model,
+                data,
+                moments.provenance.hook_point,
+                basis,
+                max_tokens=text.max_tokens,
+                **options,
+            )
+            basis = metric_pca(moments, metric, center=center, damping=damping)
+        return basis
 
     return make
 
