@@ -35,7 +35,8 @@ warnings.filterwarnings("ignore")
 
 import collect as collecting  # noqa: E402
 import torch  # noqa: E402
-from peer_sides import SIDES, Found, Subject, hooks_and_backward, subject  # noqa: E402
+from peer_sides import SIDES, Found, hooks_and_backward  # noqa: E402
+from peer_subject import Subject, subject  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import GPT2Config  # noqa: E402
 

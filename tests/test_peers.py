@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 try:
     import peer_sides
+    import peer_subject
 except ImportError as error:  # TransformerLens 4 has no HookedTransformer
     pytest.skip(str(error), allow_module_level=True)
 finally:
@@ -27,7 +28,7 @@ LIBRARIES = {"IncrementalPCA": "sklearn", "kronfluence": "kronfluence", "curvlin
 
 @pytest.fixture(scope="module")
 def subject():
-    return peer_sides.subject(SHAPE)
+    return peer_subject.subject(SHAPE)
 
 
 @pytest.fixture(scope="module")
