@@ -7,6 +7,7 @@ import torch
 from fancy_einsum import einsum
 
 import tl_weighted_pca as wpca
+from tl_weighted_pca.data import batches
 from tl_weighted_pca.joint import _Coordinates
 from tl_weighted_pca.moments import Provenance
 from tl_weighted_pca.optimize import _per_sequence, _surely_lower
@@ -283,3 +284,39 @@ class TestOptimize:
             wpca.optimize_basis(
                 best_model, stories, wpca.pca(moments), k, progress=False, **options
             )
+
+
+def test_a_rank_without_a_gradient_has_no_say_on_the_path(best_model, stories, moments):
+    options = {"batch_size": 16, "progress": False}
+    basis, data = wpca.pca(moments), stories.select(range(16))
+
+    def loss_of_far_ranks(run):
+        """Flat at the unablated model: the gradient of (L − L₀)² is zero there, and nowhere else."""
+        losses = wpca.next_token_loss(run)
+        return torch.relu(losses - 1.5 * unablated[run.sequence_index])
+
+    unablated = torch.cat(
+        [wpca.next_token_loss(run) for run in _runs(best_model, data, batch_size=16)]
+    ).detach()
+    full, few = basis.n_components, 4
+    mixed = wpca.path_metric(
+        best_model, data, HOOK, basis, ranks=[few, full], objective=loss_of_far_ranks, **options
+    )
+    alone = wpca.path_metric(
+        best_model, data, HOOK, basis, ranks=[few], objective=loss_of_far_ranks, **options
+    )
+    torch.testing.assert_close(mixed, alone)
+    with pytest.raises(ValueError, match=r"has no gradient at .* at any of the ranks \[64\]"):
+        wpca.path_metric(
+            best_model, data, HOOK, basis, ranks=[full], objective=loss_of_far_ranks, **options
+        )
+
+
+def _runs(model, data, batch_size):
+    for batch in batches(data, batch_size):
+        keep = {} if batch.mask is None else {"attention_mask": batch.mask.long()}
+        with torch.no_grad():
+            output = model(batch.inputs, **keep)
+        order = batch.sequence_index.argsort()
+        mask = None if batch.mask is None else batch.mask[order]
+        yield wpca.Run(output[order], batch.inputs[order], mask, batch.sequence_index[order])

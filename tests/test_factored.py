@@ -434,3 +434,24 @@ class TestTorchFunctions:
         assert gradcheck(lambda A, B: torch.dist(FactoredMatrix(A, B), other), (A, B))
         assert gradcheck(lambda A, B: FactoredMatrix(A, B).pinv().AB, (A, B))
         assert gradcheck(lambda A, B: FactoredMatrix(A, B).truncate(1).AB, (A, B))
+
+
+def test_functions_take_their_arguments_by_name_and_an_out(M):
+    dense = M.AB
+    X = torch.randn(dense.shape[-1], 3, dtype=torch.float64)
+    assert_close(torch.matmul(input=M, other=X).AB, dense @ X)
+    assert_close(torch.matmul(M, X, out=torch.empty(0, dtype=torch.float64)), dense @ X)
+    values = torch.linalg.svdvals(dense)
+    assert_close(torch.linalg.svdvals(M, out=torch.empty(0, dtype=torch.float64)), values)
+    if M.ndim == 2 and M.ldim == M.rdim:
+        assert_close(torch.trace(input=M), torch.trace(dense))
+    with pytest.raises(IndexError):
+        torch.linalg.norm(M, dim=(M.ndim - 1, M.ndim))
+
+
+def test_arithmetic_with_transformer_lens_on_either_side(M):
+    theirs = transformer_lens.FactoredMatrix(M.A + 1, M.B)
+    assert_close(theirs + M, theirs.AB + M.AB)
+    assert_close(theirs - M, theirs.AB - M.AB)
+    assert_close(M - theirs, M.AB - theirs.AB)
+    assert_close(theirs / M, theirs.AB / M.AB)

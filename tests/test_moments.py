@@ -205,3 +205,29 @@ def test_wrong_input_is_told_in_a_sentence():
         _ = zero.mean
     with pytest.raises(ValueError, match="no gradient statistics"):
         Moments(moment, None, None, 30, 6).require("gradient")
+
+
+def about_their_mean(F, g):
+    """A row metric that reads all rows of a sequence at once: what pads them would change it."""
+    own = g - g.mean(1, keepdim=True)
+    return own @ own.mT + g @ g.mT
+
+
+@pytest.mark.parametrize("heads", [(), (2,)])
+def test_a_callable_sees_the_rows_that_count_and_no_others(heads):
+    lengths = [4, 2, 0, 4, 3]
+    F, g = pairs(len(lengths), 6, 3)
+    if heads:
+        F, g = (torch.stack([x, x.flip(0)], 2) for x in (F, g))
+    for offset in (0, 2):
+        at = torch.arange(6)
+        mask = torch.stack([(at >= offset) & (at < offset + n) for n in lengths])
+        padded = MomentAccumulator(about_their_mean, per_head=bool(heads)).update(F, g, mask)
+        single = MomentAccumulator(about_their_mean, per_head=bool(heads))
+        for x, y, n in zip(F, g, lengths, strict=True):
+            here = slice(offset, offset + n)
+            if n:
+                single.update(x[None, here], y[None, here])
+        found, expected = padded.result().weighted, single.result().weighted
+        for part in ("weight", "first", "second"):
+            assert close(getattr(found, part), getattr(expected, part), 1e-10)

@@ -1,12 +1,14 @@
 """Objectives against exact enumeration, and their seeds."""
 
+import functools
+
 import pytest
 import torch
 from conftest import HookedRootModule, HookPoint
 from fancy_einsum import einsum
 
 import tl_weighted_pca as wpca
-from tl_weighted_pca.objectives import Run, target_losses
+from tl_weighted_pca.objectives import Run, objective_name, target_losses
 from tl_weighted_pca.randomness import signs, uniform
 
 HOOK = "hook_hidden"
@@ -99,6 +101,38 @@ def test_probes_of_a_hook_point_see_its_basis(tiny, data):
     got = wpca.collect(tiny, data, HOOK, objective=plain, progress=False)[HOOK]
     W = tiny.head.weight.detach()
     assert relative(got.gradient.second / got.n_tokens, W.T @ W) < 0.05
+
+
+def test_names_are_the_same_in_every_process_and_tell_bases_apart(tiny, data):
+    class Own:
+        def __call__(self, run):
+            return wpca.next_token_loss(run)
+
+    def scaled(run, by):
+        return by * wpca.next_token_loss(run)
+
+    assert objective_name(wpca.next_token_loss) == "next_token_loss"
+    assert objective_name(Own()) == "Own"
+    assert objective_name(functools.partial(scaled, by=2)) == "scaled(by=2)"
+    assert objective_name(wpca.logit_probe(2)) == "logit_probe(n_probes=2, seed=0)"
+    m = wpca.collect(tiny, data, "hook_logits", progress=False)["hook_logits"]
+    one, same, other = (wpca.pca(m).truncate(k) for k in (3, 3, 2))
+    names = [objective_name(wpca.hook_probe("hook_logits", basis)) for basis in (one, same, other)]
+    assert names[0] == names[1] != names[2]
+    assert objective_name(wpca.hook_probe("hook_logits")).startswith(
+        "hook_probe(hook_point='hook_logits', basis=None"
+    )
+
+
+def test_a_probe_of_half_precision_logits_does_not_overflow():
+    logits = torch.full((1, 30, 5000), -200.0, dtype=torch.float16, requires_grad=True)
+    run = Run(logits, torch.zeros(1, 30, dtype=torch.long), None, torch.arange(1))
+    wide = Run(logits.detach().double(), run.inputs, None, run.sequence_index)
+    value = wpca.logit_probe(4, seed=3)(run)
+    assert value.abs().max() > torch.finfo(torch.float16).max
+    torch.testing.assert_close(value.double(), wpca.logit_probe(4, seed=3)(wide), rtol=1e-5, atol=1)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    assert gradient.dtype == torch.float16 and set(gradient.unique().tolist()) <= {-4, -2, 0, 2, 4}
 
 
 def test_a_probe_of_what_lies_upstream_has_no_gradient(tiny, data):

@@ -47,6 +47,18 @@ def _columns(dtype: torch.dtype) -> torch.Tensor:
     return random(300, 32, dtype=dtype) * torch.logspace(-12, 12, 32, dtype=dtype)
 
 
+def _alike(dtype: torch.dtype) -> torch.Tensor:
+    X = random(2048, 128, dtype=dtype)
+    X[:, 1] = X[:, 0] + 0.12 * X[:, 1]
+    return X
+
+
+def _ones_over_signs(dtype: torch.dtype) -> torch.Tensor:
+    X = random(1024, 32, dtype=dtype).sign() * 5.46e-4
+    X[:32] += torch.eye(32, dtype=dtype)
+    return X
+
+
 def _batch_of_all_sorts(dtype: torch.dtype) -> torch.Tensor:
     zero = torch.zeros(300, 32, dtype=dtype)
     kinds = [
@@ -122,6 +134,22 @@ FAMILY = {
             torch.logspace(0, -c, 64, dtype=t)[:, None] * random(64, 768, dtype=t, seed=1),
         )
         for c in (1, 2, 3, 5)
+    },
+    # What float32 Gram matrices must not be trusted with: two columns nearly parallel among many orthogonal
+    # ones, terms that are all rounded the same way, one entry far above the others, a subnormal column.
+    "two alike": lambda t: (_alike(t), random(128, 512, dtype=t)),
+    "two alike, right": lambda t: (random(512, 128, dtype=t), _alike(t).mT),
+    "signs": lambda t: (random(768, 64, dtype=t).sign() / 3, random(64, 768, dtype=t)),
+    "signs, right": lambda t: (random(768, 64, dtype=t), random(64, 768, dtype=t).sign() / 3),
+    "ones over signs": lambda t: (_ones_over_signs(t), random(32, 512, dtype=t)),
+    **{
+        f"a column of 1e-{c}": lambda t, c=c: (
+            random(768, 64, dtype=t).index_copy(
+                1, torch.tensor([0]), 10.0**-c * random(768, 1, dtype=t)
+            ),
+            random(64, 700, dtype=t, seed=1),
+        )
+        for c in (25, 35, 41)
     },
     "cancelling": lambda t: (
         random(300, 32, dtype=t),

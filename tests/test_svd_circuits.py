@@ -244,6 +244,31 @@ class TestTheSwitch:
         assert not self.is_on(bridge)
         assert inside.__name__ == "inside"
 
+    def test_generators_have_it_on_while_they_run(self, bridge):
+        @use_linalg_svd()
+        def inside():
+            yield self.is_on(bridge)
+            yield self.is_on(bridge)
+
+        found = []
+        for on in inside():
+            found.append((on, self.is_on(bridge)))
+        assert found == [(True, False), (True, False)]
+
+    def test_is_entered_again(self, bridge):
+        for mode in (True, False):
+            switch = use_linalg_svd(mode)
+            use_linalg_svd(False)
+            for _ in range(2):
+                with switch:
+                    assert self.is_on(bridge) is mode
+                assert not self.is_on(bridge)
+
+    def test_needs_its_parentheses(self, bridge):
+        with pytest.raises(TypeError, match=r"write @use_linalg_svd\(\)"):
+            use_linalg_svd(lambda: None)
+        assert not self.is_on(bridge)
+
     def test_threads_are_apart(self, bridge):
         seen = {}
 

@@ -15,6 +15,8 @@ from torch import Tensor
 _SAFE_CONDITION = 2.0**14
 # Up to this ‖D R⁻¹‖_F = κ / √m the last product is in float32, which rounds a vector of U by 2⁻²⁴ as much.
 _NARROW_CONDITION = 2.0**5
+# Nor does it where T overflows float32, or entries are so small that it has few digits for them.
+_LEAST_SQUARE = 2.0**-200
 # Columns of a block of the Gram matrix, and rows that float32 products are summed over.
 _BLOCK, _ROWS = 48, 512
 
@@ -30,8 +32,10 @@ class Frame(NamedTuple):
 def orthonormalise(X: Tensor, exact: bool) -> Frame:
     """Cholesky-QR of each float32 matrix [n, l, m] where that is safe, else Householder's QR."""
     m = X.shape[-1]
-    L, T, condition = _cholesky(gram(X.double()))
-    narrow = exact and m >= 16 and condition.max() < _NARROW_CONDITION * math.sqrt(m)
+    G = gram(X.double())
+    L, T, condition = _cholesky(G)
+    narrow = exact and condition.max() < _NARROW_CONDITION * math.sqrt(m)
+    narrow = narrow and G.diagonal(dim1=-2, dim2=-1).min() > _LEAST_SQUARE
     unsafe = ~(condition < _SAFE_CONDITION)
     X = X if narrow else X.double()
     if unsafe.any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
 import threading
@@ -10,13 +9,16 @@ import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import transformer_lens
 from torch import Tensor
+from torch.utils._contextlib import _DecoratorContextManager
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class use_linalg_svd:
+class use_linalg_svd(_DecoratorContextManager):
     """While on, OV and QK of a model and of its attention blocks decompose as `torch.linalg.svd` does.
 
     Used as `torch.set_grad_enabled` is: `use_linalg_svd()` turns it on and `use_linalg_svd(False)` off, at
@@ -33,11 +35,17 @@ class use_linalg_svd:
     """
 
     def __init__(self, mode: bool = True) -> None:
+        if not isinstance(mode, bool):
+            raise TypeError(
+                f"use_linalg_svd was given a {type(mode).__name__}; expected True or False. To decorate a "
+                "function write @use_linalg_svd()."
+            )
         self._before = _active.get()
-        _active.set((self._before or _Patches()) if mode else None)
+        self._mode = mode
+        self.__enter__()
 
     def __enter__(self) -> None:
-        pass
+        _active.set((_active.get() or _Patches()) if self._mode else None)
 
     def __exit__(
         self,
@@ -47,17 +55,14 @@ class use_linalg_svd:
     ) -> None:
         _active.set(self._before)
 
-    def __call__(self, function: Callable) -> Callable:
-        """As a decorator it is off until the function is called."""
-        mode = _active.get() is not None
+    def __call__(self, orig_func: _Function) -> _Function:
+        """As a decorator it is off until the function is called, or the generator resumed."""
         _active.set(self._before)
+        return super().__call__(orig_func)
 
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with use_linalg_svd(mode):
-                return function(*args, **kwargs)
-
-        return wrapper
+    def clone(self) -> use_linalg_svd:
+        """One for each call of what it decorates."""
+        return use_linalg_svd(self._mode)
 
 
 class _Patches:

@@ -169,19 +169,19 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
         return _dense(self) / _dense(other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return other / _dense(self)
+        return _dense(other) / _dense(self)
 
     def __add__(self, other: Any) -> Tensor:
         return _dense(self) + _dense(other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return other + _dense(self)
+        return _dense(other) + _dense(self)
 
     def __sub__(self, other: Any) -> Tensor:
         return _dense(self) - _dense(other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return other - _dense(self)
+        return _dense(other) - _dense(self)
 
     @classmethod
     def __torch_function__(
@@ -213,20 +213,26 @@ def _result_dtype(M: transformer_lens.FactoredMatrix) -> torch.dtype:
 # for those it has no quick way for.
 
 
-def _matmul(a: Any, b: Any) -> Any:
-    return a.__matmul__(b) if isinstance(a, FactoredMatrix) else b.__rmatmul__(a)
+def _matmul(input: Any, other: Any, *, out: Tensor | None = None) -> Any:
+    if out is not None:
+        return NotImplemented
+    is_left = isinstance(input, FactoredMatrix)
+    return input.__matmul__(other) if is_left else other.__rmatmul__(input)
 
 
-def _scale(a: Any, b: Any) -> Any:
-    return a * b if isinstance(a, FactoredMatrix) else b * a
+def _scale(input: Any, other: Any) -> Any:
+    return input * other if isinstance(input, FactoredMatrix) else other * input
 
 
-def _trace(M: FactoredMatrix) -> Any:
+def _trace(input: FactoredMatrix) -> Any:
     """tr(AB) = Σ_ij A_ij B_ji."""
+    M = input
     return (M.A * M.B.mT).sum() if M.ndim == 2 and M.ldim == M.rdim else NotImplemented
 
 
-def _svdvals(A: FactoredMatrix, *, driver: str | None = None) -> Tensor:
+def _svdvals(A: FactoredMatrix, *, driver: str | None = None, out: Tensor | None = None) -> Any:
+    if out is not None:
+        return NotImplemented
     S = A.svdvals()
     return torch.nn.functional.pad(S, (0, min(A.ldim, A.rdim) - S.shape[-1]))
 
@@ -234,7 +240,9 @@ def _svdvals(A: FactoredMatrix, *, driver: str | None = None) -> Tensor:
 def _matrix_norm(
     A: FactoredMatrix, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, **rest: Any
 ) -> Any:
-    if rest or {d % A.ndim for d in dim} != {A.ndim - 2, A.ndim - 1}:
+    if rest or any(not -A.ndim <= d < A.ndim for d in dim):
+        return NotImplemented
+    if {d % A.ndim for d in dim} != {A.ndim - 2, A.ndim - 1}:
         return NotImplemented
     if ord == "fro":
         norm = A.norm()

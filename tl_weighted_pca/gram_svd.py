@@ -12,9 +12,12 @@ from torch import Tensor
 
 from tl_weighted_pca.cholesky_qr import gram
 
-# Up to this ‖D R⁻¹‖_F / √m, which is 1 for orthogonal columns, Gram matrices of float32 products will do.
-# Near it orthogonality is lost by a quarter of what TransformerLens loses: the table in docs/svd.md.
-_CONDITION = 1.5
+# Up to this ‖D x‖² for each column x of X and Y, D the norms of the columns, Gram matrices and last products
+# of float32 will do: it is 1 for orthogonal columns, and rounding grows in proportion.
+_STRETCH = 6.0
+# As long as rounding averages out. Where all terms of a sum are rounded the same way (entries ±c, say), or
+# one is far above the others, the sums of squares show it: all of their terms have one sign.
+_BIAS = 7e-7
 # Not where a column's square is so small that float32 products of its entries lose digits to underflow.
 _LEAST_SQUARE = 2.0**-80
 # Nor where singular values are further apart: K squares them, and 2⁻⁵³ (2¹²)² = 2⁻²⁹.
@@ -33,28 +36,38 @@ class Rotations(NamedTuple):
 def rotations(A: Tensor, B: Tensor) -> Rotations | None:
     """A [n, l, m] and B [n, m, r] of float32; None where it is plain that none is good.
 
-    R from AᵀA = RᵀR, then R (B Bᵀ) Rᵀ = W S² Wᵀ by eigh, X = R⁻¹ W and Y = Rᵀ W S⁻¹. An error E of BBᵀ makes
-    Yᵀ E Y of the orthogonality of V, and ‖D Y‖_F = ‖D R_B⁻¹‖_F: what decides is the same for both factors.
+    R from AᵀA = RᵀR, then R (B Bᵀ) Rᵀ = W S² Wᵀ by eigh, X = R⁻¹ W and Y = Rᵀ W S⁻¹. Errors E of AᵀA and F
+    of BBᵀ cost orthogonality Xᵀ E X of U and Yᵀ F Y of V: what decides is the same for both factors.
     """
-    G = gram(A)
+    G, a_squares, good = _gram(A)
     L, breakdown = torch.linalg.cholesky_ex(G)
-    bound = _CONDITION**2 * A.shape[-1]
-    squares = G.diagonal(dim1=-2, dim2=-1)
     pivots = L.diagonal(dim1=-2, dim2=-1).square()
-    # The diagonal's share of ‖D R⁻¹‖²_F, which is known at once.
-    good = (breakdown == 0) & ((squares / pivots).sum(-1) < bound)
+    # The diagonal's share of Σ ‖D x‖², which is known at once.
+    good &= (breakdown == 0) & ((a_squares / pivots).mean(-1) < _STRETCH)
     if not good.any():
         return None
-    H = gram(B.mT)
+    H, b_squares, b_good = _gram(B.mT)
     K = L.mT @ (H.tril() + H.tril(-1).mT) @ L
-    good &= K.sum((-2, -1)).isfinite()
+    good &= b_good & K.sum((-2, -1)).isfinite()
     K[~good] = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
     values, W = torch.linalg.eigh(K)
     S, W = values.flip(-1).sqrt(), W.flip(-1)
     X = torch.linalg.solve_triangular(L.mT, W, upper=True)
     Y = L @ W / S.unsqueeze(-2)
-    for rotation, sizes in ((X, squares), (Y, H.diagonal(dim1=-2, dim2=-1))):
-        good &= (rotation.square().sum(-1) * sizes).sum(-1) < bound
-        good &= sizes.amin(-1) > _LEAST_SQUARE
+    for rotation, squares in ((X, a_squares), (Y, b_squares)):
+        stretch = squares.unsqueeze(-2) @ rotation.square()
+        good &= stretch.amax((-2, -1)) < _STRETCH
     good &= S[..., -1] * _RANGE > S[..., 0]
     return Rotations(X, S, Y, good)
+
+
+def _gram(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """XᵀX of float32 products, its diagonal in float64 (there too), and where they are near each other."""
+    G = gram(X)
+    diagonal = G.diagonal(dim1=-2, dim2=-1)
+    squares = torch.linalg.vector_norm(X, dim=-2, dtype=torch.float64).square()
+    good = ((diagonal - squares).abs() < _BIAS * squares).all(-1) & (squares > _LEAST_SQUARE).all(
+        -1
+    )
+    diagonal.copy_(squares)
+    return G, squares, good

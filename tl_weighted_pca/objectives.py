@@ -7,6 +7,8 @@ that nothing depends on the batch size; a padded target contributes nothing.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,8 +99,18 @@ def language_logits(run: Run, *, at_least: int = 2) -> Float[Tensor, "batch pos 
 
 
 def objective_name(objective: Objective) -> str:
-    """A name for files and messages: the function's, or the repr of a configured objective."""
-    return getattr(objective, "__name__", None) or repr(objective)
+    """A name for files and messages: the function's, or the repr of a configured objective.
+
+    The same in every process: of objects that have no repr of their own, the class's name.
+    """
+    if isinstance(objective, functools.partial):
+        options = [repr(value) for value in objective.args]
+        options += [f"{key}={value!r}" for key, value in objective.keywords.items()]
+        return f"{objective_name(objective.func)}({', '.join(options)})"
+    if name := getattr(objective, "__name__", None):
+        return name
+    plain = type(objective).__repr__ is object.__repr__
+    return type(objective).__name__ if plain else repr(objective)
 
 
 @dataclass(frozen=True)
@@ -177,12 +189,23 @@ class hook_probe:
     """
 
     hook_point: str
-    basis: Basis | None = field(default=None, repr=False)
+    basis: Basis | None = None
     n_probes: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check_count("n_probes", self.n_probes)
+
+    def __repr__(self) -> str:
+        """Of the basis a digest: moments under another one are others."""
+        digest = None
+        if self.basis is not None:
+            both = torch.cat([self.basis.encoder.flatten(), self.basis.center.flatten()])
+            digest = hashlib.sha256(both.cpu().double().numpy().tobytes()).hexdigest()[:12]
+        return (
+            f"hook_probe(hook_point={self.hook_point!r}, basis={digest}, n_probes={self.n_probes}, "
+            f"seed={self.seed})"
+        )
 
     @property
     def hook_points(self) -> tuple[str, ...]:
@@ -228,8 +251,9 @@ class _SignProbes(torch.autograd.Function):
         ctx.save_for_backward(sequence, position)
         ctx.seed, ctx.like = seed, values[:0]
         counters = (sequence, position, values)
+        wide = torch.promote_types(values.dtype, torch.float32)  # half precision would overflow
         return torch.stack(
-            [(values * _probe(seed, k, *counters)).sum((1, 2)) for k in range(n_probes)]
+            [(values * _probe(seed, k, *counters)).sum((1, 2), dtype=wide) for k in range(n_probes)]
         )
 
     @staticmethod

@@ -103,7 +103,14 @@ def path_metric(
                     progress=False,
                 )[hook_point]
             second = moments.require("gradient").second
-            share = second / second.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+            trace = second.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+            share = second / trace.where(trace > 0, 1)  # no gradient has no say
             total = share if total is None else total + share
     assert total is not None
-    return torch.as_tensor(total / len(chosen)).cpu()
+    trace = total.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    if not bool((trace > 0).any()):
+        raise ValueError(
+            f"The objective has no gradient at {hook_point!r} at any of the ranks {chosen}: name others, or "
+            "another objective."
+        )
+    return torch.as_tensor(total / trace.where(trace > 0, 1)).cpu()

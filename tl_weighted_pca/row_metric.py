@@ -27,7 +27,10 @@ RowMetric = (
         [Float[Tensor, "batch pos d"], Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos pos"]
     ]
 )
-"""A name, or a callable (F, g) -> M giving one symmetric, positive semi-definite M a sequence."""
+"""A name, or a callable (F, g) -> M giving one symmetric, positive semi-definite M a sequence.
+
+A callable sees the rows that count, and no others: sequences with as many of them come together.
+"""
 
 ROW_METRICS = ("identity", "gradient", "diagonal")
 
@@ -89,22 +92,40 @@ def weighted_sums(
         weight, first = squared.sum((-3, -2, -1)), scaled.sum((-3, -2))
         return weight, first, symmetric_product(rows.flatten(-3, -2), scaled.flatten(-3, -2))
     assert callable(row_metric)
-    activations = rows + shift.to(rows)[..., None, None, :]
-    if mask is not None:
-        activations.masked_fill_(~mask[..., None], 0.0)
-    metric = _called(row_metric, activations, g, mask)
+    if mask is not None or not rows.shape[-2]:
+        return _summed_by_length(row_metric, rows, g, mask, shift)
+    metric = _called(row_metric, rows + shift.to(rows)[..., None, None, :], g)
     mixed = metric @ rows
     weight, first = metric.sum((-3, -2, -1)), mixed.sum((-3, -2))
     return weight, first, symmetric_product(rows.flatten(-3, -2), mixed.flatten(-3, -2))
 
 
+def _summed_by_length(
+    row_metric: RowMetric, rows: Tensor, g: Tensor, mask: Tensor | None, shift: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(c, b, G) of sequences with as many rows that count each, and these alone, length by length.
+
+    A callable may do anything with a sequence's rows, and must not see how far a batch was padded.
+    """
+    d = rows.shape[-1]
+    sums = tuple(rows.new_zeros(rows.shape[:-3] + (d,) * n) for n in range(3))
+    lengths = rows.new_zeros(0) if mask is None else mask.sum(-1)
+    for length in lengths.unique().tolist():
+        if not length or mask is None:
+            continue
+        same = lengths == length
+        kept = mask[same]
+        F, own = (x[..., same, :, :][..., kept, :].unflatten(-2, (-1, length)) for x in (rows, g))
+        parts = weighted_sums(row_metric, F, own, None, shift)
+        sums = tuple(total + part for total, part in zip(sums, parts, strict=True))
+    weight, first, second = sums
+    return weight, first, second
+
+
 def _called(
-    row_metric: Callable[[Tensor, Tensor], Tensor],
-    activations: Tensor,
-    g: Tensor,
-    mask: Tensor | None,
+    row_metric: Callable[[Tensor, Tensor], Tensor], activations: Tensor, g: Tensor
 ) -> Float[Tensor, "*head batch pos pos"]:
-    """M of a callable row metric, checked, with the rows and columns left out set to zero."""
+    """M of a callable row metric, checked."""
     expected = (*g.shape[-3:-1], g.shape[-2])
     called = []
     # One call a head: what a user writes for [batch, pos, d] serves heads as well.
@@ -119,9 +140,6 @@ def _called(
             )
         called.append(metric)
     metric = torch.stack(called).view(*g.shape[:-1], g.shape[-2]).to(activations)
-    if mask is not None:
-        pairs = mask[..., :, None] & mask[..., None, :]
-        metric = metric.masked_fill(~pairs, 0.0)
     if not torch.allclose(metric, metric.mT, rtol=1e-4, atol=1e-5 * float(metric.abs().max())):
         raise ValueError(
             "The row metric gave a matrix that is not symmetric; a second moment FᵀMF needs a "
