@@ -18,6 +18,8 @@ _STRETCH = 6.0
 # As long as rounding averages out. Where all terms of a sum are rounded the same way (entries ±c, say), or
 # one is far above the others, the sums of squares show it: all of their terms have one sign.
 _BIAS = 7e-7
+# Rows of a sum of squares in float32.
+_ROWS = 64
 # Not where a column's square is so small that float32 products of its entries lose digits to underflow.
 _LEAST_SQUARE = 2.0**-80
 # Nor where singular values are further apart: K squares them, and 2⁻⁵³ (2¹²)² = 2⁻²⁹.
@@ -62,12 +64,21 @@ def rotations(A: Tensor, B: Tensor) -> Rotations | None:
 
 
 def _gram(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """XᵀX of float32 products, its diagonal in float64 (there too), and where they are near each other."""
+    """XᵀX of float32 products, its diagonal (summed with more care, there too), and where the two agree."""
     G = gram(X)
     diagonal = G.diagonal(dim1=-2, dim2=-1)
-    squares = torch.linalg.vector_norm(X, dim=-2, dtype=torch.float64).square()
+    squares = _squares(X)
     good = ((diagonal - squares).abs() < _BIAS * squares).all(-1) & (squares > _LEAST_SQUARE).all(
         -1
     )
     diagonal.copy_(squares)
     return G, squares, good
+
+
+def _squares(X: Tensor) -> Tensor:
+    """‖x‖² of each column x, right to 1e-7: few rows each in float32, and these sums in float64."""
+    squares = X.square()
+    n = X.shape[-2] // _ROWS
+    whole, rest = squares.split([n * _ROWS, X.shape[-2] - n * _ROWS], dim=-2)
+    few = whole.unflatten(-2, (n, _ROWS)).sum(-2)
+    return few.sum(-2, dtype=torch.float64) + rest.sum(-2)
