@@ -144,3 +144,19 @@ def test_the_bar_shows_tokens_a_second_and_time_left(capsys):
 def test_no_bar_is_silent(best_model, tokens, capsys):
     wpca.collect(best_model, tokens, "blocks.0.hook_resid_post", progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_single_sequences_of_an_iterable_are_batches_of_one():
+    rows = [[1, 2, 3], [4, 5, 6]]
+    for data in (rows, torch.tensor(rows).numpy(), [{"input_ids": row} for row in rows]):
+        found = list(batches(data))
+        assert [batch.inputs.tolist() for batch in found] == [[rows[0]], [rows[1]]]
+        assert [batch.sequence_index.tolist() for batch in found] == [[0], [1]]
+
+
+def test_text_and_dictionaries_of_splits_are_no_sequences():
+    with pytest.raises(TypeError, match="The data holds text; expected token ids"):
+        list(batches(["Once upon a time"]))
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"input_ids": [[1, 2]]})})
+    with pytest.raises(TypeError, match="The data is a DatasetDict; expected"):
+        list(batches(splits))

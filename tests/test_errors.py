@@ -243,3 +243,26 @@ class TestAblation:
     def test_an_attention_pattern(self, best_model, tokens, basis):
         with pytest.raises(ValueError, match="attention pattern"):
             self.curves(best_model, tokens, basis, "blocks.1.attn.hook_pattern", anywhere=True)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("loss", r"The objective is 'loss'; expected a callable \(run\) -> \[batch\]"),
+        (wpca.sampled_token_loss, r"the class sampled_token_loss; .* sampled_token_loss\(…\)"),
+        ({"a": None}, "The objective is None; expected a callable"),
+    ],
+)
+def test_what_is_no_objective(model, tokens, objective, message):
+    with pytest.raises(TypeError, match=message):
+        wpca.collect(model, tokens, "blocks.1.hook_resid_post", objective=objective)
+
+
+def test_a_model_whose_own_score_is_nan(model, tokens):
+    name = "blocks.1.hook_resid_post"
+    m = wpca.collect(model, tokens, name, objective=None, progress=False)[name]
+    with pytest.raises(ValueError, match="score of the unablated model is NaN in batch 1"):
+        wpca.ablation_curves(
+            model, tokens[:4], {"pca": wpca.pca(m)}, name, batch_size=2, progress=False,
+            score=lambda run: torch.where(run.sequence_index > 2, torch.nan, 1.0),
+        )  # fmt: skip

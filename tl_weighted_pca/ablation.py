@@ -109,6 +109,11 @@ def score_edits(
         for batch in batches(data, batch_size, max_tokens=max_tokens):
             run = downstream.start(batch)
             scores, n = scorer(run, run.output)
+            if bool(scores.isnan().any()):
+                raise ValueError(
+                    f"The score of the unablated model is NaN in batch {len(baseline)}: look at its inputs, "
+                    "and at what the model makes of padding."
+                )
             baseline.append(scores)
             counts.append(n)
             order.append(batch.sequence_index)

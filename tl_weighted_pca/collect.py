@@ -14,7 +14,12 @@ from tl_weighted_pca.collection import Collection
 from tl_weighted_pca.data import batches, is_share
 from tl_weighted_pca.hook_points import NamesFilter, hooked, model_name, resolve
 from tl_weighted_pca.moments import Provenance
-from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
+from tl_weighted_pca.objectives import (
+    Objective,
+    check_objective,
+    next_token_loss,
+    objective_name,
+)
 from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.progress import Progress
 from tl_weighted_pca.quiet_model import quiet
@@ -130,6 +135,8 @@ def collect(
             raise ValueError("The dict of objectives is empty: pass at least one, or None.")
     else:
         objectives = {} if objective is None else {"": objective}
+    for each in objectives.values():
+        check_objective(each)
     kept = _checked_statistics(statistics, objectives, row_metric)
     # Gradients are what makes the graph: no statistic that needs them, no objective.
     graph = "gradient" in kept or ("weighted" in kept and row_metric != "identity")

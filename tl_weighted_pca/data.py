@@ -41,7 +41,8 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
 
     Args:
         data: a tensor [n, ...]; a DataLoader or any iterable of [batch, pos] tensors, or of dicts with
-            `input_ids` or `tokens` and perhaps `attention_mask` (these keep their own batches); or
+            `input_ids` or `tokens` and perhaps `attention_mask` (these keep their own batches; what has
+            one dimension is a batch of one sequence); or
             a `datasets.Dataset` or `IterableDataset` with such columns, of any lengths; or a `shard`
             of any of these, which may be empty.
         batch_size: sequences a batch, where the data comes in single sequences.
@@ -122,7 +123,7 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
         for start in mine[::batch_size]:
             chunk = data[start : min(start + batch_size, mine.stop)]
             yield Batch(chunk, None, torch.arange(start, start + len(chunk)))
-    elif _is_hugging_face(data):
+    elif _is_hugging_face(data) and not isinstance(data, Mapping):
         yield from _from_rows(_limited(_numbered_rows(share), max_tokens), batch_size)
     elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise TypeError(
@@ -244,10 +245,14 @@ def _token_key(row: Mapping[str, Any]) -> str:
 
 
 def _as_tensor(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value if value.ndim != 1 or value.is_floating_point() else value[None]
+    if isinstance(value, (str, bytes)):
+        raise TypeError(
+            "The data holds text; expected token ids: tokenise it first, for example with "
+            "transformer_lens.utils.tokenize_and_concatenate."
+        )
     try:
-        return torch.as_tensor(value)
+        tensor = torch.as_tensor(value)
+        return tensor if tensor.ndim != 1 or tensor.is_floating_point() else tensor[None]
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
             "The data has sequences of mixed lengths in one batch and no mask: pad them and pass "

@@ -113,6 +113,18 @@ def objective_name(objective: Objective) -> str:
     return type(objective).__name__ if plain else repr(objective)
 
 
+def check_objective(objective: Any) -> None:
+    """Raise TypeError for what cannot be called with a run."""
+    if isinstance(objective, type):
+        name = objective.__name__
+        raise TypeError(f"The objective is the class {name}; expected one of its kind: {name}(…).")
+    if not callable(objective):
+        raise TypeError(
+            f"The objective is {objective!r}; expected a callable (run) -> [batch], such as "
+            "wpca.next_token_loss."
+        )
+
+
 @dataclass(frozen=True)
 class sampled_token_loss:
     """L(x) = −Σ_s log p(y_s | x_{≤s}) with labels y_s sampled from the model itself.
