@@ -93,7 +93,7 @@ CASES = [
         "principal_components:random_basis",
         {"center": False, "seed": 11},
     ),
-    ([*BASIS, "--method", "path", *SLICED], "path_metric:path_metric", ARRIVED),
+    ([*BASIS, "--method", "path", "--rounds", "2", *SLICED], "path_metric:path_metric", ARRIVED),
     (
         ["ablate", "BASIS", *SLICED, "--ranks", "3,9", "--score", "kl"],
         "ablation:ablation_curves",

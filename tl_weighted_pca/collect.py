@@ -101,9 +101,10 @@ def collect(
             [batch, d] are sequences of length 1; [batch, pos, head, d_head] is one space of
             head·d_head.
         objective: what to differentiate, or a dict of objectives that share one forward pass and
-            give a dict of collections. None collects activations only, with no graph.
+            give a dict of collections. None collects activations only, with no graph, and ends each
+            pass at the last hook point: that one fires again with something else goes unseen then.
         row_metric: M of the weighted moment: "gradient" (g gᵀ), "identity", "diagonal"
-            (diag ‖g_s‖²) or a callable (F, g) -> [batch, pos, pos].
+            (diag ‖g_s‖²) or a callable (F, g) -> [batch, pos, pos] of the rows that count.
         statistics: which of "activation", "gradient" and "weighted" to keep; all by default.
         positions: a slice or indices of the positions that count, from the first real token. Others
             drop out of every sum over positions, but still take part in the model and the objective.

@@ -226,8 +226,7 @@ class Recorder:
             if not self._objectives:
                 if not again:
                     self._sinks[name].begin(*self._cut(tensor))
-                # The first pass is whole: a hook point may fire again, with something else.
-                if self._number and all(known in self._sites for known in self._sinks):
+                if all(known in self._sites for known in self._sinks):
                     raise _AllSeen
                 return None
             # The graph starts in place, on the tensor itself: where a skip path reads it too, as at
