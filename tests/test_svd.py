@@ -48,7 +48,7 @@ def _columns(dtype: torch.dtype) -> torch.Tensor:
 
 
 def _alike(dtype: torch.dtype) -> torch.Tensor:
-    X = random(2048, 128, dtype=dtype)
+    X = random(2048, 128, dtype=dtype, seed=3)
     X[:, 1] = X[:, 0] + 0.12 * X[:, 1]
     return X
 
@@ -141,6 +141,10 @@ FAMILY = {
     "two alike, right": lambda t: (random(512, 128, dtype=t), _alike(t).mT),
     "signs": lambda t: (random(768, 64, dtype=t).sign() / 3, random(64, 768, dtype=t)),
     "signs, right": lambda t: (random(768, 64, dtype=t), random(64, 768, dtype=t).sign() / 3),
+    "one long row": lambda t: (
+        random(1000, 48, dtype=t, seed=1) * (1 + 49 * (torch.arange(1000) == 1))[:, None],
+        random(48, 768, dtype=t, seed=9),
+    ),
     "ones over signs": lambda t: (_ones_over_signs(t), random(32, 512, dtype=t)),
     **{
         f"a column of 1e-{c}": lambda t, c=c: (

@@ -68,9 +68,8 @@ def _gram(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     G = gram(X)
     diagonal = G.diagonal(dim1=-2, dim2=-1)
     squares = _squares(X)
-    good = ((diagonal - squares).abs() < _BIAS * squares).all(-1) & (squares > _LEAST_SQUARE).all(
-        -1
-    )
+    good = ((diagonal - squares).abs() < _BIAS * squares).all(-1)
+    good &= squares.amin(-1) > _LEAST_SQUARE
     diagonal.copy_(squares)
     return G, squares, good
 
