@@ -47,9 +47,9 @@ def _columns(dtype: torch.dtype) -> torch.Tensor:
     return random(300, 32, dtype=dtype) * torch.logspace(-12, 12, 32, dtype=dtype)
 
 
-def _alike(dtype: torch.dtype) -> torch.Tensor:
+def _alike(apart: float, dtype: torch.dtype) -> torch.Tensor:
     X = random(2048, 128, dtype=dtype, seed=3)
-    X[:, 1] = X[:, 0] + 0.12 * X[:, 1]
+    X[:, 1] = X[:, 0] + apart * X[:, 1]
     return X
 
 
@@ -137,8 +137,9 @@ FAMILY = {
     },
     # What float32 Gram matrices must not be trusted with: two columns nearly parallel among many orthogonal
     # ones, terms that are all rounded the same way, one entry far above the others, a subnormal column.
-    "two alike": lambda t: (_alike(t), random(128, 512, dtype=t)),
-    "two alike, right": lambda t: (random(512, 128, dtype=t), _alike(t).mT),
+    "two alike": lambda t: (_alike(0.12, t), random(128, 512, dtype=t)),
+    "two less alike": lambda t: (_alike(0.3, t), random(128, 512, dtype=t)),
+    "two alike, right": lambda t: (random(512, 128, dtype=t), _alike(0.12, t).mT),
     "signs": lambda t: (random(768, 64, dtype=t).sign() / 3, random(64, 768, dtype=t)),
     "signs, right": lambda t: (random(768, 64, dtype=t), random(64, 768, dtype=t).sign() / 3),
     "one long row": lambda t: (
