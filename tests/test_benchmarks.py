@@ -66,3 +66,9 @@ def test_svd():
     assert (name, shape) == ("3 × 2 × 4", "1 × [3, 2] · [2, 4]")
     for errors in (reconstruction, orthogonality):
         assert all(float(error) < 1e-5 for error in errors.split(" → "))
+
+
+def test_the_search_for_factors_that_are_worse_decomposed():
+    first, *_ = run("svd_search.py", "--seconds", 3).splitlines()
+    n, reconstruction = re.fullmatch(r"(\d+) products.*'reconstruction': (\d+),.*", first).groups()
+    assert int(n) > 5 and int(reconstruction) == 0

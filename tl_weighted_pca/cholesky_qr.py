@@ -47,7 +47,8 @@ def orthonormalise(X: Tensor, exact: bool) -> Frame:
 def gram(X: Tensor) -> Tensor:
     """XᵀX in float64 [n, m, m]: lower triangle only, which is all that Cholesky reads.
 
-    Products of float32 are of few rows each and summed in float64: their own rounding averages out.
+    Products of float32 are of few rows each and summed in float64. Where their own rounding doesn't average
+    out is for `gram_svd.py` to see.
     """
     m, dtype = X.shape[-1], torch.float64
     G = X.new_zeros(X.shape[0], m, m, dtype=dtype)

@@ -37,10 +37,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.cholesky_qr import float32_products_are_exact, orthonormalise
-from tl_weighted_pca.gram_svd import rotations
+from tl_weighted_pca.gram_svd import EIGH_RANGE, rotations
 
-# Singular values of the core further apart than this ask for the QR of observation 3: 2⁻⁵³ (2¹²)² = 2⁻²⁹.
-_CORE_RANGE = 2.0**12
 # Bytes of a piece of the batch: enough to make calls worth it, little enough to stay in cache.
 _PIECE_BYTES = 8 * 2**20
 # Below this many multiplications in AᵀA and BBᵀ the steps of this cost more than they save.
@@ -206,7 +204,7 @@ def _core_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     CZ = C @ Z
     s = torch.linalg.vector_norm(CZ, dim=-2)
     W = CZ / s[..., None, :]
-    spread = ~(s[..., -1] * _CORE_RANGE > s[..., 0])
+    spread = ~(s[..., -1] * EIGH_RANGE > s[..., 0])
     if spread.any():
         Q, R = torch.linalg.qr(CZ[spread])
         d = R.diagonal(dim1=-2, dim2=-1)

@@ -22,8 +22,8 @@ _BIAS = 7e-7
 _ROWS = 64
 # Not where a column's square is so small that float32 products of its entries lose digits to underflow.
 _LEAST_SQUARE = 2.0**-80
-# Nor where singular values are further apart: K squares them, and 2⁻⁵³ (2¹²)² = 2⁻²⁹.
-_RANGE = 2.0**12
+EIGH_RANGE = 2.0**12
+"""Singular values further apart than this are not told by eigh of their squares: 2⁻⁵³ (2¹²)² = 2⁻²⁹."""
 
 
 class Rotations(NamedTuple):
@@ -59,7 +59,7 @@ def rotations(A: Tensor, B: Tensor) -> Rotations | None:
     for rotation, squares in ((X, a_squares), (Y, b_squares)):
         stretch = squares.unsqueeze(-2) @ rotation.square()
         good &= stretch.amax((-2, -1)) < _STRETCH
-    good &= S[..., -1] * _RANGE > S[..., 0]
+    good &= S[..., -1] * EIGH_RANGE > S[..., 0]
     return Rotations(X, S, Y, good)
 
 

@@ -162,25 +162,25 @@ class Recorder:
 
     def _values(self, key: str, values: Any) -> Tensor:
         """An objective's values [samples, batch], checked."""
-        name = objective_name(self._objectives[key])
+        objective = self._objectives[key]
         assert self._batch is not None
         n = len(self._batch.inputs)
         if not isinstance(values, Tensor) or values.ndim not in (1, 2) or values.shape[-1] != n:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"The objective {name} gave {got}; expected one scalar a sequence, shape ({n},), or "
-                f"(samples, {n})."
+                f"The objective {objective_name(objective)} gave {got}; expected one scalar a sequence, "
+                f"shape ({n},), or (samples, {n})."
             )
         if not values.requires_grad:
             raise ValueError(
-                f"The objective {name} carries no gradient to {', '.join(self._sinks)}: they do "
-                "not influence it, or it was detached."
+                f"The objective {objective_name(objective)} carries no gradient to "
+                f"{', '.join(self._sinks)}: they do not influence it, or it was detached."
             )
         if not bool(torch.isfinite(values.detach().sum())):
             self._name_first_non_finite()
             raise NonFiniteError(
-                f"The objective {name} is NaN or infinite in batch {self._number}, though all "
-                "activations are finite: look at its inputs."
+                f"The objective {objective_name(objective)} is NaN or infinite in batch {self._number}, "
+                "though all activations are finite: look at its inputs."
             )
         return values if values.ndim == 2 else values[None]
 
