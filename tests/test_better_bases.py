@@ -168,6 +168,12 @@ class TestPathMetric:
             wpca.path_metric(best_model, stories, HOOK, wpca.pca(moments), ranks=[65])
         with pytest.raises(ValueError, match="can be read only once, but every rank takes a pass"):
             wpca.path_metric(best_model, iter([stories]), HOOK, wpca.pca(moments))
+        with pytest.raises(TypeError, match="takes one objective, not a dict"):
+            wpca.path_metric(
+                best_model, stories, HOOK, wpca.pca(moments), objective={"a": wpca.next_token_loss}
+            )
+        with pytest.raises(ValueError, match="The rank is 2.7; expected a whole number"):
+            wpca.path_metric(best_model, stories, HOOK, wpca.pca(moments), ranks=[2.7])
         share = wpca.shard(iter([stories]), rank=0, world_size=2)
         with pytest.raises(ValueError, match="a list_iterator, which can be read only once"):
             wpca.path_metric(best_model, share, HOOK, wpca.pca(moments))
@@ -262,6 +268,14 @@ class TestOptimize:
     def test_one_sequence_makes_nothing_sure(self):
         one = torch.ones(1, dtype=torch.float64)
         assert not _surely_lower((one, 10 * one), (2 * one, 10 * one))
+
+    def test_held_out_batches_with_nothing_to_predict(self, best_model, moments):
+        tokens = torch.arange(30).view(3, 10) + 5
+        single = torch.zeros(3, 10, dtype=torch.long)
+        single[:, 0] = 1  # one real token each
+        data = [{"input_ids": tokens, "attention_mask": single}] * 4
+        with pytest.raises(ValueError, match="held-out batches have no token to predict"):
+            wpca.optimize_basis(best_model, data, wpca.pca(moments), 8, progress=False)
 
     def test_kl_too(self, best_model, stories, moments):
         start = wpca.metric_pca(moments)

@@ -1,5 +1,6 @@
 """The collector against runs of one sequence at a time with `retain_grad`, on both model classes."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import KINDS, TinyMLP
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
 
+HOOK = "blocks.1.hook_resid_post"
 HOOK_POINTS = [
     "blocks.1.hook_resid_pre",
     "blocks.1.hook_resid_mid",
@@ -146,6 +148,15 @@ def test_positions_drop_out_of_every_sum(model, tokens):
     agree(listed, got, 1e-6)
 
 
+def test_positions_may_be_an_array(best_model, tokens):
+    options = {"objective": None, "progress": False}
+    expected = wpca.collect(best_model, tokens, HOOK, positions=[1, 3], **options)
+    for same in (torch.tensor([1, 3]), np.array([1, 3]), range(1, 5, 2), (1, 3)):
+        got = wpca.collect(best_model, tokens, HOOK, positions=same, **options)
+        assert torch.equal(got[HOOK].activation.second, expected[HOOK].activation.second)
+        assert got.settings == expected.settings
+
+
 def test_heads_apart_are_blocks_of_heads_together(model, tokens):
     name = "blocks.1.attn.hook_z"
     flat = wpca.collect(model, tokens, name, progress=False)[name]
@@ -202,6 +213,16 @@ def test_collections_merge_and_keep_their_names(best_model, tokens):
         one + wpca.collect(best_model, tokens, names[0], progress=False)
     with pytest.raises(KeyError, match="was not collected; this collection holds"):
         whole["blocks.3.hook_resid_post"]
+
+
+def test_collections_of_different_positions_do_not_merge(best_model, tokens):
+    options = {"objective": None, "progress": False}
+    whole = wpca.collect(best_model, tokens, HOOK, **options)
+    late = wpca.collect(best_model, tokens, HOOK, positions=slice(1, None), **options)
+    with pytest.raises(ValueError, match=r"at positions=None and positions=slice\(1, None, None\)"):
+        whole + late
+    plain = wpca.Collection(dict(whole))  # of unknown positions
+    assert (plain + late)[HOOK].n_tokens == whole[HOOK].n_tokens + late[HOOK].n_tokens
 
 
 def test_several_objectives_share_a_pass(model, tokens):

@@ -183,12 +183,23 @@ except RuntimeError as error:
     os._exit(0)
 """
 
-DIFFERS = """
+DIFFERENT_HOOK_POINTS = """
 mine = wpca.Collection({f"x{rank}": wpca.MomentAccumulator().update(torch.randn(2, 3, 4)).result()})
 try:
     mine.all_reduce()
 except ValueError as error:
     assert "same hook points" in str(error)
+    open(f"{out}.{rank}", "w").close()
+"""
+
+DIFFERENT_POSITIONS = """
+options = dict(objective=None, progress=False)
+mine = wpca.collect(model, torch.arange(24).view(2, 12), "blocks.0.hook_resid_post",
+                    positions=slice(rank, None), **options)
+try:
+    mine.all_reduce()
+except ValueError as error:
+    assert "at positions=slice(0, None, None) and at positions=slice(1, None" in str(error), error
     open(f"{out}.{rank}", "w").close()
 """
 
@@ -236,6 +247,7 @@ def test_a_process_that_dies_makes_the_others_fail_in_time(tmp_path):
 
 
 @pytest.mark.slow
-def test_different_hook_points_are_refused_in_every_process(tmp_path):
-    launch(DIFFERS, 2, tmp_path / "out")
+@pytest.mark.parametrize("script", [DIFFERENT_HOOK_POINTS, DIFFERENT_POSITIONS])
+def test_different_collections_are_refused_in_every_process(tmp_path, script):
+    launch(script, 2, tmp_path / "out")
     assert {path.name for path in tmp_path.glob("out.[0-9]")} == {"out.0", "out.1"}

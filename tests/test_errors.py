@@ -1,5 +1,8 @@
 """Wrong input gets one clear sentence: what was given, what was expected, what to do."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from conftest import TinyMLP
@@ -119,11 +122,24 @@ class TestData:
         with pytest.raises(TypeError, match="expected a tensor .n, pos. of tokens"):
             collect(model, data)
 
+    def test_floats_for_tokens(self, model, best_model, tokens):
+        with pytest.raises(ValueError, match="are torch.float32, and the model fails on them"):
+            collect(model, tokens.float())
+        basis = wpca.pca(collect(best_model, tokens)[HOOK])
+        with pytest.raises(ValueError, match="are torch.float64, and the model fails on them"):
+            wpca.ablation_curves(best_model, tokens.double(), {"a": basis}, HOOK, progress=False)
+
     def test_batch_sizes_and_positions(self, model, tokens):
         with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
             collect(model, tokens, batch_size=0)
-        with pytest.raises(TypeError, match="expected a slice such as"):
-            collect(model, tokens, positions=3)
+        for wrong in ("8", 2.5, True):
+            with pytest.raises(ValueError, match=f"batch_size is {wrong!r}; expected a whole"):
+                collect(model, tokens, batch_size=wrong)
+        with pytest.raises(ValueError, match="max_tokens is 0; expected at least 1"):
+            collect(model, tokens, max_tokens=0)
+        for wrong in (3, "1:", [1.5], [True, False], slice("1"), torch.tensor([0.5])):
+            with pytest.raises(TypeError, match="expected a slice such as"):
+                collect(model, tokens, positions=wrong)
         with pytest.raises(ValueError, match="selects no token of the data"):
             collect(model, tokens, positions=slice(100, None))
 
@@ -208,12 +224,37 @@ class TestAblation:
             model, tokens, {"pca": basis}, hook_point, progress=False, **options
         )
 
-    @pytest.mark.parametrize("ranks", [[65], [-1, 3], []])
+    @pytest.mark.parametrize("ranks", [[65], []])
     def test_ranks_outside(self, best_model, tokens, basis, ranks):
         with pytest.raises(ValueError, match=r"are outside 0\.\.64"):
             self.curves(best_model, tokens, basis, ranks=ranks)
         with pytest.raises(ValueError, match=r"are outside 0\.\.8"):
             self.curves(best_model, tokens, basis.truncate(8), ranks=[9])
+
+    @pytest.mark.parametrize(
+        ("ranks", "message"),
+        [
+            ([-1, 3], "One of ranks is -1; expected at least 0"),
+            ([2.7], "One of ranks is 2.7; expected a whole number"),
+            (["8"], "One of ranks is '8'; expected a whole number"),
+            (8, "ranks is 8; expected a list of whole numbers"),
+        ],
+    )
+    def test_ranks_that_are_none(self, best_model, tokens, basis, ranks, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            self.curves(best_model, tokens, basis, ranks=ranks)
+
+    def test_a_rank_of_a_basis(self, basis):
+        for use in (basis.truncate, basis.hook, lambda k: basis.project(torch.zeros(64), k)):
+            with pytest.raises(ValueError, match=r"The rank is 2\.7; expected a whole number"):
+                use(2.7)
+        assert basis.truncate(np.int64(3)).n_components == 3
+
+    def test_bases_that_are_no_dict(self, best_model, tokens, basis):
+        with pytest.raises(TypeError, match="bases is a Basis; expected a dict from names"):
+            wpca.ablation_curves(best_model, tokens, basis, HOOK)
+        with pytest.raises(TypeError, match="bases is a dict of Tensor; expected a dict"):
+            wpca.ablation_curves(best_model, tokens, {"a": basis, "b": basis.encoder}, HOOK)
 
     def test_another_width(self, best_model, tokens, basis):
         name = "blocks.1.mlp.hook_post"

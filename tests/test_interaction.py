@@ -356,7 +356,7 @@ def test_what_is_wrong_is_said():
     graph = interaction_edges(model, x, bases)
     with pytest.raises(ValueError, match="has no edges between"):
         edge_ablation_curves(model, x, {"LIB": graph}, (NAMES[0], NAMES[2]), n_edges=[1])
-    with pytest.raises(ValueError, match="not below zero"):
+    with pytest.raises(ValueError, match="One of n_edges is -1; expected at least 0"):
         edge_ablation_curves(model, x, {"LIB": graph}, (NAMES[0], NAMES[1]), n_edges=[-1])
     with pytest.raises(TypeError, match="bases is a list; expected a dict"):
         interaction_edges(model, x, list(bases.values()), **QUIET)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.basis import Basis, check_bases
+from tl_weighted_pca.counts import checked_counts
 from tl_weighted_pca.curves import AblationCurves
 from tl_weighted_pca.data import batches, count_tokens
 from tl_weighted_pca.downstream import Downstream
@@ -58,9 +59,12 @@ def ablation_curves(
         Scores by rank, kept per sequence.
 
     Raises:
-        ValueError: for ranks outside 0..d, a basis of another width, hook point or model, or a hook
-            point whose value the rest of the model does not read, or reads past the hook.
+        TypeError: for bases that are no dict of bases by name.
+        ValueError: for ranks that are no whole numbers or outside 0..d, a basis of another width, hook
+            point or model, or a hook point whose value the rest of the model does not read, or reads past
+            the hook.
     """
+    check_bases(bases, "from names to Basis, such as {'pca': wpca.pca(moments)}")
     if not bases:
         raise ValueError("No bases were given; pass a dict such as {'pca': wpca.pca(moments)}.")
     (hook_point,) = resolve(model, [hook_point])
@@ -141,8 +145,8 @@ def _checked_ranks(
     most = min(basis.n_components for basis in bases.values())
     if ranks is None:
         return sorted({round(i * most / 8) for i in range(9)})
-    steps = sorted({int(k) for k in ranks})
-    wrong = [k for k in steps if not 0 <= k <= most]
+    steps = sorted(set(checked_counts("ranks", ranks)))
+    wrong = [k for k in steps if k > most]
     if wrong or not steps:
         raise ValueError(
             f"ranks {wrong or '[]'} are outside 0..{most}, the components that every basis has."

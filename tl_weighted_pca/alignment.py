@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.overlap import subspace_angles
 
 Square = Float[Tensor, "d d"]
@@ -103,7 +104,8 @@ def principal_angles(
     Raises:
         ValueError: if k is outside 1..min(d_in, d_out).
     """
-    if not 1 <= k <= min(matrix.shape):
+    k = checked_count("k", k)
+    if k > min(matrix.shape):
         raise ValueError(
             f"k is {k}; expected 1 to {min(matrix.shape)}, the rank of a {tuple(matrix.shape)} matrix."
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.files import reading, write_atomically
 from tl_weighted_pca.moments import Provenance
 
@@ -105,7 +106,7 @@ class Basis:
             ValueError: if k is outside 0..n_components or x has another width.
         """
         self._check(x)
-        k = self.n_components if k is None else self._check_rank(k)
+        k = self.n_components if k is None else self.check_rank(k)
         # Heads may come flattened: a basis over head·d_head takes [..., head, d_head] as well.
         shape = x.shape
         if not self.per_head and x.shape[-1] != self.width:
@@ -118,7 +119,7 @@ class Basis:
 
     def truncate(self, k: int) -> Basis:
         """The basis of the first k components; it still knows the total of all."""
-        k = self._check_rank(k)
+        k = self.check_rank(k)
         return dataclasses.replace(
             self,
             encoder=self.encoder[..., :k],
@@ -132,12 +133,21 @@ class Basis:
         Use it as `model.run_with_hooks(tokens, fwd_hooks=[(name, basis.hook(16))])`.
         """
         if k is not None:
-            self._check_rank(k)
+            k = self.check_rank(k)
 
         def ablate(tensor: Tensor, hook: Any) -> Tensor:
             return self.project(tensor, k)
 
         return ablate
+
+    def check_rank(self, k: SupportsIndex) -> int:
+        """k as an int; raise ValueError unless it is a whole number within 0..n_components."""
+        rank = checked_count("The rank", k, least=0)
+        if rank > self.n_components:
+            raise ValueError(
+                f"Rank {rank} is outside 0..{self.n_components}, the components of this basis."
+            )
+        return rank
 
     def check_place(self, model: str, hook_point: str, otherwise: str = "") -> None:
         """Raise ValueError if this basis was made from another model, or at another hook point.
@@ -177,13 +187,6 @@ class Basis:
             made = Provenance(**header["provenance"])
             return cls(**tensors, method=header["method"], provenance=made)
 
-    def _check_rank(self, k: int) -> int:
-        if not 0 <= k <= self.n_components:
-            raise ValueError(
-                f"Rank {k} is outside 0..{self.n_components}, the components of this basis."
-            )
-        return k
-
     def _check(self, x: Tensor) -> None:
         heads = self.encoder.shape[:-2]
         fits = x.shape[-1] == self.width and (not self.per_head or x.shape[-2:-1] == heads)
@@ -194,6 +197,17 @@ class Basis:
                 f"Activations of shape {tuple(x.shape)} do not fit this basis, which takes {wanted}: "
                 f"it was made at {self.provenance.hook_point or 'another hook point'!r}."
             )
+
+
+def check_bases(bases: Any, expected: str) -> None:
+    """Raise TypeError, saying which dict was expected, for what is no mapping of bases."""
+    given = f"a {type(bases).__name__}"
+    if isinstance(bases, Mapping):
+        kinds = {type(value).__name__ for value in bases.values() if not isinstance(value, Basis)}
+        if not kinds:
+            return
+        given += f" of {', '.join(sorted(kinds))}"
+    raise TypeError(f"bases is {given}; expected a dict {expected}.")
 
 
 def _aligned(x: Tensor, *others: Tensor) -> tuple[Tensor, list[Tensor]]:

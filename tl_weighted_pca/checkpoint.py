@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tl_weighted_pca.accumulator import MomentAccumulator
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import Batch
 from tl_weighted_pca.files import check_writable, remove_leftovers, write_atomically
 from tl_weighted_pca.interrupts import uninterrupted
@@ -42,12 +43,8 @@ class Checkpoint:
         settings: Mapping[str, Any],
         accumulators: Mapping[str, MomentAccumulator],
     ) -> None:
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(
-                f"checkpoint_every is {every!r}; expected a number of batches, at least 1."
-            )
         self.path = Path(path)
-        self._every = every
+        self._every = checked_count("checkpoint_every", every)
         self._settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self._accumulators = accumulators
         self._seen = hashlib.blake2b(digest_size=16)

@@ -20,7 +20,7 @@ from tl_weighted_pca.objectives import (
     next_token_loss,
     objective_name,
 )
-from tl_weighted_pca.positions import Positions
+from tl_weighted_pca.positions import Positions, checked_positions
 from tl_weighted_pca.progress import Progress
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.recompute import recomputed
@@ -139,6 +139,7 @@ def collect(
     for each in objectives.values():
         check_objective(each)
     kept = _checked_statistics(statistics, objectives, row_metric)
+    positions = checked_positions(positions)
     # Gradients are what makes the graph: no statistic that needs them, no objective.
     graph = "gradient" in kept or ("weighted" in kept and row_metric != "identity")
     needed = objectives if graph else {}

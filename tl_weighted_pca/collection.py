@@ -56,6 +56,13 @@ class Collection(Mapping[str, Moments]):
                 "Cannot add collections of different hook points: only one of them has "
                 f"{', '.join(sorted(set(self) ^ set(other)))}."
             )
+        known = [each.settings for each in (self, other) if "positions" in each.settings]
+        mine, theirs = (known[0]["positions"], known[-1]["positions"]) if known else (None, None)
+        if mine != theirs:
+            raise ValueError(
+                f"Cannot add collections at positions={mine} and positions={theirs}: their tokens are not "
+                "of one kind. Collect both at the same positions."
+            )
         return Collection({n: _merged(self[n], other[n]) for n in self}, self.settings)
 
     def all_reduce(self, timeout: float | None = None) -> Collection:
@@ -74,7 +81,9 @@ class Collection(Mapping[str, Moments]):
         """
         if not running():
             return self
-        return Collection(all_reduce_moments(self, timeout), self.settings)
+        return Collection(
+            all_reduce_moments(self, timeout, self.settings.get("positions")), self.settings
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `Collection.load` reads; a file in its place is replaced whole."""

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.sharding import Shard
 
 _WINDOW = 64
@@ -47,16 +48,17 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
             of any of these, which may be empty.
         batch_size: sequences a batch, where the data comes in single sequences.
         max_tokens: stop before exceeding so many real tokens: before the sequence that would, where
-            the data come in single sequences of their own lengths, otherwise before the batch. At least
-            one is given.
+            the data come in single sequences of their own lengths, otherwise before the batch. The first
+            is given, however long.
 
     Raises:
         TypeError: for data of another kind.
-        ValueError: for a batch size below one, empty data, data that cannot be read, or sequences of
-            mixed lengths in one batch with no mask.
+        ValueError: for a batch size or a limit that is no whole number above zero, empty data, data that
+            cannot be read, or sequences of mixed lengths in one batch with no mask.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    batch_size = checked_count("batch_size", batch_size)
+    if max_tokens is not None:
+        max_tokens = checked_count("max_tokens", max_tokens)
     n_tokens = n_batches = 0
     for batch in _all_batches(data, batch_size, max_tokens):
         n_batches += 1
@@ -91,6 +93,8 @@ def check_rereadable(data: Any, why: str) -> None:
 
 def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
     """The number of token positions in the data, or the limit, where it can be told unread."""
+    if max_tokens is not None:
+        max_tokens = checked_count("max_tokens", max_tokens)
     share = Shard.of(data)
     if not isinstance(share.data, Tensor) or share.data.ndim == 0:
         return max_tokens
@@ -101,8 +105,8 @@ def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
 
 def count_batches(data: Any, batch_size: int) -> int | None:
     """The number of batches in the data, where it can be told unread."""
+    batch_size = checked_count("batch_size", batch_size)
     share = Shard.of(data)
-    batch_size = max(batch_size, 1)  # what is wrong with it, `batches` will say
     try:
         count = len(share.data)
     except TypeError:  # a stream

@@ -12,7 +12,7 @@ from torch import Tensor
 from tl_weighted_pca.data import Batch
 from tl_weighted_pca.hook_points import check_activation, hooked
 from tl_weighted_pca.objectives import Run
-from tl_weighted_pca.positions import Positions, selected
+from tl_weighted_pca.positions import Positions, checked_positions, selected
 from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
 
 Edit = Callable[[Tensor], Tensor]
@@ -39,7 +39,8 @@ class Downstream:
     """
 
     def __init__(self, model: Any, hook_point: str, positions: Positions = None) -> None:
-        self._model, self._hook_point, self._positions = model, hook_point, positions
+        self._model, self._hook_point = model, hook_point
+        self._positions = checked_positions(positions)
         self._entry, self._layer, self._direct = _entry(model, hook_point)
         self._restarts: dict[bool, bool] = {}
         self._checked = False

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.counts import checked_counts
 from tl_weighted_pca.curves import AblationCurves
 from tl_weighted_pca.data import batches, count_tokens
 from tl_weighted_pca.downstream import Downstream
@@ -74,9 +75,9 @@ def edge_ablation_curves(
                 graph.bases[hook_point].check_place(
                     model_name(model), hook_point, "pass anywhere=True"
                 )
-    counts = sorted({int(n) for n in n_edges})
-    if not counts or counts[0] < 0:
-        raise ValueError(f"n_edges is {list(n_edges)}; expected numbers not below zero.")
+    counts = sorted(set(checked_counts("n_edges", n_edges)))
+    if not counts:
+        raise ValueError("n_edges is empty; expected at least one number of edges.")
     scorer = Scorer(score)
     sums: dict[str, list[Tensor]] = {name: [] for name in graphs}
     baseline, terms, order = [], [], []

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.basis import Basis, check_bases
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.data import check_rereadable, count_batches
 from tl_weighted_pca.hook_points import NamesFilter, model_name, resolve
@@ -146,11 +146,7 @@ def interaction_edges(
         ValueError: for hook points out of order, fewer than two, a basis with no component used, or
             one of another model or hook point.
     """
-    if not (isinstance(bases, Mapping) and all(isinstance(b, Basis) for b in bases.values())):
-        raise TypeError(
-            f"bases is {_kinds(bases)}; expected a dict from hook points to Basis, such as "
-            "local_interaction_basis returns."
-        )
+    check_bases(bases, "from hook points to Basis, such as local_interaction_basis returns")
     names = _several(model, list(bases))
     if not anywhere:
         for name in names:
@@ -231,14 +227,6 @@ def _several(model: Any, hook_points: NamesFilter) -> list[str]:
             "last."
         )
     return names
-
-
-def _kinds(given: Any) -> str:
-    """What was given in place of a mapping of bases, in words."""
-    if not isinstance(given, Mapping):
-        return f"a {type(given).__name__}"
-    values = {type(value).__name__ for value in given.values()}
-    return f"a {type(given).__name__} of {', '.join(sorted(values))}"
 
 
 def _named(basis: Basis, objective: str) -> Basis:

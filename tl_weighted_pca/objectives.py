@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.randomness import signs, uniform
 
 
@@ -143,7 +144,7 @@ class sampled_token_loss:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_count("n_samples", self.n_samples)
+        checked_count("n_samples", self.n_samples)
 
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
         logits = language_logits(run, at_least=1)
@@ -175,7 +176,7 @@ class logit_probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_count("n_probes", self.n_probes)
+        checked_count("n_probes", self.n_probes)
 
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
         output = run.output
@@ -206,7 +207,7 @@ class hook_probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_count("n_probes", self.n_probes)
+        checked_count("n_probes", self.n_probes)
 
     def __repr__(self) -> str:
         """Of the basis a digest: moments under another one are others."""
@@ -293,8 +294,3 @@ def _real_positions(
     if mask is None:
         return torch.arange(values.shape[1], device=values.device).expand(values.shape[:2])
     return mask.cumsum(1) - 1
-
-
-def _check_count(name: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name} is {count}; expected at least 1.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import Batch, batches
 from tl_weighted_pca.downstream import Downstream
 from tl_weighted_pca.hook_points import model_name, resolve
@@ -64,13 +65,15 @@ def optimize_basis(
         Its eigenvalues are those of the start.
 
     Raises:
-        ValueError: if k is outside 1..n_components, or there are too few batches to hold one out.
+        ValueError: if k is outside 1..n_components, there are too few batches to hold one out, or
+            those held out have nothing to predict.
     """
     place = basis.provenance.hook_point if hook_point is None else hook_point
     if not place:
         raise ValueError("This basis does not know where it was made: say where with hook_point.")
     (place,) = resolve(model, [place])
     basis.check_place(model_name(model), place)
+    k = checked_count("k", k, least=0)
     if not 1 <= k <= basis.n_components:
         raise ValueError(
             f"k is {k}; expected 1..{basis.n_components}, the components of this basis."
@@ -90,6 +93,11 @@ def optimize_basis(
         downstream = Downstream(model, place, positions)
         bottleneck = _Bottleneck(start, next(model.parameters()).device)
         before = _per_sequence(downstream, bottleneck, heldout, scorer)
+        if not bool(before[1].sum() > 0):
+            raise ValueError(
+                "The held-out batches have no token to predict, so nothing can be said of what was trained: "
+                "pass more sequences, of two tokens or more."
+            )
         optimiser = torch.optim.Adam(bottleneck.parameters, lr=lr, betas=(0.9, 0.99))
         bar = tqdm(range(steps), desc="Optimising", unit="step", disable=not progress)
         for step, batch in zip(bar, _forever(train), strict=False):

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.counts import checked_count
 
 Side = Literal["decoder", "encoder"]
 """Which of a basis's two sets of directions: those it writes, or those it reads."""
@@ -125,7 +126,7 @@ def _checked(a: Basis, b: Basis, k: int | None, side: Side) -> int:
             "compared: make both at hook points of one width, per head both or neither."
         )
     most = min(a.n_components, b.n_components)
-    k = most if k is None else k
-    if not 1 <= k <= most:
+    k = most if k is None else checked_count("k", k)
+    if k > most:
         raise ValueError(f"k is {k}; expected 1 to {most}, the components that both bases have.")
     return k

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,13 +59,22 @@ def path_metric(
         Q, symmetric and positive semi-definite, with a trace of one.
 
     Raises:
+        TypeError: for a dict of objectives: this takes one.
         ValueError: for a basis of another hook point or model, ranks outside 0..d, or an iterator.
     """
+    if isinstance(objective, Mapping):
+        raise TypeError(
+            "path_metric takes one objective, not a dict of them: call it once for each, and average."
+        )
     (hook_point,) = resolve(model, [hook_point])
     basis.check_place(model_name(model), hook_point)
     check_rereadable(data, "every rank takes a pass")
     most = basis.n_components
-    chosen = [round(i * most / 8) for i in range(6)] if ranks is None else list(ranks)
+    chosen = (
+        [round(i * most / 8) for i in range(6)]
+        if ranks is None
+        else list(map(basis.check_rank, ranks))
+    )
     if not chosen:
         raise ValueError("No ranks were given; name at least one, or None for the default.")
     mask: Tensor | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -12,6 +14,32 @@ Positions = slice | Sequence[int] | None
 """Which positions count: a slice or indices, from the first real token; None for all."""
 
 
+def checked_positions(positions: Any) -> slice | list[int] | None:
+    """Positions as a slice or a list of numbers; a tensor or an array of whole numbers is one, too.
+
+    Raises:
+        TypeError: if they are neither a slice nor a sequence of whole numbers.
+    """
+    if positions is None:
+        return None
+    try:
+        if isinstance(positions, slice):
+            # Python's own question, which a list asks: 1.5 and "1" are no bounds.
+            [][positions]
+            return positions
+        if isinstance(positions, (str, bytes)):
+            raise TypeError
+        numbers = positions.tolist() if hasattr(positions, "tolist") else list(positions)
+        if any(isinstance(number, bool) for number in numbers):
+            raise TypeError
+        return [operator.index(number) for number in numbers]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"positions is {positions!r}; expected a slice such as slice(1, None), or a sequence of whole "
+            "numbers."
+        ) from None
+
+
 def selected(
     positions: Positions, mask: Bool[Tensor, "batch pos"] | None, shape: tuple[int, int]
 ) -> Bool[Tensor, "batch pos"] | None:
@@ -19,10 +47,8 @@ def selected(
 
     Positions count from the first real token of each sequence, negative ones from its last: the
     same tokens are meant with left padding, right padding and none.
-
-    Raises:
-        TypeError: if `positions` is neither a slice nor a sequence of integers.
     """
+    positions = checked_positions(positions)
     if positions is None:
         return mask
     if mask is None:
@@ -37,16 +63,11 @@ def selected(
     return chosen
 
 
-def _chosen(positions: slice | Sequence[int], length: int) -> Bool[Tensor, "pos"]:
+def _chosen(positions: slice | list[int], length: int) -> Bool[Tensor, "pos"]:
     chosen = torch.zeros(length, dtype=torch.bool)
     if isinstance(positions, slice):
         # torch slices take no negative step; a set of positions has no order anyway.
         chosen[list(range(length))[positions]] = True
         return chosen
-    if isinstance(positions, (str, bytes)) or not isinstance(positions, Sequence):
-        raise TypeError(
-            f"positions is {positions!r}; expected a slice such as slice(1, None), "
-            "or a sequence of integers."
-        )
     chosen[[p for p in positions if -length <= p < length]] = True
     return chosen

@@ -62,8 +62,8 @@ def _parameters(model: Any) -> list[nn.Parameter]:
 
 def check_tokens(model: Any, inputs: torch.Tensor) -> None:
     """Raise ValueError for token ids outside the model's vocabulary."""
-    size = getattr(getattr(model, "cfg", None), "d_vocab", None)
-    if inputs.is_floating_point() or inputs.numel() == 0 or not isinstance(size, int):
+    size = _vocabulary(model)
+    if inputs.is_floating_point() or inputs.numel() == 0 or size is None:
         return
     lowest, highest = (int(bound) for bound in torch.aminmax(inputs))
     if lowest < 0 or (size > 0 and highest >= size):
@@ -74,6 +74,12 @@ def check_tokens(model: Any, inputs: torch.Tensor) -> None:
         )
 
 
+def _vocabulary(model: Any) -> int | None:
+    """The size of a vocabulary, if the model has one; below 1 where it does not say how large."""
+    size = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    return size if isinstance(size, int) else None
+
+
 def device_of(model: Any) -> torch.device:
     """Where the model's first parameter lies; the CPU for a model without any."""
     parameters = _parameters(model)
@@ -81,12 +87,25 @@ def device_of(model: Any) -> torch.device:
 
 
 def run_model(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any) -> Any:
-    """The model's output; a mask is passed on only where there is padding."""
+    """The model's output; a mask is passed on only where there is padding.
+
+    Raises:
+        ValueError: for floats [batch, pos] on which a model with a vocabulary fails.
+    """
     if mask is not None:
         kwargs["attention_mask"] = mask.to(torch.long)
         if _counts_padding(model):
             kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    return model(inputs, **kwargs)
+    try:
+        return model(inputs, **kwargs)
+    except (RuntimeError, IndexError) as error:
+        # Some models with a vocabulary take floats too, sound or vectors: it is the model that must say no.
+        if inputs.is_floating_point() and inputs.ndim == 2 and _vocabulary(model) is not None:
+            raise ValueError(
+                f"The data are {inputs.dtype}, and the model fails on them ({error}): if they are to be "
+                "token ids, pass whole numbers."
+            ) from error
+        raise
 
 
 def _counts_padding(model: Any) -> bool:

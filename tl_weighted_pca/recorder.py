@@ -16,7 +16,7 @@ from tl_weighted_pca.data import Batch
 from tl_weighted_pca.hook_points import check_activation, resolve
 from tl_weighted_pca.interrupts import uninterrupted
 from tl_weighted_pca.objectives import Objective, Run, objective_name
-from tl_weighted_pca.positions import Positions, selected
+from tl_weighted_pca.positions import Positions, checked_positions, selected
 from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
 from tl_weighted_pca.recompute import SecondRun
 
@@ -86,7 +86,7 @@ class Recorder:
     ) -> None:
         self._sinks = dict(sinks)
         self._objectives = dict(objectives)
-        self._positions = positions
+        self._positions = checked_positions(positions)
         self._sites: dict[str, _Site] = {}
         self._leaves: list[Tensor] = []
         self._batch: Batch | None = None

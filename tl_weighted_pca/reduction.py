@@ -22,13 +22,14 @@ KINDS = ("activation", "gradient", "weighted")
 
 
 def all_reduce_moments(
-    moments: Mapping[str, Moments], timeout: float | None = None
+    moments: Mapping[str, Moments], timeout: float | None = None, positions: str | None = None
 ) -> dict[str, Moments]:
     """Moments by hook point, summed over the default process group; the same in every process.
 
     Args:
         moments: this process's; those with no tokens need hold no statistics.
         timeout: seconds to wait for the last process, on gloo.
+        positions: those that this process collected at.
 
     Raises:
         ValueError: in every process, if they are of different things.
@@ -39,7 +40,9 @@ def all_reduce_moments(
             limit = None if timeout is None else timedelta(seconds=timeout)
             dist.monitored_barrier(timeout=limit, wait_all_ranks=True)
         outlines: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(outlines, {name: _outline(m) for name, m in moments.items()})
+        dist.all_gather_object(
+            outlines, {name: _outline(m, positions) for name, m in moments.items()}
+        )
     # Every process checks the same outlines, so all of them raise or none.
     for rank, outline in enumerate(outlines):
         if set(outline) != set(outlines[0]):
@@ -51,7 +54,7 @@ def all_reduce_moments(
         return {name: _reduced(moments[name], [o[name] for o in outlines]) for name in outlines[0]}
 
 
-def _outline(moments: Moments) -> dict[str, Any]:
+def _outline(moments: Moments, positions: str | None) -> dict[str, Any]:
     """What the others must know of a process's moments before the sums are added."""
     held = {kind: getattr(moments, kind) for kind in KINDS} if moments.n_tokens else {}
     return {
@@ -59,6 +62,7 @@ def _outline(moments: Moments) -> dict[str, Any]:
         "n_tokens": moments.n_tokens,
         "n_sequences": moments.n_sequences,
         "provenance": moments.provenance,
+        "positions": positions,
     }
 
 
@@ -74,6 +78,11 @@ def _reduced(mine: Moments, outlines: list[dict[str, Any]]) -> Moments:
             raise ValueError(
                 f"The processes' collections do not match: {provenance} with statistics "
                 f"{', '.join(shifts)}, but also {outline['provenance']} with {', '.join(theirs)}."
+            )
+        if outline["positions"] != holders[0]["positions"]:
+            raise ValueError(
+                f"The processes collected at positions={holders[0]['positions']} and at "
+                f"positions={outline['positions']}: collect at the same in all of them."
             )
     found: dict[str, SecondMoment | None] = dict.fromkeys(KINDS)
     for kind, shift in shifts.items():

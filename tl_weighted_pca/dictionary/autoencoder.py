@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.dictionary.prolu import GradientRule, prolu
 from tl_weighted_pca.files import reading, write_atomically
 from tl_weighted_pca.moments import Provenance
@@ -60,8 +61,7 @@ class SparseAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         check_settings(kind, n_features)
-        if width < 1:
-            raise ValueError(f"width is {width}; expected at least 1.")
+        checked_count("width", width)
         self.kind: Kind = kind
         self.tied = tied
         self.relu_where_positive = relu_where_positive
@@ -229,8 +229,7 @@ def check_settings(kind: str, n_features: int) -> None:
         raise ValueError(
             f"kind is {kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}."
         )
-    if n_features < 1:
-        raise ValueError(f"n_features is {n_features}; expected at least 1.")
+    checked_count("n_features", n_features)
 
 
 def _from_basis(

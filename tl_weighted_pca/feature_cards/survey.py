@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import Batch, check_rereadable
 from tl_weighted_pca.data import batches as cut
 from tl_weighted_pca.feature_cards.card import Context, FeatureCard, FeatureCards
@@ -95,8 +96,7 @@ def cards(
         basis.check_place(model_name(model), hook_point, "pass anywhere=True")
     counts = {"contexts": contexts, "n_promoted": n_promoted, "batch_size": batch_size}
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count}; expected at least 1.")
+        checked_count(name, count)
     if min(window) < 0:
         raise ValueError(f"window is {window}; expected two numbers of tokens, none below zero.")
     check_rereadable(batches, "cards read it twice")
