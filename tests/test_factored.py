@@ -275,6 +275,19 @@ class TestSvd:
         assert reference() is None
         assert values() is None
 
+    @pytest.mark.parametrize("factor", ["A", "B"])
+    def test_is_not_kept_where_a_factor_was_changed_in_place(self, factor):
+        M = FactoredMatrix(torch.randn(4, 3), torch.randn(3, 4))
+        before = M.S
+        getattr(M, factor).mul_(2)
+        assert_close(M.S, 2 * before)
+        assert M.svd() is M.svd()
+
+    def test_is_kept_in_inference_mode_too(self):
+        with torch.inference_mode():
+            M = FactoredMatrix(torch.randn(4, 3), torch.randn(3, 4))
+            assert M.svd() is M.svd()
+
     def test_is_not_kept_without_the_graph_that_is_wanted(self):
         M = FactoredMatrix(torch.randn(4, 3).requires_grad_(), torch.randn(3, 4))
         with torch.no_grad():

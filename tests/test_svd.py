@@ -8,7 +8,7 @@ import torch
 import transformer_lens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from tl_weighted_pca.factored import SVD, svd, svdvals
 
@@ -407,6 +407,12 @@ class TestGradients:
     def test_of_values(self, l, m, r):
         assert gradcheck(svdvals, self.factors(l, m, r))
 
+    def test_forward_and_batched(self, l, m, r):
+        assert gradcheck(
+            lambda A, B: tuple(svd(A, B)), self.factors(l, m, r),
+            check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True,
+        )  # fmt: skip
+
     def test_second_derivatives(self, l, m, r):
         def mixture(A, B):
             U, S, V_T = svd(A, B)
@@ -427,6 +433,46 @@ def test_gradients_of_the_quick_way():
 
     for x, y in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
         torch.testing.assert_close(x.double(), y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", ["dual", "func"])
+def test_forward_derivative_of_the_quick_way(kind):
+    A, B, dA, dB = (random(2, 300, 64, seed=seed) for seed in range(4))
+
+    def forward(A, B, dA, dB):
+        def low_rank(A, B):
+            U, S, V_T = svd(A, B.mT)
+            return (U[..., :3] * S[..., None, :3]) @ V_T[..., :3, :], S
+
+        if kind == "func":
+            return torch.func.jvp(low_rank, (A, B), (dA, dB))[1]
+        with forward_ad.dual_level():
+            duals = (forward_ad.make_dual(x, dx) for x, dx in ((A, dA), (B, dB)))
+            return tuple(forward_ad.unpack_dual(y).tangent for y in low_rank(*duals))
+
+    wide = forward(*(x.double() for x in (A, B, dA, dB)))
+    for x, y in zip(forward(A, B, dA, dB), wide, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
+
+
+@pytest.mark.parametrize("size", [1, 8, 64])  # small, in float64, and by Gram matrices
+def test_vmap_is_one_more_leading_dimension(size):
+    l, m, r = 5 * size, 2 * size, 6 * size
+    A, B = random(4, 2, 1, l, m), random(3, m, 4, r, seed=1)
+    got = torch.func.vmap(svd, in_dims=(0, 2))(A, B)
+    values = torch.func.vmap(svdvals, in_dims=(None, 2))(A[0], B)
+    for i in range(4):
+        U, S, V_T = svd(A[i], B[:, :, i])
+        torch.testing.assert_close((got.U[i], got.S[i], got.V_T[i]), (U, S, V_T))
+        torch.testing.assert_close(values[i], svdvals(A[0], B[:, :, i]))
+
+
+def test_jacobians_by_torch_func():
+    A, B = random(6, 3, dtype=torch.float64), random(3, 5, dtype=torch.float64)
+    for part in range(3):
+        rows = torch.func.jacrev(lambda A, part=part: svd(A, B)[part])(A)
+        columns = torch.func.jacfwd(lambda A, part=part: svd(A, B)[part])(A)
+        torch.testing.assert_close(rows, columns)
 
 
 def test_gradient_through_the_values_needs_no_gaps():
@@ -503,6 +549,19 @@ def test_a_product_that_overflows_is_said_to():
         svd(A, A.mT)
     U, S, V_T = svd(A, A.mT * 1e-200 * 1e-200)
     torch.testing.assert_close(U * S[..., None, :] @ V_T, A * 1e-200 @ (A.mT * 1e-200))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4), (40, 8, 30), (300, 32, 300), (768, 64, 768)])
+def test_values_beyond_float32_are_no_infinity(shape):
+    l, m, r = shape
+    A = torch.linalg.qr(random(5, l, m, dtype=torch.float64))[0].float()
+    B = torch.linalg.qr(random(5, r, m, dtype=torch.float64))[0].float().mT
+    torch.testing.assert_close(svdvals(A * 1.8e19, B * 1.8e19), torch.full((5, m), 1.8**2 * 1e38))
+    with pytest.raises(
+        ValueError, match=r"value of A B is 4e\+38, beyond float32: pass factors in"
+    ):
+        svd(A * 2e19, B * 2e19)
+    assert svdvals(A.double() * 2e19, B * 2e19).isfinite().all()
 
 
 class TestThreads:

@@ -45,6 +45,8 @@ _PIECE_BYTES = 8 * 2**20
 _SMALL = 2**20
 # Above this many, pieces of the batch are worth threads of their own.
 _LARGE = 2**25
+# Below this Frobenius norm no singular value overflows.
+_BOUND = {torch.float32: torch.finfo(torch.float32).max, torch.float64: math.inf}
 
 
 class SVD(NamedTuple):
@@ -102,7 +104,8 @@ def _once(X: Tensor) -> Tensor:
 def _from_product(A: Tensor, B: Tensor) -> SVD:
     """LAPACK's SVD of A B in float64."""
     C = A.double() @ B.double()
-    if not math.isfinite(C.sum()):
+    # Not below the bound where a NaN is in it, either.
+    if not float(torch.linalg.vector_norm(C)) < _BOUND[A.dtype]:
         _require_finite(A, B, C)
     U, S, V_T = torch.linalg.svd(C, full_matrices=False)
     k = A.shape[-1]
@@ -115,7 +118,7 @@ def _by_householder(A: Tensor, B: Tensor) -> SVD:
     Q_A, R_A = torch.linalg.qr(A.double())
     Q_B, R_B = torch.linalg.qr(B.mT.double())
     C = R_A @ R_B.mT
-    if not math.isfinite(C.sum()):
+    if not float(torch.linalg.vector_norm(C)) < _BOUND[A.dtype]:
         _require_finite(A, B, C)
     W, S, Z_T = torch.linalg.svd(C)
     return _finish(Q_A @ W, S, Z_T @ Q_B.mT, A.dtype)
@@ -145,7 +148,7 @@ def _by_products(A: Tensor, B: Tensor) -> SVD:
         left = orthonormalise(A[rest], exact)
         right = orthonormalise(B[rest].mT, exact)
         C = left.R @ right.R.mT
-        if not math.isfinite(C.sum()):
+        if not float(torch.linalg.vector_norm(C)) < _BOUND[A.dtype]:
             _require_finite(A[rest], B[rest], C)
         W, s, Z = _core_svd(C)
         S[rest] = s.to(S.dtype)
@@ -250,7 +253,7 @@ def _sign_weights(l: int, dtype: torch.dtype, device: torch.device) -> tuple[Ten
 
 
 def _require_finite(A: Tensor, B: Tensor, C: Tensor) -> None:
-    """Say what isn't finite. One NaN reaches the sum of the core C, so no more than that is watched."""
+    """Say what isn't finite, or won't be. All of it shows in the norm of the core C, which is watched."""
     for name, X in (("A", A), ("B", B)):
         if not X.isfinite().all():
             kind = "NaN" if X.isnan().any() else "infinity"
@@ -259,3 +262,9 @@ def _require_finite(A: Tensor, B: Tensor, C: Tensor) -> None:
             )
     if not C.isfinite().all():
         raise ValueError("The product A B overflows float64: scale the factors down first.")
+    largest = float(torch.linalg.svdvals(C).max())
+    if largest > _BOUND[A.dtype]:
+        raise ValueError(
+            f"The largest singular value of A B is {largest:.2g}, beyond float32: pass factors in float64, "
+            "or scale them down first."
+        )

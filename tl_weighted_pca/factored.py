@@ -55,15 +55,20 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
             A, B = A.pair
         super().__init__(A, B)
         self._svd: SVD | None = None
+        self._changes: list[int] = []
 
     # The decomposition and what is read off it.
 
     def svd(self) -> SVD:  # type: ignore[override]
-        """M = U diag(S) V_T: see `tl_weighted_pca.svd`. Kept with this matrix, and freed with it."""
+        """M = U diag(S) V_T: see `tl_weighted_pca.svd`. Kept until A or B is changed, or this is freed."""
         wants_graph = torch.is_grad_enabled() and (self.A.requires_grad or self.B.requires_grad)
-        if self._svd is None or (wants_graph and not self._svd.S.requires_grad):
-            self._svd = svd(self.A, self.B)
-        return self._svd
+        # Tensors count their changes in place, outside of inference mode.
+        changes = [X.is_inference() or X._version for X in (self.A, self.B)]
+        kept = self._svd if changes == self._changes else None
+        if kept is None or (wants_graph and not kept.S.requires_grad):
+            kept = self._svd = svd(self.A, self.B)
+            self._changes = changes
+        return kept
 
     def svdvals(self) -> Float[Tensor, "... k"]:
         """The k = min(l, m, r) largest singular values, descending; all others are zero."""

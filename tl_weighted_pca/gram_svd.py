@@ -60,6 +60,7 @@ def rotations(A: Tensor, B: Tensor) -> Rotations | None:
         stretch = squares.unsqueeze(-2) @ rotation.square()
         good &= stretch.amax((-2, -1)) < _STRETCH
     good &= S[..., -1] * EIGH_RANGE > S[..., 0]
+    good &= S[..., 0] < torch.finfo(torch.float32).max  # what overflows is for others to say
     return Rotations(X, S, Y, good)
 
 

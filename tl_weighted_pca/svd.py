@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tl_weighted_pca.decompose import SVD, broadcast_batch, decompose
 
 __all__ = ["SVD", "svd", "svdvals"]
+
+# Whether a transform of torch.func is at work, such as vmap. torch has no public question for it.
+_is_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def svd(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> SVD:
@@ -27,17 +31,21 @@ def svd(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> SVD:
     largest entry with earlier ones preferred, so that rounding can't decide between two of the same size. The
     signs are a property of M: how it is split into factors doesn't matter.
 
-    Differentiable, also twice. As for `torch.linalg.svd` a gradient through U or V_T is infinite where
-    singular values coincide or vanish; one through S alone is always finite, and right where S is smooth.
+    Differentiable, twice, forward and under `torch.func` (with `vmap`). As for `torch.linalg.svd` a gradient
+    through U or V_T is infinite where singular values coincide or vanish; one through S alone is always
+    finite, and right where S is smooth.
 
     Raises:
         TypeError: the argument is neither a factored matrix nor a pair of real floating-point tensors.
-        ValueError: shapes or devices don't fit, or a factor holds NaN or infinity.
+        ValueError: shapes or devices don't fit, a factor holds NaN or infinity, or a singular value is beyond
+            the result's dtype.
 
     Source: see the head of `decompose.py`.
     """
     A, B = _factors(matrix, B)
-    if torch.is_grad_enabled() and (A.requires_grad or B.requires_grad):
+    wants_graph = torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)
+    # Asked first, because a call of the Function takes as long as the SVD of a small matrix.
+    if wants_graph or _is_transforming() or forward_ad._current_level >= 0:
         return SVD(*_ThinSVD.apply(A, B))
     return decompose(A, B)
 
@@ -93,11 +101,15 @@ class _ThinSVD(torch.autograd.Function):
 
     @staticmethod
     def forward(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        return decompose(A, B)
+        result = decompose(A, B)
+        if forward_ad._current_level >= 0:  # which takes no view for an output
+            result = SVD(*(X.clone() for X in result))
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs, *output)
+        ctx.save_for_forward(*inputs, *output)
         # An unused output must stay None: through S alone the gradient never divides.
         ctx.set_materialize_grads(False)
 
@@ -139,6 +151,45 @@ class _ThinSVD(torch.autograd.Function):
             grad_A = grad_A + left @ (V_T @ B.mT)
             grad_B = grad_B + (A.mT @ left) @ V_T
         return grad_A.sum_to_size(A.shape), grad_B.sum_to_size(B.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, dA: Tensor | None, dB: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """dU, dS and dV_T of dM = dA B + A dB, with P = UᵀdM V:
+
+            dS = diag(P),   dU = U (F ∘ (P S + S Pᵀ)) + (I − UUᵀ) dM V S⁻¹,   F_ij = 1 / (s_j² − s_i²),
+            dV = V (F ∘ (S P + Pᵀ S)) + (I − VVᵀ) dMᵀ U S⁻¹.
+
+        Source: as for `backward`.
+        """
+        A, B, U, S, V_T = ctx.saved_tensors
+        dA = torch.zeros_like(A) if dA is None else dA
+        dB = torch.zeros_like(B) if dB is None else dB
+        V, row, column = V_T.mT, S[..., :, None], S[..., None, :]
+        dM_V = dA @ (B @ V) + A @ (dB @ V)
+        dMt_U = B.mT @ (dA.mT @ U) + dB.mT @ (A.mT @ U)
+        P = U.mT @ dM_V
+        dS = P.diagonal(dim1=-2, dim2=-1).clone()
+        # F ∘ (P S + S Pᵀ) is (a + b) / 2 and its twin (a − b) / 2, so that nothing is squared here either.
+        a = _ratio(P + P.mT - 2 * dS.diag_embed(), column - row)
+        b = _ratio(P - P.mT, column + row)
+        dU, dV = U @ ((a + b) / 2), V @ ((a - b) / 2)
+        if U.shape[-2] > U.shape[-1]:
+            dU = dU + _ratio(dM_V - U @ P, column)
+        if V.shape[-2] > V.shape[-1]:
+            dV = dV + _ratio(dMt_U - V @ P.mT, column)
+        return dU, dS, dV.mT.contiguous()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], A: Tensor, B: Tensor) -> Any:  # type: ignore[override]
+        """One more leading dimension, which is what `decompose` is made for."""
+        most = max(X.ndim - (dim is not None) for X, dim in zip((A, B), in_dims, strict=True))
+        factors = []
+        for X, dim in zip((A, B), in_dims, strict=True):
+            if dim is not None:
+                X = X.movedim(dim, 0)
+                X = X[(slice(None), *[None] * (most + 1 - X.ndim))]
+            factors.append(X)
+        return _ThinSVD.apply(*factors), (0, 0, 0)
 
 
 def _ratio(x: Tensor, y: Tensor) -> Tensor:
