@@ -5,13 +5,15 @@ from itertools import pairwise
 
 import pytest
 import torch
+from datasets import Dataset
 from fancy_einsum import einsum
 
-from tl_weighted_pca import ablation_curves, pca
+from tl_weighted_pca import ablation_curves, pca, random_basis, shard, weighted_pca
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.edge_ablation import edge_ablation_curves
 from tl_weighted_pca.hooked_mlp import HookedMLP
 from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis, used
+from tl_weighted_pca.jacobian_probe import jacobian_probe
 from tl_weighted_pca.supervised import squared_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -358,6 +360,44 @@ def test_what_is_wrong_is_said():
         edge_ablation_curves(model, x, {"LIB": graph}, (NAMES[0], NAMES[2]), n_edges=[1])
     with pytest.raises(ValueError, match="One of n_edges is -1; expected at least 0"):
         edge_ablation_curves(model, x, {"LIB": graph}, (NAMES[0], NAMES[1]), n_edges=[-1])
+    options = {"n_edges": [1], **QUIET}
+    for graphs in ({}, graph):
+        with pytest.raises(TypeError, match="expected a dict of at least one graph by name"):
+            edge_ablation_curves(model, x, graphs, (NAMES[0], NAMES[1]), **options)
+    listed = edge_ablation_curves(
+        model, x, {"LIB": graph}, NAMES[:2], score=lambda run: run.output.sum(1), **options
+    )
+    assert listed.ranks == [1]
+    with pytest.raises(ValueError, match="score of the unablated model is NaN in batch 0"):
+        edge_ablation_curves(
+            model,
+            x,
+            {"LIB": graph},
+            NAMES[:2],
+            score=lambda run: run.output[:, 0] * torch.nan,
+            **options,
+        )
+    share = shard(x, rank=len(x), world_size=len(x) + 1)
+    for call in (
+        lambda: edge_ablation_curves(
+            model, share, {"LIB": graph}, NAMES[:2], score=lambda run: run.output.sum(1), **options
+        ),
+        lambda: ablation_curves(
+            model, share, {"a": bases[NAMES[0]]}, NAMES[0], score=lambda run: run.output.sum(1)
+        ),
+        lambda: interaction_edges(model, share, bases, **QUIET),
+    ):
+        with pytest.raises(ValueError, match="process's share of the data is empty"):
+            call()
+    with pytest.raises(ValueError, match="chunk is 0; expected at least 1"):
+        interaction_edges(model, x, bases, chunk=0, **QUIET)
+    with pytest.raises(ValueError, match="threshold is 1.5; expected a share"):
+        interaction_edges(model, x, bases, threshold=1.5, **QUIET)
+    with pytest.raises(ValueError, match="there is no row metric here"):
+        local_interaction_basis(model, x, NAMES, center="row_metric", **QUIET)
+    narrow = {NAMES[0]: bases[NAMES[1]], NAMES[1]: bases[NAMES[1]]}
+    with pytest.raises(ValueError, match=r"has width \d+, but 'layers.0.hook_in' carries width"):
+        interaction_edges(model, x, narrow, anywhere=True, **QUIET)
     with pytest.raises(TypeError, match="bases is a list; expected a dict"):
         interaction_edges(model, x, list(bases.values()), **QUIET)
     with pytest.raises(TypeError, match="bases is a dict of Tensor; expected"):
@@ -405,3 +445,110 @@ def test_hooks_for_gradients_are_run_by_the_collector_alone():
             ".backward(",
         ):
             assert word not in text, (name, word)
+
+
+# -- what is counted, sequence by sequence -----------------------------------------------------------
+
+POINTS = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
+
+
+def embedded_bases(model, tokens, k):
+    stats = collect(model, tokens, POINTS, objective=None, **QUIET)
+    return {name: pca(stats[name]).truncate(k) for name in POINTS}
+
+
+@pytest.mark.parametrize("exact", [None, False])
+def test_a_sequence_is_exact_or_not_by_itself(best_model, tokens, exact):
+    """Of 6 tokens and 16 coordinates are 96, of 12 are more than 128: whatever the batch they come in."""
+    rows = [row[: 6 if i % 2 else 12].tolist() for i, row in enumerate(tokens[:6])]
+    data = Dataset.from_dict({"input_ids": rows})
+    bases = embedded_bases(best_model, tokens, 16)
+    probe = jacobian_probe(POINTS[1], bases[POINTS[1]], exact=exact)
+    found = []
+    for size in (1, 2, 6):
+        q = collect(best_model, data, POINTS[0], objective=probe, batch_size=size, **QUIET)
+        edges = interaction_edges(best_model, data, bases, exact=exact, batch_size=size, **QUIET)
+        found.append((q[POINTS[0]].gradient.second, *edges.edges.values()))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
+    if exact is None:  # the short ones exactly
+        short = Dataset.from_dict({"input_ids": rows[1::2]})
+        options = {"objective": jacobian_probe(POINTS[1], bases[POINTS[1]], exact=True), **QUIET}
+        right = collect(best_model, short, POINTS[0], **options)[POINTS[0]].gradient.second
+        options["objective"] = probe
+        got = collect(best_model, short, POINTS[0], **options)[POINTS[0]].gradient.second
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_edge(best_model, tokens, side, exact):
+    bases = embedded_bases(best_model, tokens, 8)
+    pad, ones = torch.full((3, 4), 9), torch.ones(3, 12).long()
+    join = [tokens[:3, :12], pad] if side == "right" else [pad, tokens[:3, :12]]
+    mask = [ones, ones[:, :4] * 0] if side == "right" else [ones[:, :4] * 0, ones]
+    padded = [{"input_ids": torch.cat(join, 1), "attention_mask": torch.cat(mask, 1)}]
+    options = {"exact": exact, **QUIET}
+    plain = interaction_edges(best_model, tokens[:3, :12], bases, **options)
+    found = interaction_edges(best_model, padded, bases, **options)
+    torch.testing.assert_close(
+        list(found.edges.values()), list(plain.edges.values()), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_positions_left_out_cost_no_probe(best_model, tokens):
+    basis = embedded_bases(best_model, tokens, 64)[POINTS[1]]
+    samples = []
+
+    def counted(run):
+        samples.append(len(probe(run)))
+        return probe(run)
+
+    probe = jacobian_probe(POINTS[1], basis, positions=[-1])
+    counted.hook_points = probe.hook_points
+    collect(best_model, tokens[:2], POINTS[0], objective=counted, **QUIET)
+    assert samples == [64]
+
+
+def test_what_float32_cannot_tell_from_nothing_is_not_used(tokens):
+    """Twelve tokens span eleven directions: the rest is rounding, which would count fully where Q = I."""
+    from tl_weighted_pca import embedded
+
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        model = embedded.load_model(dtype=dtype)
+        found[dtype] = local_interaction_basis(model, tokens[:3, :4], POINTS, exact=True, **QUIET)
+    for name in POINTS:
+        ours, exact = (found[dtype][name] for dtype in (torch.float32, torch.float64))
+        assert used(ours).n_components == used(exact).n_components <= 11
+        torch.testing.assert_close(ours.eigenvalues[:5], exact.eigenvalues[:5], rtol=1e-3, atol=0)
+
+
+def test_variances_are_about_the_mean_at_every_layer(best_model, tokens):
+    stats = collect(best_model, tokens, POINTS, **QUIET)
+    bases = {
+        POINTS[0]: pca(stats[POINTS[0]], center=False),
+        POINTS[1]: weighted_pca(stats[POINTS[1]]),
+    }
+    bases = {name: basis.truncate(5) for name, basis in bases.items()}
+    graph = interaction_edges(best_model, tokens, bases, **QUIET)
+    _, cache = best_model.run_with_cache(tokens)
+    for name in POINTS:
+        z = bases[name].encode(cache[name]).double().flatten(0, 1)
+        torch.testing.assert_close(graph.variances[name], z.var(0, correction=0), rtol=1e-4, atol=0)
+
+
+def test_used_goes_by_the_largest_eigenvalue_wherever_it_stands(best_model, tokens):
+    moments = collect(best_model, tokens, POINTS[0], objective=None, **QUIET)[POINTS[0]]
+    basis = random_basis(moments)
+    kept = used(basis, 0.5)
+    large = basis.eigenvalues > basis.eigenvalues.max() / 2
+    assert torch.equal(kept.eigenvalues, basis.eigenvalues[large])
+    assert torch.equal(kept.encoder, basis.encoder[:, large])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_heads_are_read_flattened(model, tokens, exact):
+    names = ["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"]
+    bases = local_interaction_basis(model, tokens[:2, :3], names, exact=exact, **QUIET)
+    assert bases[names[0]].width == 64 and used(bases[names[0]]).n_components > 1

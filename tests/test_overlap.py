@@ -134,3 +134,18 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="Direction 2 lies in the span of those before it"):
         subspace_overlap(a, twice, 3)
     assert subspace_overlap(a, twice, 2).shape == (2,)
+
+
+def test_lengths_of_directions_do_not_matter_however_small():
+    """Encoders of a metric in small units are short: their squares would vanish."""
+    short = basis(rotation(6, 0) * 1e-200)
+    eye = torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close(component_cosines(short, short, side="encoder"), eye)
+
+
+def test_subspaces_of_two_dtypes_and_too_many_directions():
+    a = torch.randn(5, 2)
+    assert float(subspace_angles(a, a.double()).max()) < 1e-6
+    for k, d in ((5, 3), (2, 1)):
+        with pytest.raises(ValueError, match=f"{k} directions of a space of {d} dimensions"):
+            subspace_angles(torch.randn(d, k), torch.randn(d, 1))

@@ -80,3 +80,9 @@ def test_they_learn_their_functions(biased, two_outputs):
     with torch.no_grad():
         errors = (two_outputs.model(two_outputs.x) - two_outputs.y).square().mean(0)
     assert (errors < 1e-3).all()
+
+
+def test_the_error_is_the_mean_square(biased):
+    with torch.no_grad():
+        errors = (biased.model(biased.x) - biased.y).square()
+    assert biased.error == pytest.approx(float(errors.mean()))

@@ -110,14 +110,9 @@ def score_edits(
     )  # fmt: skip
     with bar, quiet(model, gradients=False):
         downstream = Downstream(model, hook_point, positions)
-        for batch in batches(data, batch_size, max_tokens=max_tokens):
+        for batch in batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False):
             run = downstream.start(batch)
-            scores, n = scorer(run, run.output)
-            if bool(scores.isnan().any()):
-                raise ValueError(
-                    f"The score of the unablated model is NaN in batch {len(baseline)}: look at its inputs, "
-                    "and at what the model makes of padding."
-                )
+            scores, n = scorer.unablated(run)
             baseline.append(scores)
             counts.append(n)
             order.append(batch.sequence_index)

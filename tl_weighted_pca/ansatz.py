@@ -17,20 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import is_one_shot
+from tl_weighted_pca.data import is_rereadable
 from tl_weighted_pca.moments import Moments
-from tl_weighted_pca.objectives import Objective, logit_probe, objective_name
+from tl_weighted_pca.objectives import Objective, check_objective, logit_probe, objective_name
 from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.sharding import Shard
 from tl_weighted_pca.weight_ansatz import WeightAnsatz
-from tl_weighted_pca.weights import Weight, check_weights, model_weights
+from tl_weighted_pca.weight_check import check_weights
+from tl_weighted_pca.weights import Weight, model_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,7 @@ def feature_ansatz(
     own, and their sum Σ W Wᵀ has one, against the whole gradient at that input.
 
     Everything comes from one `collect` over the data; the same pairs of hook points are checked
-    first on two sequences: h − x W must be constant, or the weight is refused, and the gradient at an
+    first on a few sequences: h − x W must be constant, or the weight is refused, and the gradient at an
     input that several share must be theirs alone, or their sum has no row (as where attention and
     MLP read one norm in parallel).
 
@@ -92,14 +93,12 @@ def feature_ansatz(
     if not named:
         raise ValueError("The dict of objectives is empty: pass at least one.")
     for value in named.values():
-        if not callable(value):
-            raise TypeError(
-                f"The objective is {value!r}; expected a callable such as next_token_loss or "
-                "logit_probe(), or a dict of such."
-            )
+        check_objective(value)
     weights = _weights(model, layers, folded)
-    head, data = _first_kept(batches)
-    alone = check_weights(model, head, weights, next(iter(named.values())), positions)
+    head, data = _peekable(batches)
+    alone = check_weights(
+        model, head, weights, next(iter(named.values())), positions, batch_size, max_tokens
+    )
     measured, at = [], dict[str, None]()
     readers = _by_input(weights)
     for weight in weights:
@@ -239,14 +238,19 @@ def _row(what: _Measured, objective: str, moments: Mapping[str, Moments]) -> Wei
 
 
 def _weights(model: Any, layers: Any, folded: bool) -> list[Weight]:
-    if isinstance(layers, (int, str)):
-        raise TypeError(
-            f"layers is {layers!r}; expected a list of numbers of layers, such as [0, 1], or of Weight."
-        )
-    given = None if layers is None else list(layers)
-    if given and all(isinstance(layer, Weight) for layer in given):
-        return given
-    return model_weights(model, given, folded=folded)
+    if layers is None:
+        return model_weights(model, folded=folded)
+    given = layers.tolist() if isinstance(layers, Tensor) else layers
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        given = list(given)
+        if given and all(isinstance(layer, Weight) for layer in given):
+            return given
+        if all(isinstance(layer, int) for layer in given):
+            return model_weights(model, given, folded=folded)
+    shown = repr(layers) if isinstance(layers, (int, str)) else f"a {type(layers).__name__}"
+    raise TypeError(
+        f"layers is {shown}; expected a list of numbers of layers, such as [0, 1], or a list of Weight."
+    )
 
 
 def _by_input(weights: Iterable[Weight]) -> dict[str, list[Weight]]:
@@ -256,10 +260,17 @@ def _by_input(weights: Iterable[Weight]) -> dict[str, list[Weight]]:
     return found
 
 
-def _first_kept(data: Any) -> tuple[Any, Any]:
-    """The data twice over: an iterator, or the share of one, gives its first batch to both."""
-    if not is_one_shot(data):
-        return data, data
+def _peekable(data: Any) -> tuple[Any, Any]:
+    """The data twice over. What may be readable only once is read from one iterator, first by the one and
+    then, with what that has taken, by the other."""
     share = Shard.of(data)
-    first = list(islice(share.data, 1))
-    return first, replace(share, data=chain(first, share.data))
+    if is_rereadable(share.data):
+        return data, data
+    taken, source = [], iter(share.data)
+
+    def head() -> Iterator[Any]:
+        for item in source:
+            taken.append(item)
+            yield item
+
+    return replace(share, data=head()), replace(share, data=chain(taken, source))

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.counts import checked_count
+from tl_weighted_pca.digest import digest_of
 from tl_weighted_pca.files import reading, write_atomically
 from tl_weighted_pca.moments import Provenance
 
@@ -79,6 +80,11 @@ class Basis:
         return self.encoder.ndim == 3
 
     @property
+    def digest(self) -> str:
+        """A few characters that tell this basis from another, in the names of what it takes part in."""
+        return digest_of(self.encoder, self.decoder, self.center)
+
+    @property
     def explained_ratio(self) -> Float[Tensor, "*head k"]:
         """λ_i / Σ_j λ_j: the share of the basis's *own* objective, not of the variance."""
         return self.eigenvalues / self.total[..., None].clamp(min=torch.finfo(torch.float64).tiny)
@@ -86,7 +92,7 @@ class Basis:
     def encode(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... k"]:
         """(x − μ) E, computed in float32 or wider. Per head, x is [..., head, d_head]."""
         self._check(x)
-        wide, (encoder, center) = _aligned(x, self.encoder, self.center)
+        wide, (encoder, center) = _aligned(self._flat(x), self.encoder, self.center)
         return _apply(wide - center, encoder)
 
     def decode(self, z: Float[Tensor, "... k"]) -> Float[Tensor, "... d"]:
@@ -107,12 +113,9 @@ class Basis:
         """
         self._check(x)
         k = self.n_components if k is None else self.check_rank(k)
-        # Heads may come flattened: a basis over head·d_head takes [..., head, d_head] as well.
         shape = x.shape
-        if not self.per_head and x.shape[-1] != self.width:
-            x = x.flatten(-2)
         wide, (encoder, decoder, center) = _aligned(
-            x, self.encoder[..., :k], self.decoder[..., :k, :], self.center
+            self._flat(x), self.encoder[..., :k], self.decoder[..., :k, :], self.center
         )
         kept = _apply(_apply(wide - center, encoder), decoder)
         return (center + kept).to(x.dtype).reshape(shape)
@@ -186,6 +189,10 @@ class Basis:
             header = json.loads(metadata["basis"])
             made = Provenance(**header["provenance"])
             return cls(**tensors, method=header["method"], provenance=made)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """A basis over head·d_head takes [..., head, d_head] as well."""
+        return x if self.per_head or x.shape[-1] == self.width else x.flatten(-2)
 
     def _check(self, x: Tensor) -> None:
         heads = self.encoder.shape[:-2]

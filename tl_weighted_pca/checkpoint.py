@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from tl_weighted_pca.accumulator import MomentAccumulator
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import Batch
+from tl_weighted_pca.digest import update_digest
 from tl_weighted_pca.files import check_writable, remove_leftovers, write_atomically
 from tl_weighted_pca.interrupts import uninterrupted
 
@@ -145,8 +145,7 @@ class Checkpoint:
     def _see(self, batch: Batch) -> None:
         for tensor in (batch.inputs, batch.mask, batch.sequence_index):
             if tensor is not None:
-                self._seen.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-                self._seen.update(_bytes(tensor))
+                update_digest(self._seen, tensor)
 
     def _check(self, found: Mapping[str, Any]) -> None:
         for key in sorted({*found, *self._settings}):
@@ -175,9 +174,5 @@ def fingerprint(model: Any) -> str:
     if isinstance(model, nn.Module):
         for name, parameter in model.named_parameters():
             digest.update(repr((name, tuple(parameter.shape), parameter.dtype)).encode())
-            digest.update(_bytes(parameter.detach().flatten()[:16]))
+            update_digest(digest, parameter.flatten()[:16])
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

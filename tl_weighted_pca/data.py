@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,13 @@ class Batch:
         return len(self.inputs) * (self.inputs.shape[1] if self.inputs.ndim > 1 else 1)
 
 
-def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) -> Iterator[Batch]:
+def batches(
+    data: Any,
+    batch_size: int = 8,
+    *,
+    max_tokens: int | None = None,
+    may_be_empty: bool = True,
+) -> Iterator[Batch]:
     """Cut data into batches.
 
     Args:
@@ -50,6 +56,7 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
         max_tokens: stop before exceeding so many real tokens: before the sequence that would, where
             the data come in single sequences of their own lengths, otherwise before the batch. The first
             is given, however long.
+        may_be_empty: a share of data; other data never may.
 
     Raises:
         TypeError: for data of another kind.
@@ -67,8 +74,14 @@ def batches(data: Any, batch_size: int = 8, *, max_tokens: int | None = None) ->
             if n_tokens > max_tokens and n_batches > 1:
                 return
         yield batch
-    if not n_batches and not is_share(data):
+    if n_batches:
+        return
+    if not is_share(data):
         raise ValueError("The data is empty: pass at least one sequence.")
+    if not may_be_empty:
+        raise ValueError(
+            "This process's share of the data is empty: use fewer processes, or more sequences."
+        )
 
 
 def is_share(data: Any) -> bool:
@@ -79,6 +92,11 @@ def is_share(data: Any) -> bool:
 def is_one_shot(data: Any) -> bool:
     """Whether data, or the whole of a share, can be read only once: an iterator, such as a generator."""
     return isinstance(Shard.of(data).data, Iterator)
+
+
+def is_rereadable(data: Any) -> bool:
+    """Whether data can surely be read more than once: a loader may be of an iterator, and not say so."""
+    return isinstance(data, (Tensor, Sequence)) or _is_hugging_face(data)
 
 
 def check_rereadable(data: Any, why: str) -> None:

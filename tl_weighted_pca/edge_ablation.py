@@ -60,10 +60,16 @@ def edge_ablation_curves(
         Scores by number of edges: `AblationCurves` whose `ranks` are `n_edges`.
 
     Raises:
+        TypeError: for graphs that are no dict of graphs by name.
         ValueError: for a pair of hook points that a graph has no edges between, or a graph of another
             model.
     """
-    here, there = between
+    if not isinstance(graphs, Mapping) or not graphs:
+        raise TypeError(
+            f"graphs is {graphs!r}; expected a dict of at least one graph by name, such as "
+            "{'LIB': interaction_edges(…)}."
+        )
+    here, there = between = (between[0], between[1])
     for name, graph in graphs.items():
         if between not in graph.edges:
             raise ValueError(
@@ -89,10 +95,10 @@ def edge_ablation_curves(
     with bar, quiet(model, gradients=False):
         source = Downstream(model, here, positions)
         target = Downstream(model, there, positions)
-        for batch in batches(data, batch_size, max_tokens=max_tokens):
+        for batch in batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False):
             run = source.start(batch)
             target.start(batch)
-            scores, n = scorer(run, run.output)
+            scores, n = scorer.unablated(run)
             baseline.append(scores)
             terms.append(n)
             order.append(batch.sequence_index)

@@ -25,15 +25,18 @@ from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis, check_bases
 from tl_weighted_pca.collect import collect
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import check_rereadable, count_batches
 from tl_weighted_pca.hook_points import NamesFilter, model_name, resolve
 from tl_weighted_pca.interaction_graph import InteractionGraph
 from tl_weighted_pca.jacobian_probe import coordinate_probe, jacobian_probe
+from tl_weighted_pca.moments import Moments
 from tl_weighted_pca.pairs import Pairs, stream_pairs
 from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.principal_components import Center, metric_pca
 
 METHOD = "local_interaction_basis"
+_ROUNDING = 2.0**-23
 
 
 def local_interaction_basis(
@@ -63,7 +66,7 @@ def local_interaction_basis(
         n_probes: random sign probes a sequence, where Jacobians are estimated.
         exact: give each coordinate at each position a unit probe, so that Q is exact; None does so
             where a sequence has at most 128 of them.
-        center: as in `pca`.
+        center: True (token mean), False (none), or a vector [d].
         positions: which positions count, at every hook point.
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens of data.
@@ -73,13 +76,17 @@ def local_interaction_basis(
     Returns:
         A `Basis` for each hook point, in the order given. Its eigenvalues Λ are the variances of its
         coordinates. Directions with Λ = 0 complete it, so that rank d is the identity;
-        `used(basis)` leaves them out.
+        `used(basis)` leaves them out, and what float32 moments cannot tell from them.
 
     Raises:
         ValueError: for hook points out of order, fewer than two, or data that can be read only once.
     """
     names = _several(model, hook_points)
     check_rereadable(batches, "every hook point takes a pass")
+    if isinstance(center, str):
+        raise ValueError(
+            f"center is {center!r}; expected True, False or a vector: there is no row metric here."
+        )
     options: dict[str, Any] = {
         "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens,
         "progress": progress,
@@ -126,7 +133,8 @@ def interaction_edges(
         model: as for `collect`.
         batches: data, as for `collect`.
         bases: by hook point, from first to last; any kind, such as PCA's for comparison.
-        threshold: leave out components whose eigenvalue is at most this share of their basis's largest.
+        threshold: leave out components whose eigenvalue is at most this share of their basis's largest;
+            2⁻²³ at least.
         exact: one unit probe for each coordinate *and* position; otherwise one for each coordinate,
             with random signs over positions: unbiased, and exact for sequences of length one. None
             is exact where a sequence has at most 128 coordinates.
@@ -151,18 +159,28 @@ def interaction_edges(
     if not anywhere:
         for name in names:
             bases[name].check_place(model_name(model), name, "pass anywhere=True")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold is {threshold}; expected a share from 0 to 1.")
+    chunk = checked_count("chunk", chunk)
     kept = {name: used(bases[name], threshold) for name in names}
     check_rereadable(batches, "every hook point takes a pass")
+    stats = collect(
+        model, batches, names, objective=None, positions=positions, batch_size=batch_size,
+        max_tokens=max_tokens, progress=False,
+    )  # fmt: skip
+    n_tokens = stats[names[0]].n_tokens
+    if not n_tokens:
+        raise ValueError(
+            "This process's share of the data is empty: use fewer processes, or more sequences."
+        )
+    variances = {name: _variances(kept[name], stats[name]) for name in names}
     starts = {there: range(0, kept[there].n_components, chunk) for there in names[1:]}
     n_batches = count_batches(batches, batch_size) if max_tokens is None else None
     bar = tqdm(
         total=n_batches and n_batches * sum(map(len, starts.values())), unit="batch",
         desc="Edges", dynamic_ncols=True, disable=not progress,
     )  # fmt: skip
-    # The last layer's are only for the picture: those that its basis was made with.
-    variances = {name: kept[name].eigenvalues for name in names}
     edges: dict[tuple[str, str], Tensor] = {}
-    n_tokens = 0
     with bar:
         for here, there in pairwise(names):
             parts = []
@@ -174,49 +192,60 @@ def interaction_edges(
                     batch_size=batch_size, max_tokens=max_tokens,
                 )  # fmt: skip
                 pairs = (found[here] for found in stream)
-                slopes, variances[here], n_tokens = _squares(pairs, kept[here], stop - start, bar)
-                parts.append(slopes)
+                parts.append(_squared_slopes(pairs, kept[here], stop - start, bar) / n_tokens)
             edges[here, there] = variances[here][:, None] * torch.cat(parts, dim=1)
     return InteractionGraph(variances, edges, kept, n_tokens)
 
 
-def _squares(
+def _variances(basis: Basis, moments: Moments) -> Float[Tensor, "k"]:
+    """Var(z_i), about the mean, wherever the basis is centred."""
+    activation = moments.require("activation")
+    if activation.width != basis.width:
+        raise ValueError(
+            f"The basis has width {basis.width}, but {moments.provenance.hook_point!r} carries width "
+            f"{activation.width}: make one there."
+        )
+    covariance = activation.about(activation.mean).cpu() / moments.n_tokens
+    return (basis.encoder * (covariance @ basis.encoder)).sum(0).clamp(min=0)
+
+
+def _squared_slopes(
     stream: Iterable[Pairs], source: Basis, n_targets: int, bar: tqdm
-) -> tuple[Float[Tensor, "source target"], Float[Tensor, "source"], int]:
-    """Σ (∂z'_j/∂z_i)² and Σ z_i² per token, and the number of tokens."""
+) -> Float[Tensor, "source target"]:
+    """Σ (∂z'_j/∂z_i)² over the stream."""
     slopes = torch.zeros(source.n_components, n_targets, dtype=torch.float64)
-    coordinates = torch.zeros(source.n_components, dtype=torch.float64)
-    n_tokens = 0
     for pairs in stream:
-        f, g = pairs.rows()
-        squared = (g.double() @ source.decoder.mT.to(g.device)).square().sum(1)
+        g = pairs.rows()[1].double()
+        squared = (g @ source.decoder.mT.to(g.device)).square().sum(1)
         # Samples are [position,] coordinate: positions are summed over.
         slopes += squared.unflatten(0, (-1, n_targets)).sum(0).mT.cpu()
-        coordinates += source.encode(f.double()).square().sum(0).cpu()
-        n_tokens += len(f)
         bar.update()
-    if n_tokens == 0:
-        raise ValueError(
-            "`positions` selects no token of the data: choose others, or None for all."
-        )
-    return slopes / n_tokens, coordinates / n_tokens, n_tokens
+    return slopes
 
 
 def used(basis: Basis, threshold: float = 0.0) -> Basis:
-    """The components with Λ_i > threshold · Λ_1: those both present and used.
+    """The components with Λ_i > threshold · max Λ: those both present and used.
+
+    The threshold is 2⁻²³ at least: below that, moments of float32 products cannot tell Λ from zero.
 
     Raises:
         ValueError: if there are none, or for a basis per head.
     """
     if basis.per_head:
         raise ValueError("A basis per head has no interactions here: make one over all heads.")
-    n = int((basis.eigenvalues > threshold * basis.eigenvalues[0]).sum())
-    if n == 0:
+    values = basis.eigenvalues
+    kept = values > max(threshold, _ROUNDING) * values.max()
+    if not bool(kept.any()):
         raise ValueError(
             f"No component at {basis.provenance.hook_point!r} has an eigenvalue above the threshold "
             f"{threshold}: nothing there varies and is used downstream."
         )
-    return basis.truncate(n)
+    return replace(
+        basis,
+        encoder=basis.encoder[:, kept],
+        decoder=basis.decoder[kept],
+        eigenvalues=values[kept],
+    )
 
 
 def _several(model: Any, hook_points: NamesFilter) -> list[str]:

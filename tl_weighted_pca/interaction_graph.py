@@ -51,7 +51,8 @@ class InteractionGraph:
             order = strengths.flatten().argsort(descending=True, stable=True)
             held = strengths.flatten()[order].cumsum(0)
             # Those before the share is reached, and the one that reaches it.
-            needed = int((held < share * held[-1] * (1 - 1e-12)).sum()) + (share > 0)
+            reaching = share > 0 and held[-1] > 0
+            needed = int((held < share * held[-1] * (1 - 1e-12)).sum()) + bool(reaching)
             masks[pair] = top_edges(strengths, needed)
         return masks
 

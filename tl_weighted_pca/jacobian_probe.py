@@ -1,11 +1,16 @@
-"""Objectives whose gradients are rows of the Jacobian to a later hook point's coordinates."""
+"""Objectives whose gradients are rows of the Jacobian to a later hook point's coordinates.
+
+Each sequence is treated by itself: whether it gets unit probes or random signs depends on how many of its
+own positions count, and not on those of its batch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
@@ -17,12 +22,12 @@ _NARROW = 128
 """Coordinates of one sequence up to which each gets a unit probe of its own: exact Jacobians."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class jacobian_probe:
     """E[g gᵀ] = Σ JᵀEEᵀJ over samples g, J the Jacobian to the activations at a later hook point.
 
-    `hook_probe` with random signs; or, for narrow layers, exactly, with unit probes: √N times each of
-    the N coordinates of a sequence, so that the mean over samples is their sum.
+    `hook_probe` with random signs; or, for narrow layers, exactly, with a unit probe for each of a
+    sequence's coordinates. Both are scaled so that the mean over samples is their sum.
 
     Args:
         hook_point: downstream of what is collected.
@@ -34,11 +39,18 @@ class jacobian_probe:
     """
 
     hook_point: str
-    basis: Basis = field(repr=False)
+    basis: Basis
     n_probes: int = 8
     exact: bool | None = None
     positions: Positions = None
     seed: int = 0
+
+    def __repr__(self) -> str:
+        """Of the basis a digest: moments under another one are others."""
+        return (
+            f"jacobian_probe(hook_point={self.hook_point!r}, basis={self.basis.digest}, "
+            f"n_probes={self.n_probes}, exact={self.exact}, positions={self.positions!r}, seed={self.seed})"
+        )
 
     @property
     def hook_points(self) -> tuple[str, ...]:
@@ -48,13 +60,20 @@ class jacobian_probe:
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
         run = _restricted(run, self.hook_point, self.positions)
         coordinates = _coordinates(run, self.hook_point, self.basis)
-        n = coordinates[0].numel()
-        if self.exact or (self.exact is None and n <= _NARROW):
-            return coordinates.flatten(1).mT * n**0.5
-        return hook_probe(self.hook_point, self.basis, self.n_probes, self.seed)(run)
+        exact = _are_exact(self.exact, coordinates, run.mask)
+        units = probed = coordinates.new_zeros(0, len(coordinates))
+        if bool(exact.any()):
+            units = _packed(coordinates, run.mask, exact).flatten(1).mT
+        if not bool(exact.all()):
+            probed = hook_probe(self.hook_point, self.basis, self.n_probes, self.seed)(run)
+            probed = probed * ~exact / self.n_probes**0.5
+        n = max(len(units), len(probed))
+        # A sequence has either; the other's samples are zero, as are those beyond its own.
+        both = (F.pad(samples, (0, 0, 0, n - len(samples))) for samples in (units, probed))
+        return sum(both) * n**0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class coordinate_probe:
     """g_j = ∂z'_j / ∂f, one sample for each coordinate j = start … stop − 1 of a later hook point.
 
@@ -63,7 +82,7 @@ class coordinate_probe:
     """
 
     hook_point: str
-    basis: Basis = field(repr=False)
+    basis: Basis
     start: int
     stop: int
     exact: bool | None
@@ -78,14 +97,15 @@ class coordinate_probe:
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
         run = _restricted(run, self.hook_point, self.positions)
         coordinates = _coordinates(run, self.hook_point, self.basis)
-        exact = coordinates[0].numel() <= _NARROW if self.exact is None else self.exact
+        exact = _are_exact(self.exact, coordinates, run.mask)
         chosen = coordinates[..., self.start : self.stop]
-        if exact:
-            return chosen.flatten(1).mT
-        at = torch.arange(chosen.shape[1], device=chosen.device)
-        sequence = run.sequence_index.to(chosen.device)[:, None]
-        drawn = signs(self.seed, sequence, at).to(chosen)
-        return (chosen * drawn[..., None]).sum(1).mT
+        units = _packed(chosen, run.mask, exact)
+        if not bool(exact.all()):
+            sequence = run.sequence_index.to(chosen.device)[:, None]
+            drawn = signs(self.seed, sequence, _counted(run.mask, chosen)).to(chosen)
+            mixed = (chosen * drawn[..., None]).sum(1) * ~exact[:, None]
+            units = torch.cat([units[:, :1] + mixed[:, None], units[:, 1:]], 1)
+        return units.flatten(1).mT
 
 
 def _restricted(run: Run, hook_point: str, positions: Positions) -> Run:
@@ -110,3 +130,33 @@ def _coordinates(run: Run, hook_point: str, basis: Basis) -> Float[Tensor, "batc
         return basis.encode(activations)[:, None]
     coordinates = basis.encode(activations.flatten(2))
     return coordinates if run.mask is None else coordinates.masked_fill(~run.mask[..., None], 0.0)
+
+
+def _are_exact(
+    exact: bool | None, coordinates: Float[Tensor, "batch pos k"], mask: Tensor | None
+) -> Bool[Tensor, "batch"]:
+    """Which sequences get unit probes: as was asked, or those with few coordinates that count."""
+    batch, length, k = coordinates.shape
+    if exact is not None:
+        return torch.full((batch,), exact, device=coordinates.device)
+    counted = torch.full((batch,), length) if mask is None else mask.sum(1)
+    return (counted * k <= _NARROW).to(coordinates.device)
+
+
+def _packed(
+    values: Float[Tensor, "batch pos k"], mask: Tensor | None, exact: Bool[Tensor, "batch"]
+) -> Float[Tensor, "batch few k"]:
+    """The positions that count of the sequences with unit probes, side by side; at least one position."""
+    kept = values * exact[:, None, None]
+    if mask is None:
+        return kept if bool(exact.any()) else kept[:, :1]
+    order = mask.int().argsort(dim=1, descending=True, stable=True)
+    few = max(1, int((mask.sum(1) * exact).max()))
+    return kept.take_along_dim(order[:, :few, None], 1)
+
+
+def _counted(mask: Tensor | None, values: Float[Tensor, "batch pos k"]) -> Tensor:
+    """The number of each position among those that count, whatever the padding."""
+    if mask is None:
+        return torch.arange(values.shape[1], device=values.device)
+    return mask.cumsum(1) - 1

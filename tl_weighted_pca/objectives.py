@@ -8,7 +8,6 @@ that nothing depends on the batch size; a padded target contributes nothing.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,10 +210,7 @@ class hook_probe:
 
     def __repr__(self) -> str:
         """Of the basis a digest: moments under another one are others."""
-        digest = None
-        if self.basis is not None:
-            both = torch.cat([self.basis.encoder.flatten(), self.basis.center.flatten()])
-            digest = hashlib.sha256(both.cpu().double().numpy().tobytes()).hexdigest()[:12]
+        digest = None if self.basis is None else self.basis.digest
         return (
             f"hook_probe(hook_point={self.hook_point!r}, basis={digest}, n_probes={self.n_probes}, "
             f"seed={self.seed})"

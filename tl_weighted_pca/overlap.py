@@ -38,6 +38,8 @@ def subspace_angles(
             f"Subspaces of spaces of {left.shape[-2]} and {right.shape[-2]} dimensions have no angles "
             "between them: compare directions of one width."
         )
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    left, right = left.to(dtype), right.to(dtype)
     if left.shape[-1] < right.shape[-1]:
         left, right = right, left
     larger, smaller = _orthonormal(left), _orthonormal(right)
@@ -92,10 +94,19 @@ def component_cosines(
     directions are arbitrary, and only subspaces can be compared.
     """
     k = _checked(a, b, k, side)
-    left, right = (
-        torch.nn.functional.normalize(_directions(basis, k, side), dim=-2) for basis in (a, b)
-    )
+    left, right = (_unit(_directions(basis, k, side)) for basis in (a, b))
     return (left.mT @ right).abs()
+
+
+def _unit(columns: Float[Tensor, "*head d k"]) -> Float[Tensor, "*head d k"]:
+    """Columns of length one, of whatever length they were; zero stays zero."""
+    # By the largest entry first: squares of small numbers vanish.
+    columns = columns / _or_one(columns.abs().amax(-2, keepdim=True))
+    return columns / _or_one(columns.norm(dim=-2, keepdim=True))
+
+
+def _or_one(lengths: Tensor) -> Tensor:
+    return torch.where(lengths > 0, lengths, 1)
 
 
 def _directions(basis: Basis, k: int, side: Side) -> Float[Tensor, "*head d k"]:
@@ -103,6 +114,12 @@ def _directions(basis: Basis, k: int, side: Side) -> Float[Tensor, "*head d k"]:
 
 
 def _orthonormal(columns: Float[Tensor, "*head d k"]) -> Float[Tensor, "*head d k"]:
+    width, k = columns.shape[-2:]
+    if k > width:
+        raise ValueError(
+            f"{k} directions of a space of {width} dimensions are linearly dependent: compare the top "
+            f"{width}, or fewer."
+        )
     frame, upper = torch.linalg.qr(columns)
     lengths = columns.norm(dim=-2)
     rounding = columns.shape[-2] * torch.finfo(columns.dtype).eps

@@ -128,11 +128,11 @@ class Recorder:
     def _record(self, model: Any, batch: Batch) -> None:
         check_tokens(model, batch.inputs)
         device = device_of(model)
-        # A tensor of our own: the graph may start on the very inputs.
-        inputs = batch.inputs.detach().to(device)
-        inputs = inputs.clone() if inputs.is_inference() else inputs
-        mask = None if batch.mask is None else batch.mask.to(device)
-        self._batch = Batch(inputs, mask, batch.sequence_index)
+        # Tensors of our own: the graph may start on the very inputs, and keep the others.
+        inputs = _kept(batch.inputs.detach().to(device))
+        mask = None if batch.mask is None else _kept(batch.mask.to(device))
+        index = _kept(batch.sequence_index)
+        self._batch = Batch(inputs, mask, index)
         self._sites = {}
         try:
             output = run_model(model, inputs, mask)
@@ -147,7 +147,7 @@ class Recorder:
         if not self._objectives:
             return
         activations = {name: site.passed[0] for name, site in self._sites.items()}
-        run = Run(output, inputs, mask, batch.sequence_index, activations)
+        run = Run(output, inputs, mask, index, activations)
         values = {
             key: self._values(key, objective(run)) for key, objective in self._objectives.items()
         }
@@ -293,3 +293,8 @@ class Recorder:
                     f"The activations at hook point {name!r} hold NaN or infinity in batch "
                     f"{self._number}; the batches before it are kept."
                 )
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """The tensor, as one that a graph may hold on to."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -23,8 +23,24 @@ class Scorer:
         if not callable(score) and score not in ("loss", "kl"):
             raise ValueError(f"score is {score!r}; expected 'loss', 'kl' or a callable of a Run.")
         self.score = score
+        self._n_batches = 0
         units = {"loss": "next-token loss (nats)", "kl": "KL from the unablated model (nats)"}
         self.unit = units[score] if isinstance(score, str) else getattr(score, "__name__", "score")
+
+    def unablated(self, run: Run) -> tuple[Tensor, Tensor]:
+        """The score of the run as it was.
+
+        Raises:
+            ValueError: where that is NaN, which nothing can be compared with.
+        """
+        values, terms = self(run, run.output)
+        if bool(values.isnan().any()):
+            raise ValueError(
+                f"The score of the unablated model is NaN in batch {self._n_batches}: look at its inputs, "
+                "and at what the model makes of padding."
+            )
+        self._n_batches += 1
+        return values, terms
 
     def __call__(self, run: Run, output: Any) -> tuple[Tensor, Tensor]:
         n = len(run.inputs)

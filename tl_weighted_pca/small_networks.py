@@ -21,6 +21,8 @@ def low_rank_regression(
     n: int = 2000, width: int = 32, *, seed: int = 0
 ) -> tuple[Float[Tensor, "n width"], Float[Tensor, "n 1"]]:
     """Gaussian x and y = u₁·x u₂·x + ½ (u₃·x)² − ½, for orthonormal u: only three directions matter."""
+    if width < 3:
+        raise ValueError(f"width is {width}; expected at least 3, the directions that matter.")
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, width, generator=generator)
     u = torch.linalg.qr(torch.randn(width, 3, generator=generator)).Q
@@ -62,6 +64,11 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     labels = not targets.is_floating_point()
+    if not labels and targets.ndim != 2:
+        raise ValueError(
+            f"The targets have shape {tuple(targets.shape)}; expected [n, outputs] for squared error, or "
+            "labels [n] of whole numbers."
+        )
     moments = set(at)
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:

@@ -6,24 +6,34 @@ Both are callables of a `Run` giving [batch]: an objective for `collect`, a scor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_weighted_pca.digest import digest_of
 from tl_weighted_pca.objectives import Run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class squared_error:
     """L(x) = ½ ‖f(x) − y‖², whose gradient is the residual times the Jacobian.
+
+    For outputs [batch, pos, outputs] the norm is over the positions too, without padding.
 
     Args:
         targets: y, one row for each row of the data.
     """
 
-    targets: Float[Tensor, "n outputs"] = field(repr=False)
+    targets: Float[Tensor, "n *pos outputs"]
+
+    def __post_init__(self) -> None:
+        _check_tensor("targets", self.targets)
+
+    def __repr__(self) -> str:
+        return f"squared_error({_digested(self.targets)})"
 
     def __call__(self, run: Run) -> Float[Tensor, "batch"]:
         """Raises ValueError where outputs and targets differ in shape."""
@@ -33,23 +43,65 @@ class squared_error:
                 f"The model gave {tuple(run.output.shape)}, but the targets of this batch have shape "
                 f"{tuple(y.shape)}: pass targets [n, outputs], one row for each input."
             )
-        return 0.5 * (run.output - y).square().flatten(1).sum(1)
+        squares = (run.output - y).square()
+        if run.mask is not None and squares.ndim > 2 and squares.shape[:2] == run.mask.shape:
+            squares = squares.flatten(2).masked_fill(~run.mask[..., None], 0.0)
+        return 0.5 * squares.flatten(1).sum(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class classification_loss:
-    """L(x) = −log p(y | x) in nats, from logits [batch, classes] or those of the last position.
+    """L(x) = −log p(y | x) in nats, from logits [batch, classes] or those of the last real position.
 
     Args:
-        labels: y, one for each row of the data.
+        labels: y, one whole number for each row of the data.
     """
 
-    labels: Int[Tensor, "n"] = field(repr=False)
+    labels: Int[Tensor, "n"]
+
+    def __post_init__(self) -> None:
+        _check_tensor("labels", self.labels)
+        if self.labels.ndim != 1 or self.labels.is_floating_point():
+            raise ValueError(
+                f"labels is {self.labels.dtype} of shape {tuple(self.labels.shape)}; expected whole "
+                "numbers [n], one for each row of the data."
+            )
+
+    def __repr__(self) -> str:
+        return f"classification_loss({_digested(self.labels)})"
 
     def __call__(self, run: Run) -> Float[Tensor, "batch"]:
-        logits = run.output if run.output.ndim == 2 else run.output[:, -1]
-        y = _of(self.labels, run).to(logits.device)
+        """Raises ValueError for a label that is none of the model's classes."""
+        logits = run.output if run.output.ndim == 2 else _at_last(run)
+        y = _of(self.labels, run).to(logits.device).long()
+        wrong = (y < 0) | (y >= logits.shape[-1])
+        if bool(wrong.any()):
+            raise ValueError(
+                f"The labels hold {int(y[wrong][0])}, but the model has the classes "
+                f"0..{logits.shape[-1] - 1}."
+            )
         return F.cross_entropy(logits, y, reduction="none")
+
+
+def _at_last(run: Run) -> Float[Tensor, "batch classes"]:
+    """The output at each sequence's last real position."""
+    if run.mask is None or run.mask.shape != run.output.shape[:2]:
+        return run.output[:, -1]
+    at = torch.arange(run.mask.shape[1], device=run.mask.device)
+    last = (at * run.mask).argmax(1)
+    return run.output[torch.arange(len(last), device=last.device), last]
+
+
+def _check_tensor(name: str, values: Tensor) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(
+            f"{name} is a {type(values).__name__}; expected a tensor, one row an input."
+        )
+
+
+def _digested(values: Tensor) -> str:
+    """What tells these values from others of the same shape."""
+    return f"{digest_of(values)} {list(values.shape)}"
 
 
 def _of(values: Tensor, run: Run) -> Tensor:

@@ -33,7 +33,7 @@ class SquareNetwork:
     x: Float[Tensor, "n 1"]
     y: Float[Tensor, "n outputs"]
     error: float
-    """Mean squared error at the end of training, over all outputs."""
+    """Mean squared error at the end of training, over inputs and outputs."""
 
     @property
     def input_weights(self) -> Float[Tensor, "hidden"]:
@@ -68,7 +68,9 @@ def square_network(
     x = torch.linspace(-1, 1, 513)[:, None]
     y = x.square() if second is None else torch.cat([x.square(), second(x)], 1)
     model = HookedMLP([1, hidden, y.shape[1]], bias=bias, seed=seed)
-    error = train(model, x, y, steps=steps, learning_rate=2e-2)
+    train(model, x, y, steps=steps, learning_rate=2e-2)
+    with torch.no_grad():
+        error = float((model(x) - y).square().mean())
     return SquareNetwork(model, x, y, error)
 
 

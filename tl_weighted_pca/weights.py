@@ -14,11 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.data import batches
-from tl_weighted_pca.objectives import Objective
-from tl_weighted_pca.pairs import stream_pairs
-from tl_weighted_pca.positions import Positions
-
 
 @dataclass(frozen=True)
 class Weight:
@@ -66,9 +61,15 @@ def model_weights(
 
     Raises:
         TypeError: for another kind of model.
-        ValueError: for a layer that it does not have.
+        ValueError: for a layer that it does not have, or where Q, K and V read copies of their own.
     """
     if hasattr(model, "blocks") and hasattr(model, "unembed"):
+        for switch in ("use_attn_in", "use_split_qkv_input"):
+            if getattr(model.cfg, switch, False):
+                raise ValueError(
+                    f"The model's {switch} gives each head a copy of its input, so that no hook point has "
+                    f"the whole gradient: call model.set_{switch}(False) first."
+                )
         n_layers = len(model.blocks)
         found: Iterable[Weight]
         known = range(n_layers + 1)
@@ -95,72 +96,6 @@ def model_weights(
             f"layers has {wrong or 'no layers'}; expected some of 0..{len(known) - 1}."
         )
     return [weight for weight in found if weight.layer in set(layers)]
-
-
-def check_weights(
-    model: Any,
-    data: Any,
-    weights: Sequence[Weight],
-    objective: Objective,
-    positions: Positions = None,
-) -> set[str]:
-    """Raise ValueError unless h − xA is constant over the first two sequences, for each weight.
-
-    It guards against a matrix that was folded, transposed, grouped or rotated otherwise than its
-    hook points say.
-
-    Returns:
-        Hook points of x whose gradient goes through the weights listed and past none of them:
-        g_x = Σ g_h Aᵀ. Elsewhere a skip path or, in parallel, another module reads x as well.
-    """
-    written = [weight for weight in weights if weight.writes is not None]
-    # Without a pre-activation there is nothing to compare with: who lists such a weight vouches for it.
-    alone = {weight.reads for weight in weights if weight.writes is None}
-    if not written:
-        return alone
-    names = dict.fromkeys(name for w in written for name in (w.reads, str(w.writes)))
-    pairs = next(
-        stream_pairs(
-            model, [_two(data)], list(names), objective=objective, positions=positions
-        )
-    )  # fmt: skip
-    left: dict[str, Tensor] = {}
-    precise = next(iter(pairs.values())).activations.itemsize >= 4
-    for weight in written:
-        (x, g_x), (h, g_h) = (
-            (t.double().cpu() for t in pairs[str(name)].rows())
-            for name in (weight.reads, weight.writes)
-        )
-        matrix = weight.matrix.detach().double().cpu()
-        if (x.shape[1], h.shape[1]) != tuple(matrix.shape):
-            raise ValueError(
-                f"{weight.name} has shape {tuple(matrix.shape)}, but {weight.reads!r} carries width "
-                f"{x.shape[1]} and {weight.writes!r} width {h.shape[1]}: name the hook points at its "
-                "own input and output."
-            )
-        rest = h - x @ matrix
-        spread = (rest - rest.mean(0)).norm() / h.norm().clamp(min=1e-30)
-        if spread > (1e-4 if precise else 5e-2):
-            raise ValueError(
-                f"{weight.name} does not lead from {weight.reads!r} to {weight.writes!r}: what is left "
-                f"of the output varies by {spread:.1e} of its norm, expected a constant bias. Name "
-                "the hook points at its own input and output, or leave it out: pass the rest of "
-                "tl_weighted_pca.weights.model_weights(model) as layers."
-            )
-        left[weight.reads] = left.get(weight.reads, g_x) - g_h @ matrix.mT
-    for name, gradient in left.items():
-        whole = pairs[name].rows()[1].double().norm().cpu()
-        if gradient.norm() <= (1e-3 if precise else 1e-1) * whole:
-            alone.add(name)
-    return alone
-
-
-def _two(data: Any) -> Any:
-    """The first two sequences: a loader's batches may be too large to hold all their gradients."""
-    first = next(batches(data, 2, max_tokens=1))
-    if first.mask is None:
-        return first.inputs[:2]
-    return {"input_ids": first.inputs[:2], "attention_mask": first.mask[:2]}
 
 
 def _block_weights(model: Any, layer: int, folded: bool) -> Iterator[Weight]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -118,7 +117,7 @@ def train_dictionary(
         "recipe": asdict(recipe), "n_features": n_features, "n_tokens": n_tokens, "kind": kind,
         "tied": tied, "relu_where_positive": relu_where_positive, "provenance": asdict(provenance),
         "positions": repr(positions), "batch_size": batch_size, "buffer_tokens": buffer_tokens,
-        "weights": fingerprint(model), "basis": None if basis is None else _digest(basis),
+        "weights": fingerprint(model), "basis": None if basis is None else basis.digest,
     }  # fmt: skip
     saved = _read(checkpoint, run)
     if checkpoint is not None and (saved is None or int(saved.tensors["step"]) < n_steps):
@@ -219,14 +218,6 @@ def _first_moments(
         positions=positions, batch_size=batch_size, max_tokens=_TOKENS_FOR_UNITS, progress=False,
     )  # fmt: skip
     return collection[hook_point]
-
-
-def _digest(basis: Basis) -> str:
-    """What tells one basis from another."""
-    digest = hashlib.blake2b(basis.method.encode(), digest_size=16)
-    for tensor in (basis.encoder, basis.decoder, basis.center):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _same(one: Units, other: Units) -> bool:
