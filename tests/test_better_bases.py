@@ -1,5 +1,6 @@
 """Joint basis, path metric and trained bottleneck: exact where they can be, better where they claim it."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -172,7 +173,7 @@ class TestPathMetric:
             wpca.path_metric(
                 best_model, stories, HOOK, wpca.pca(moments), objective={"a": wpca.next_token_loss}
             )
-        with pytest.raises(ValueError, match="The rank is 2.7; expected a whole number"):
+        with pytest.raises(ValueError, match="One of ranks is 2.7; expected a whole number"):
             wpca.path_metric(best_model, stories, HOOK, wpca.pca(moments), ranks=[2.7])
         share = wpca.shard(iter([stories]), rank=0, world_size=2)
         with pytest.raises(ValueError, match="a list_iterator, which can be read only once"):
@@ -334,3 +335,159 @@ def _runs(model, data, batch_size):
         order = batch.sequence_index.argsort()
         mask = None if batch.mask is None else batch.mask[order]
         yield wpca.Run(output[order], batch.inputs[order], mask, batch.sequence_index[order])
+
+
+@contextlib.contextmanager
+def never_saying(model, token):
+    """The model with a logit of -infinity, as where a vocabulary is masked."""
+
+    def never(logits, hook):
+        logits = logits.clone()
+        logits[..., token] = -torch.inf
+        return logits
+
+    if "unembed.hook_out" in model.hook_dict:
+        with model.hooks(fwd_hooks=[("unembed.hook_out", never)]):
+            yield
+        return
+    before = model.unembed.b_U.data
+    model.unembed.b_U.data = before.index_fill(0, torch.tensor(token), -torch.inf)
+    try:
+        yield
+    finally:
+        model.unembed.b_U.data = before
+
+
+class TestPastTheHook:
+    """At the bridge's hook_resid_mid an edit is not seen by the skip path: refused, not measured."""
+
+    @pytest.fixture
+    def bridge(self):
+        return wpca.embedded.load_model("TransformerBridge")
+
+    @pytest.mark.parametrize("name", ["blocks.1.hook_resid_mid", "blocks.1.ln1.hook_in"])
+    def test_the_path_is_refused(self, bridge, tokens, name):
+        basis = wpca.pca(wpca.collect(bridge, tokens, name, progress=False)[name])
+        with pytest.raises(ValueError, match="a skip path goes past it"):
+            wpca.path_metric(bridge, tokens, name, basis, ranks=[8], progress=False)
+
+    @pytest.mark.parametrize(
+        "name", ["blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.2.mlp.hook_post"]
+    )
+    def test_at_full_rank_the_path_s_metric_is_the_model_s_own(self, model, tokens, name):
+        m = wpca.collect(model, tokens, name, progress=False)[name]
+        basis = wpca.pca(m)
+        got = wpca.path_metric(model, tokens, name, basis, ranks=[basis.width], progress=False)
+        own = m.gradient.second / m.gradient.second.trace()
+        torch.testing.assert_close(got, own, rtol=1e-4, atol=1e-6)
+
+    def test_an_infinite_logit_does_not_blind_the_check(self, bridge, tokens):
+        name = "blocks.1.hook_resid_mid"
+        basis = wpca.pca(wpca.collect(bridge, tokens, name, progress=False)[name])
+        with (
+            never_saying(bridge, 7),
+            pytest.raises(ValueError, match="a skip path goes past it"),
+        ):
+            wpca.ablation_curves(bridge, tokens, {"a": basis}, name, ranks=[8], progress=False)
+
+    def test_nor_the_curves(self, model, tokens):
+        """Token 7 is in none of the texts, so its probability is all that is missing."""
+        assert not bool((tokens == 7).any())
+        basis = wpca.pca(wpca.collect(model, tokens, HOOK, progress=False)[HOOK])
+        options = {"ranks": [8, 64], "progress": False}
+        with never_saying(model, 7):
+            blind = wpca.ablation_curves(model, tokens, {"a": basis}, HOOK, **options)
+        plain = wpca.ablation_curves(model, tokens, {"a": basis}, HOOK, **options)
+        torch.testing.assert_close(blind.scores["a"], plain.scores["a"], rtol=2e-2, atol=0)
+
+    def test_a_model_of_nan_is_said_to_be(self, tokens):
+        model = wpca.embedded.load_model()
+        basis = wpca.pca(wpca.collect(model, tokens, HOOK, progress=False)[HOOK])
+        with torch.no_grad():
+            model.blocks[3].mlp.W_out.data[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="score of the unablated model is NaN in batch 0"):
+            wpca.ablation_curves(model, tokens, {"a": basis}, HOOK, progress=False)
+
+
+def test_a_score_that_is_infinite_is_no_lack_of_gain(model, stories, moments):
+    with (
+        never_saying(model, 7),
+        pytest.raises(wpca.NonFiniteError, match="is NaN or infinite on the held-out batches"),
+    ):  # fmt: skip
+        wpca.optimize_basis(
+            model, stories, wpca.pca(moments), 8, loss="kl", batch_size=16, progress=False
+        )
+
+
+class TestPairsOfElsewhere:
+    def stream(self, model, stories, hook_points=HOOK, **options):
+        options = {"objective": wpca.sampled_token_loss(), "max_tokens": 1500} | options
+        return wpca.stream_pairs(model, stories, hook_points, **options)
+
+    def test_they_are_refused(self, best_model, stories, moments):
+        other = "blocks.2.hook_resid_post"
+        for options in (
+            {"hook_points": other},
+            {"objective": wpca.next_token_loss},
+            {"hook_points": "blocks.1.mlp.hook_post"},
+        ):
+            with pytest.raises(
+                ValueError, match="stream pairs of the same hook point and objective"
+            ):
+                wpca.joint_pca(moments, self.stream(best_model, stories, **options))
+        several = self.stream(best_model, stories, [other, "blocks.1.hook_mlp_out"])
+        with pytest.raises(ValueError, match="stream those of that hook point"):
+            wpca.joint_pca(moments, several)
+
+    def test_a_stream_is_taken_as_it_is(self, best_model, stories, moments):
+        options = {"shrinkage": 0.5, "steps": 3}
+        direct = wpca.joint_pca(moments, self.stream(best_model, stories), **options)
+        picked = wpca.joint_pca(
+            moments, (p[HOOK] for p in self.stream(best_model, stories)), **options
+        )
+        both = self.stream(best_model, stories, ["blocks.2.hook_resid_post", HOOK])
+        for other in (picked, wpca.joint_pca(moments, both, **options)):
+            torch.testing.assert_close(other.encoder, direct.encoder, rtol=1e-4, atol=1e-5)
+
+    def test_what_cannot_be_fitted_is_said(self, best_model, stories, moments):
+        (pairs, *_) = [p[HOOK] for p in self.stream(best_model, stories)]
+        spoilt = dataclasses.replace(pairs, gradients=pairs.gradients * torch.nan)
+        with pytest.raises(wpca.NonFiniteError, match="hold NaN or infinity in batch 1"):
+            wpca.joint_pca(moments, [pairs, spoilt])
+        with pytest.raises(TypeError, match="The pairs hold a Tensor"):
+            wpca.joint_pca(moments, [torch.zeros(3)])
+        for options, message in (
+            ({"batch_size": 0}, "batch_size is 0"), ({"steps": 2.5}, "steps is 2.5"),
+            ({"max_pairs": 1}, "max_pairs is 1"), ({"shrinkage": "auto"}, "shrinkage is 'auto'"),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=message):
+                wpca.joint_pca(moments, [pairs], **options)
+
+    def test_another_default_dtype(self, best_model, stories, moments):
+        (pairs, *_) = [p[HOOK] for p in self.stream(best_model, stories)]
+        expected = wpca.joint_pca(moments, pairs, shrinkage=0.5, steps=3)
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = wpca.joint_pca(moments, pairs, shrinkage=0.5, steps=3)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        torch.testing.assert_close(found.encoder, expected.encoder)
+
+    def test_streams_refuse_what_collect_refuses(self, best_model, stories):
+        for objective, message in (
+            (wpca.sampled_token_loss, "expected one of its kind"), ("loss", "expected a callable"),
+            ({"a": wpca.next_token_loss}, "takes one objective, not a dict"),
+        ):  # fmt: skip
+            with pytest.raises(TypeError, match=message):
+                next(self.stream(best_model, stories, objective=objective))
+        with pytest.raises(ValueError, match="selects no token of the data"):
+            list(self.stream(best_model, stories, positions=slice(500, 600)))
+        with pytest.raises(ValueError, match="skip is -1; expected at least 0"):
+            next(self.stream(best_model, stories, skip=-1))
+
+
+def test_a_basis_of_elsewhere_is_no_probe_s_coordinates(best_model, moments):
+    other = "blocks.3.hook_resid_post"
+    with pytest.raises(ValueError, match=f"would be used at '{other}'.*anywhere=True"):
+        wpca.hook_probe(other, wpca.pca(moments))
+    assert wpca.hook_probe(other, wpca.pca(moments), anywhere=True).hook_points == (other,)

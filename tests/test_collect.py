@@ -199,8 +199,10 @@ def test_stories_of_mixed_lengths_are_padded_here(best_model, heldout):
 
 def test_max_tokens_stops_in_time(best_model, tokens):
     name = "blocks.0.hook_resid_post"
-    stats = wpca.collect(best_model, tokens, name, batch_size=2, max_tokens=100, progress=False)
-    assert stats[name].n_tokens == 80
+    for size in (1, 2, 8):  # whatever the batch size
+        options = {"batch_size": size, "max_tokens": 110, "progress": False}
+        stats = wpca.collect(best_model, tokens, name, **options)
+        assert stats[name].n_tokens == 100
 
 
 def test_collections_merge_and_keep_their_names(best_model, tokens):

@@ -12,6 +12,7 @@ import torch
 from tl_weighted_pca import embedded
 from tl_weighted_pca.embedded import vocabulary
 from tl_weighted_pca.embedded.score import Bigram, score
+from tl_weighted_pca.pretrained import load_pretrained
 
 KINDS = ["TransformerBridge"]
 # Not hasattr: TransformerLens 4 answers for the class it removed with an ImportError.
@@ -169,3 +170,15 @@ def test_score_of_the_truth_is_the_entropy(heldout):
     result = score(truth, few)
     assert result.excess == pytest.approx(0.0, abs=1e-5)
     assert result.accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_class": "GPT2"}, "model_class is 'GPT2'; expected one of HookedTransformer"),
+        ({"dtype": torch.int8}, "dtype is torch.int8; expected a floating-point one"),
+    ],
+)
+def test_what_a_model_cannot_be_loaded_as_is_said(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_pretrained("embedded", **options)

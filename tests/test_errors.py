@@ -30,6 +30,11 @@ class TestHookPoints:
         with pytest.raises(ValueError, match="matches none of the model's"):
             collect(model, tokens, lambda name: False)
 
+    def test_names_that_are_no_strings(self, model, tokens):
+        for wrong in ([[HOOK]], [3]):
+            with pytest.raises(TypeError, match="expected its name, a string"):
+                collect(model, tokens, wrong)
+
     def test_none_at_all(self, model, tokens):
         with pytest.raises(ValueError, match="name at least one"):
             collect(model, tokens, [])
@@ -181,6 +186,28 @@ class TestObjectives:
 
         with pytest.raises(wpca.NonFiniteError, match="is NaN or infinite in batch 0, though all"):
             collect(model, tokens, objective=objective)
+
+    @pytest.mark.parametrize("row_metric", ["indefinite", "negative", "nan"])
+    def test_a_row_metric_that_is_none(self, best_model, tokens, row_metric):
+        def metric(F, g):
+            n, eye = F.shape[1], torch.eye(F.shape[1]).expand(len(F), -1, -1)
+            alternating = (-1.0) ** torch.arange(n).diag_embed() * eye
+            return {"indefinite": alternating, "negative": -eye, "nan": eye * torch.nan}[row_metric]
+
+        def basis():
+            return wpca.weighted_pca(collect(best_model, tokens, row_metric=metric)[HOOK])
+
+        message = "gave NaN or infinity" if row_metric == "nan" else "is not positive semi-definite"
+        with pytest.raises(ValueError, match=message):
+            basis()
+
+    @pytest.mark.parametrize("make", [wpca.sampled_token_loss, wpca.logit_probe])
+    def test_seeds(self, make):
+        for wrong in (1.5, "x", None):
+            with pytest.raises(ValueError, match="expected a whole number"):
+                make(seed=wrong)
+        with pytest.raises(ValueError, match="seed is -1; expected at least 0"):
+            make(seed=-1)
 
 
 class TestNonFinite:

@@ -491,6 +491,29 @@ def test_facts_of_stories_are_told_where_they_are_recalled(best_model, basis):
             assert recalled[fact].eta_squared == pytest.approx(eta_squared(means, labels), rel=1e-3)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_moves_no_place_of_recall(best_model, basis, side):
+    stories = embedded.stories("heldout", 40)
+
+    def padded(row):
+        ids, pads = row["input_ids"], [9] * 3
+        ones, zeros = [1] * len(ids), [0] * 3
+        left = side == "left"
+        return {
+            "input_ids": pads + ids if left else ids + pads,
+            "attention_mask": zeros + ones if left else ones + zeros,
+        }
+
+    options = {"facts": ["who", "place", "object"], "contexts": 1, "score": None, "anywhere": True}
+    plain, found = (
+        wpca.cards(best_model, data, basis, 2, **options, **QUIET).facts_to_pandas()
+        for data in (stories, stories.map(padded))
+    )
+    columns = ["fact", "where", "n_sequences"]
+    assert plain[columns].equals(found[columns]) and set(plain["where"]) == {"mean", "recall"}
+    assert list(found["eta_squared"]) == pytest.approx(list(plain["eta_squared"]), rel=1e-3)
+
+
 @pytest.mark.parametrize("format", ["torch", "numpy"])
 def test_facts_are_the_same_in_whatever_format_a_dataset_gives_them(format):
     """Tensors without dimensions and numpy's scalars are the numbers, words and flags they hold."""
@@ -581,7 +604,9 @@ def test_inference_mode_changes_nothing(best_model, heldout, basis):
     [
         ({"n": 0}, "n is 0; expected at least one component"),
         ({"contexts": 0}, "contexts is 0; expected at least 1"),
-        ({"window": (3, -1)}, "window is (3, -1); expected two numbers of tokens"),
+        ({"window": (3, -1)}, "One of window is -1; expected at least 0"),
+        ({"window": (2.5, 1)}, "One of window is 2.5; expected a whole number"),
+        ({"window": 3}, "window is 3; expected two numbers of tokens"),
         ({"facts": ["colour"]}, "facts has 'colour'; the data's columns are text, input_ids"),
         ({"facts": ["input_ids"]}, "holds list; expected strings, booleans or numbers"),
         ({"positions": slice(500, None)}, "selects no token of the data"),

@@ -249,12 +249,32 @@ class TestBasis:
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
 
+    def test_heads_may_come_apart_and_columns_are_no_heads(self):
+        basis = wpca.pca(moments()[0])  # of width 6
+        x = torch.randn(4, 5, 6)
+        apart = x.unflatten(-1, (2, 3))
+        assert torch.equal(basis.encode(apart), basis.encode(x))
+        assert torch.equal(basis.project(apart, 2).flatten(-2), basis.project(x, 2))
+        for use in (basis.encode, basis.project):
+            with pytest.raises(ValueError, match="do not fit this basis"):
+                use(torch.randn(6, 1))
+
+    def test_whole_numbers_are_not_cut_to_whole_numbers(self):
+        basis = wpca.pca(moments()[0])
+        x = torch.arange(24).view(4, 6)
+        torch.testing.assert_close(basis.project(x), x.float(), rtol=1e-4, atol=1e-4)
+
+    def test_bases_can_be_looked_for_in_a_list(self):
+        one, other = wpca.pca(moments()[0]), wpca.gradient_pca(moments()[0])
+        assert one in [other, one] and one not in [other] and one != other
+        assert one.digest == wpca.pca(moments()[0]).digest != other.digest
+
     def test_wrong_use_is_told_in_a_sentence(self, tmp_path):
         m, F, _ = moments()
         basis = wpca.pca(m)
         with pytest.raises(ValueError, match=r"Rank 7 is outside 0\.\.6"):
             basis.project(F, 7)
-        with pytest.raises(ValueError, match=r"Rank -1 is outside 0\.\.6"):
+        with pytest.raises(ValueError, match="The rank is -1; expected at least 0"):
             basis.hook(-1)
         with pytest.raises(ValueError, match="do not fit this basis"):
             basis.project(F[..., :5])
@@ -275,7 +295,12 @@ class TestBasis:
             ({"metric": -torch.eye(6)}, "expected a positive semi-definite matrix"),
             ({"metric": torch.eye(6).roll(1, 0)}, "not symmetric"),
             ({"metric": torch.full((6, 6), float("nan"))}, "NaN or infinity"),
-            ({"damping": -1.0}, "expected a number not below zero"),
+            ({"damping": -1.0}, "expected a finite number not below zero"),
+            ({"damping": float("nan")}, "expected a finite number not below zero"),
+            ({"damping": float("inf")}, "expected a finite number not below zero"),
+            ({"center": torch.zeros(1, 6)}, "has width 6: pass a vector of that width"),
+            ({"center": torch.full((6,), float("nan"))}, "centre holds NaN"),
+            ({"metric": torch.eye(6).expand(4, 6, 6)}, r"pass one \[d, d\] matrix"),
         ],
     )
     def test_wrong_metrics_and_centres(self, arguments, message):

@@ -97,6 +97,26 @@ def test_what_makes_a_text_of_a_file(tmp_path, by, n):
     assert len(sequences("a.txt", sample_by=by)) == n
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_text_that_is_missing_is_left_out_wherever_it_is(tmp_path, form, at):
+    frame = pd.DataFrame({"text": [*TEXTS[:at], None, *TEXTS[at:]]})
+    if form == "jsonl":
+        frame.to_json("a.jsonl", orient="records", lines=True)
+    else:
+        frame.to_parquet("a.parquet")
+    assert len(sequences(f"a.{form}")) == len(TEXTS)
+
+
+def test_what_a_sequence_cannot_be_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("one two")
+    for length, message in ((1, "is 1; expected at least 2"), ("8", "is '8'; expected a whole")):
+        with pytest.raises(ValueError, match=f"context_length {message}"):
+            tokenized_text("a.txt", Words(), length)
+    with pytest.raises(ValueError, match="sample_by is 'word'; expected one of 'line'"):
+        sequences("a.txt", sample_by="word")
+
+
 def test_a_split_and_a_column_can_be_named(tmp_path):
     assert len(sequences(as_splits(tmp_path), split="test")) == 1
     pd.DataFrame({"body": TEXTS}).to_parquet("c.parquet")

@@ -21,7 +21,7 @@ from tl_weighted_pca.moments import Provenance
 _FORMAT = "tl_weighted_pca.Basis/1"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Basis:
     """f̂ = μ + (f − μ) E_k D_k: an encoder E, a decoder D and a centre μ, by descending eigenvalue.
 
@@ -118,7 +118,9 @@ class Basis:
             self._flat(x), self.encoder[..., :k], self.decoder[..., :k, :], self.center
         )
         kept = _apply(_apply(wide - center, encoder), decoder)
-        return (center + kept).to(x.dtype).reshape(shape)
+        # What is cut to whole numbers is no projection.
+        dtype = x.dtype if x.is_floating_point() else wide.dtype
+        return (center + kept).to(dtype).reshape(shape)
 
     def truncate(self, k: int) -> Basis:
         """The basis of the first k components; it still knows the total of all."""
@@ -197,7 +199,8 @@ class Basis:
     def _check(self, x: Tensor) -> None:
         heads = self.encoder.shape[:-2]
         fits = x.shape[-1] == self.width and (not self.per_head or x.shape[-2:-1] == heads)
-        flattened = not self.per_head and x.ndim > 1 and x.shape[-2:].numel() == self.width
+        heads_apart = x.ndim > 1 and min(x.shape[-2:]) > 1 and x.shape[-2:].numel() == self.width
+        flattened = not self.per_head and heads_apart
         if not (fits or flattened):
             wanted = f"[..., {heads[0]}, {self.width}]" if self.per_head else f"[..., {self.width}]"
             raise ValueError(

@@ -40,7 +40,7 @@ class Estimate(float):
         return Estimate, (float(self), self.low, self.high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AblationCurves:
     """score_b(k) = Σ_x s_b(k, x) / Σ_x n(x): what is left of a model's score at rank k of basis b.
 

@@ -53,9 +53,8 @@ def batches(
             a `datasets.Dataset` or `IterableDataset` with such columns, of any lengths; or a `shard`
             of any of these, which may be empty.
         batch_size: sequences a batch, where the data comes in single sequences.
-        max_tokens: stop before exceeding so many real tokens: before the sequence that would, where
-            the data come in single sequences of their own lengths, otherwise before the batch. The first
-            is given, however long.
+        max_tokens: stop before exceeding so many real tokens: before the sequence that would, or the
+            batch, where the data come in batches of their own. The first is given, however long.
         may_be_empty: a share of data; other data never may.
 
     Raises:
@@ -117,8 +116,13 @@ def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
     if not isinstance(share.data, Tensor) or share.data.ndim == 0:
         return max_tokens
     shape = share.data.shape
-    whole = len(share.rows(shape[0])) * (shape[1] if len(shape) > 1 else 1)
-    return whole if max_tokens is None else min(whole, max_tokens)
+    if len(shape) == 1 and not share.data.is_floating_point():
+        return shape[0]  # one sequence
+    each = shape[1] if len(shape) > 1 else 1
+    rows = len(share.rows(shape[0]))
+    if max_tokens is not None:
+        rows = min(rows, max(1, max_tokens // max(1, each)))
+    return rows * each
 
 
 def count_batches(data: Any, batch_size: int) -> int | None:
@@ -142,6 +146,9 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
         if data.ndim == 1 and not data.is_floating_point():
             data = data[None]
         mine = share.rows(len(data))
+        if max_tokens is not None:
+            each = data.shape[1] if data.ndim > 1 else 1
+            mine = mine[: max(1, max_tokens // max(1, each))]
         for start in mine[::batch_size]:
             chunk = data[start : min(start + batch_size, mine.stop)]
             yield Batch(chunk, None, torch.arange(start, start + len(chunk)))

@@ -112,10 +112,13 @@ class Downstream:
             again = self._from_layer(lambda tensor: tensor)
         except (NotImplementedError, TypeError, ValueError, IndexError, RuntimeError):
             return False
-        same = isinstance(again, Tensor) and again.shape == output.shape
-        return same and torch.allclose(
-            again, output, rtol=1e-4, atol=1e-5 * float(output.abs().max())
-        )
+        if not isinstance(again, Tensor) or again.shape != output.shape:
+            return False
+        # A logit may be -inf by design; infinity minus itself would hide what the others say.
+        found, expected = _finite(again, output)
+        scale = float(expected.abs().max())
+        alike = torch.equal(again.isfinite(), output.isfinite())
+        return alike and torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
     def _check_feeds(self) -> None:
         """Raise unless what the hook hands on is what all the rest of the model reads.
@@ -150,20 +153,29 @@ class Downstream:
         for hook in (copied, in_place):
             with hooked(self._model, [(self._hook_point, hook)]):
                 outputs.append(run_model(self._model, self._run.inputs, self._run.mask))
-        effect = float((outputs[1] - reference).abs().max())
+        reference, by_copy, in_place_too = _finite(reference, *outputs)
+        if not reference.numel() or not bool(reference.any()):
+            return  # nothing to compare; a model that gives nothing but NaN is for its score to say
+        effect = float((in_place_too - reference).abs().max())
         scale = float(reference.abs().max())
-        handed_on = float((outputs[0] - reference).abs().max())
+        handed_on = float((by_copy - reference).abs().max())
         if handed_on <= 1e-6 * scale:
             raise ValueError(
                 f"Hook point {self._hook_point!r} does not feed the rest of the model: what a hook "
                 f"hands on there changes nothing. Ablate at {_alternatives(self._model, self._hook_point)}."
             )
-        if float((outputs[0] - outputs[1]).abs().max()) > 1e-2 * max(effect, handed_on):
+        if float((by_copy - in_place_too).abs().max()) > 1e-2 * max(effect, handed_on):
             raise ValueError(
                 f"Hook point {self._hook_point!r} feeds only a part of what reads that activation on this "
                 f"{type(self._model).__name__}: a skip path goes past it, so an ablation there would not "
                 f"ablate. Ablate at {_alternatives(self._model, self._hook_point)}."
             )
+
+
+def _finite(*outputs: Tensor) -> list[Tensor]:
+    """The outputs, zero wherever one of them is not finite."""
+    finite = torch.stack([output.isfinite() for output in outputs]).all(0)
+    return [output.masked_fill(~finite, 0.0) for output in outputs]
 
 
 def _entry(model: Any, hook_point: str) -> tuple[str | None, int, bool]:

@@ -21,7 +21,7 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
     (TransformerBridge has many) takes the first of them.
 
     Raises:
-        TypeError: if the model has no hook points.
+        TypeError: if the model has no hook points, or a name is no string.
         ValueError: for a name that the model does not have, with the nearest that it has.
     """
     known = getattr(model, "hook_dict", None)
@@ -42,7 +42,11 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
                 f"{', '.join(list(known)[:5])}, …"
             )
         return names
-    names = [hook_points] if isinstance(hook_points, str) else list(dict.fromkeys(hook_points))
+    given = [hook_points] if isinstance(hook_points, str) else list(hook_points)
+    for name in given:
+        if not isinstance(name, str):
+            raise TypeError(f"A hook point is {name!r}; expected its name, a string.")
+    names = list(dict.fromkeys(given))
     if not names:
         raise ValueError("No hook points were given; name at least one.")
     for name in names:

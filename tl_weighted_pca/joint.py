@@ -16,13 +16,16 @@ which the fourth-order moment is Q ⊗ C, by a weight that held-out pairs choose
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.accumulator import NonFiniteError
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.moments import Moments
 from tl_weighted_pca.pairs import Pairs
 from tl_weighted_pca.principal_components import Center, metric_pca
@@ -33,7 +36,7 @@ SHRINKAGES = (0.1, 0.3, 0.5, 0.8)
 
 def joint_pca(
     moments: Moments,
-    pairs: Iterable[Pairs],
+    pairs: Iterable[Pairs | Mapping[str, Pairs]],
     *,
     center: Center = True,
     shrinkage: float | Sequence[float] = SHRINKAGES,
@@ -53,7 +56,8 @@ def joint_pca(
     Args:
         moments: with activation and gradient statistics, of labels sampled from the model
             (`sampled_token_loss`): Q, C and μ are from here.
-        pairs: of the same hook point and objective, from `stream_pairs`; a uniform sample is kept.
+        pairs: of the same hook point and objective: `stream_pairs(…)`, or only the `Pairs` of the hook
+            point; a uniform sample is kept.
         center: as in `pca`.
         shrinkage: α in 0..1, or several to choose from by held-out pairs.
         max_pairs: how many (activation, gradient) pairs to keep.
@@ -66,16 +70,24 @@ def joint_pca(
         order of the components, in which they need not descend.
 
     Raises:
-        ValueError: if there are fewer than two pairs, α is outside 0..1, or the moments are per head.
+        ValueError: if there are fewer than two pairs, they are of another hook point, objective or model,
+            α is outside 0..1, or the moments are per head.
+        NonFiniteError: on NaN or infinity in the pairs.
     """
-    alphas = [shrinkage] if isinstance(shrinkage, (int, float)) else list(shrinkage)
+    try:
+        alphas = [float(alpha) for alpha in shrinkage]  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        alphas = [float(shrinkage)] if isinstance(shrinkage, (int, float)) else []
     if not alphas or any(not 0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"shrinkage is {shrinkage!r}; expected numbers between 0 and 1.")
+    max_pairs = checked_count("max_pairs", max_pairs, least=2)
+    steps = checked_count("steps", steps)
+    batch_size = checked_count("batch_size", batch_size)
     start = metric_pca(moments, center=center)
     if start.per_head:
         raise ValueError("These moments are per head; a joint basis is of one space at a time.")
     with torch.inference_mode(False):  # what is trained here needs a graph
-        F, G = _sampled(pairs, max_pairs, seed)
+        F, G = _sampled(_of_one_place(pairs, moments, start), max_pairs, seed)
         if len(F) < 2:
             raise ValueError(
                 "There is one pair; expected at least two, one of them to be held out."
@@ -88,12 +100,49 @@ def joint_pca(
         fits: dict[float, Tensor] = {}
         for alpha in alphas:
             fits[alpha] = problem.fit(alpha, rest, steps, batch_size, seed)
-        identity = torch.eye(problem.used)
+        identity = torch.eye(problem.used, dtype=torch.float32)
         scores = {alpha: problem.score(encoder, heldout) for alpha, encoder in fits.items()}
         best = min(scores, key=lambda alpha: scores[alpha])
         if not scores[best] < problem.score(identity, heldout):
             return start
         return problem.basis(fits[best])
+
+
+def _of_one_place(
+    pairs: Iterable[Pairs | Mapping[str, Pairs]], moments: Moments, start: Basis
+) -> Iterator[Pairs]:
+    """The pairs of the moments' own hook point, checked to be of it and of their objective.
+
+    Raises:
+        TypeError: for what holds no pairs.
+        ValueError: for pairs of another hook point, objective or model.
+        NonFiniteError: on NaN or infinity.
+    """
+    place = moments.provenance
+    for number, found in enumerate([pairs] if isinstance(pairs, (Pairs, Mapping)) else pairs):
+        batch = found
+        if isinstance(found, Mapping):
+            if place.hook_point not in found and len(found) != 1:
+                raise ValueError(
+                    f"The pairs are of {', '.join(found)}, and the moments of {place.hook_point!r}: "
+                    "stream those of that hook point."
+                )
+            batch = found.get(place.hook_point, next(iter(found.values())))
+        if not isinstance(batch, Pairs):
+            raise TypeError(
+                f"The pairs hold a {type(batch).__name__}; expected stream_pairs(model, data, hook_point, …)."
+            )
+        made = replace(batch.provenance, row_metric="")
+        if not made.agrees_with(place) or batch.activations.shape[-1] != start.width:
+            raise ValueError(
+                f"The pairs are of {made}, width {batch.activations.shape[-1]}, and the moments of "
+                f"{place}, width {start.width}: stream pairs of the same hook point and objective."
+            )
+        if not bool(batch.activations.isfinite().all() and batch.gradients.isfinite().all()):
+            raise NonFiniteError(
+                f"The pairs of {made.hook_point!r} hold NaN or infinity in batch {number}."
+            )
+        yield batch
 
 
 def _sampled(
@@ -142,7 +191,7 @@ class _Coordinates:
         self.metric = start.eigenvalues[: self.used].float()
         ends = self.metric.flip(0).cumsum(0).flip(0)
         self.fisher_tail = torch.cat([ends, ends.new_zeros(1)])
-        size = self.joint(torch.eye(self.used), slice(None))
+        size = self.joint(torch.eye(self.used, dtype=torch.float32), slice(None))
         # A rank that has nothing left to lose would have weight without end.
         self.floor = 1e-4 * size[0]
         self.fisher_scale = size[0] / self.fisher_tail[0]
@@ -171,7 +220,7 @@ class _Coordinates:
         first = rows.start or 0
         generator = torch.Generator().manual_seed(seed)
         with torch.enable_grad():
-            encoder = torch.eye(self.used).requires_grad_()
+            encoder = torch.eye(self.used, dtype=torch.float32).requires_grad_()
             optimiser = torch.optim.Adam([encoder], lr=0.01, betas=(0.9, 0.99))
             for step in range(steps):
                 for group in optimiser.param_groups:

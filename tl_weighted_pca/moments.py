@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SecondMoment:
     """c = Σ 1ᵀM1, b = Σ FᵀM1 and G = Σ FᵀMF, in float64, kept about a shift σ.
 
@@ -140,7 +140,7 @@ class Provenance:
         return all(not a or not b or a == b for a, b in zip(mine, theirs, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """All that `collect` keeps of one hook point: three second moments and two counts.
 

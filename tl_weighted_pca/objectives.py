@@ -144,6 +144,7 @@ class sampled_token_loss:
 
     def __post_init__(self) -> None:
         checked_count("n_samples", self.n_samples)
+        checked_count("seed", self.seed, least=0)
 
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
         logits = language_logits(run, at_least=1)
@@ -176,6 +177,7 @@ class logit_probe:
 
     def __post_init__(self) -> None:
         checked_count("n_probes", self.n_probes)
+        checked_count("seed", self.seed, least=0)
 
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
         output = run.output
@@ -198,15 +200,24 @@ class hook_probe:
         basis: whose encoder E gives the coordinates; None probes the activations themselves.
         n_probes: independent probes; they share the forward pass.
         seed: of the probes.
+        anywhere: use a basis that was made at another hook point.
+
+    Raises:
+        ValueError: for a basis of another hook point.
     """
 
     hook_point: str
     basis: Basis | None = None
     n_probes: int = 1
     seed: int = 0
+    anywhere: bool = False
 
     def __post_init__(self) -> None:
         checked_count("n_probes", self.n_probes)
+        checked_count("seed", self.seed, least=0)
+        if self.basis is not None and not self.anywhere:
+            made = self.basis.provenance.model
+            self.basis.check_place(made, self.hook_point, "pass anywhere=True")
 
     def __repr__(self) -> str:
         """Of the basis a digest: moments under another one are others."""

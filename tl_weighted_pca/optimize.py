@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_weighted_pca.accumulator import NonFiniteError
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import Batch, batches
@@ -67,6 +68,7 @@ def optimize_basis(
     Raises:
         ValueError: if k is outside 1..n_components, there are too few batches to hold one out, or
             those held out have nothing to predict.
+        NonFiniteError: where the score of the start is NaN or infinite.
     """
     place = basis.provenance.hook_point if hook_point is None else hook_point
     if not place:
@@ -93,6 +95,11 @@ def optimize_basis(
         downstream = Downstream(model, place, positions)
         bottleneck = _Bottleneck(start, next(model.parameters()).device)
         before = _per_sequence(downstream, bottleneck, heldout, scorer)
+        if not bool(before[0].isfinite().all()):
+            raise NonFiniteError(
+                f"The {scorer.unit} of the start is NaN or infinite on the held-out batches: look at what "
+                "the model gives there, and take loss='loss' where some of its logits are infinite."
+            )
         if not bool(before[1].sum() > 0):
             raise ValueError(
                 "The held-out batches have no token to predict, so nothing can be said of what was trained: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -11,15 +11,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_weighted_pca.data import batches
-from tl_weighted_pca.hook_points import NamesFilter, hooked, resolve
-from tl_weighted_pca.objectives import Objective, next_token_loss
+from tl_weighted_pca.counts import checked_count
+from tl_weighted_pca.data import batches, is_share
+from tl_weighted_pca.hook_points import NamesFilter, hooked, model_name, resolve
+from tl_weighted_pca.moments import Provenance
+from tl_weighted_pca.objectives import (
+    Objective,
+    check_objective,
+    next_token_loss,
+    objective_name,
+)
 from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.recorder import Recorder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """F and g = ∂L/∂F of one batch at one hook point, in the model's dtype."""
 
@@ -31,6 +38,13 @@ class Pairs:
     """True where a position counts; None where all do."""
     sequence_index: Int[Tensor, "batch"]
     """The place of each sequence in the data."""
+    provenance: Provenance = Provenance()
+    """Model, hook point and objective, where they are known."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many positions count."""
+        return self.activations[..., 0].numel() if self.mask is None else int(self.mask.sum())
 
     def rows(self) -> tuple[Float[Tensor, "tokens d"], Float[Tensor, "samples tokens d"]]:
         """Activations and gradients at the positions that count, flattened over the batch."""
@@ -54,12 +68,22 @@ def stream_pairs(
 
     Between batches the model is as it was. Arguments and errors are those of `collect`; with
     `objective=None` gradients have no samples, and `skip` batches are left out at the start, the
-    model unasked: how a run that stopped goes on.
+    model unasked: how a run that stopped goes on. One objective, no dict of them.
 
     Yields:
         `Pairs` by hook point name.
     """
+    if isinstance(objective, Mapping):
+        raise TypeError(
+            "stream_pairs takes one objective, not a dict of them: call it once for each."
+        )
+    if objective is not None:
+        check_objective(objective)
+    skip = checked_count("skip", skip, least=0)
     names = resolve(model, hook_points)
+    what = "" if objective is None else objective_name(objective)
+    made = {name: Provenance(model_name(model), name, what) for name in names}
+    n_tokens = 0
     sinks = {name: _PairSink() for name in names}
     recorder = Recorder(sinks, {} if objective is None else {"": objective}, positions)
     for batch in islice(batches(data, batch_size, max_tokens=max_tokens), skip, None):
@@ -69,7 +93,13 @@ def stream_pairs(
             hooked(model, recorder.hooks(model)),
         ):
             recorder.run(model, batch)
-        yield {name: sink.taken(batch.sequence_index) for name, sink in sinks.items()}
+        found = {name: sink.taken(batch.sequence_index, made[name]) for name, sink in sinks.items()}
+        n_tokens += next(iter(found.values())).n_tokens
+        yield found
+    if not (n_tokens or skip or is_share(data)):
+        raise ValueError(
+            f"positions={positions!r} selects no token of the data: choose others, or None for all."
+        )
 
 
 @dataclass
@@ -100,11 +130,11 @@ class _PairSink:
     def discard(self) -> None:
         self.activations, self.mask, self.gradients = None, None, []
 
-    def taken(self, sequence_index: Tensor) -> Pairs:
+    def taken(self, sequence_index: Tensor, provenance: Provenance) -> Pairs:
         assert self.activations is not None
         flat = self.activations.flatten(2)
         gradients = [g.flatten(2) for g in self.gradients]
         stacked = torch.stack(gradients) if gradients else flat.new_zeros((0, *flat.shape))
-        pairs = Pairs(flat, stacked, self.mask, sequence_index)
+        pairs = Pairs(flat, stacked, self.mask, sequence_index, provenance)
         self.discard()
         return pairs

@@ -13,11 +13,13 @@ from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.collect import collect
+from tl_weighted_pca.counts import checked_counts
 from tl_weighted_pca.data import Batch, batches, check_rereadable, count_tokens
-from tl_weighted_pca.downstream import edited_at
+from tl_weighted_pca.downstream import Downstream, edited_at
 from tl_weighted_pca.hook_points import hooked, model_name, resolve
 from tl_weighted_pca.objectives import Objective, next_token_loss
 from tl_weighted_pca.positions import Positions
+from tl_weighted_pca.quiet_model import quiet
 
 
 def path_metric(
@@ -60,7 +62,8 @@ def path_metric(
 
     Raises:
         TypeError: for a dict of objectives: this takes one.
-        ValueError: for a basis of another hook point or model, ranks outside 0..d, or an iterator.
+        ValueError: for a basis of another hook point or model, ranks outside 0..d, an iterator, or a hook
+            point whose value the rest of the model does not read, or reads past the hook.
     """
     if isinstance(objective, Mapping):
         raise TypeError(
@@ -73,10 +76,14 @@ def path_metric(
     chosen = (
         [round(i * most / 8) for i in range(6)]
         if ranks is None
-        else list(map(basis.check_rank, ranks))
+        else list(map(basis.check_rank, checked_counts("ranks", ranks)))
     )
     if not chosen:
         raise ValueError("No ranks were given; name at least one, or None for the default.")
+    # A hook point past which a skip path goes has another gradient ablated than it has in the model.
+    with quiet(model, gradients=False):
+        first = next(batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False))
+        Downstream(model, hook_point, positions).start(first)
     mask: Tensor | None = None
 
     def told() -> Iterator[Batch]:

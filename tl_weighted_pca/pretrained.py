@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -41,6 +41,14 @@ def load_pretrained(
         ValueError: for a model that cannot be had, or a device that is not there.
     """
     _check_device(device)
+    if model_class not in (None, *get_args(Kind)):
+        raise ValueError(
+            f"model_class is {model_class!r}; expected one of {', '.join(get_args(Kind))}, or None."
+        )
+    if not dtype.is_floating_point:
+        raise ValueError(
+            f"dtype is {dtype}; expected a floating-point one, such as torch.bfloat16."
+        )
     if model_class == "HookedTransformer" and HookedTransformer is None:
         raise ValueError(
             "The installed TransformerLens has no HookedTransformer: use TransformerBridge."

@@ -7,6 +7,7 @@ and Dufour 2007, "The ade4 package: implementing the duality diagram for ecologi
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -51,10 +52,14 @@ def weighted_pca(moments: Moments, *, center: Center = True) -> Basis:
 
     Returns:
         An orthonormal basis; eigenvalues are in units of (activation · gradient)² per token.
+
+    Raises:
+        ValueError: where the row metric was not positive semi-definite.
     """
     weighted = moments.require("weighted")
     mu = _center(moments, center)
-    return _orthonormal(weighted.about(mu) / moments.n_tokens, mu, "weighted_pca", moments)
+    matrix = _checked_semidefinite(weighted.about(mu) / moments.n_tokens)
+    return _orthonormal(matrix, mu, "weighted_pca", moments)
 
 
 def gradient_pca(moments: Moments, *, center: Center = True) -> Basis:
@@ -105,11 +110,13 @@ def metric_pca(
     mu = _center(moments, center)
     source = moments.require("weighted" if weighted else "activation")
     covariance = source.about(mu) / moments.n_tokens
+    if weighted:
+        _checked_semidefinite(covariance)
     if metric is None:
         metric = moments.require("gradient").second / moments.n_tokens
-    metric = _checked_metric(metric.to(covariance), covariance)
-    if damping < 0:
-        raise ValueError(f"damping is {damping}; expected a number not below zero.")
+    metric = _checked_metric(torch.as_tensor(metric).detach().to(covariance), covariance)
+    if not 0 <= damping < math.inf:
+        raise ValueError(f"damping is {damping}; expected a finite number not below zero.")
     if damping:
         width = metric.shape[-1]
         scale = damping * metric.diagonal(dim1=-2, dim2=-1).mean(-1)
@@ -147,15 +154,18 @@ def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> B
 
 
 def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:
-    if isinstance(center, Tensor):
+    if hasattr(center, "__array__"):  # a tensor, or an array
+        center = torch.as_tensor(center)
         like = next(
             m for m in (moments.activation, moments.weighted, moments.gradient) if m is not None
         )
-        if center.shape[-1:] != like.shift.shape[-1:]:
+        if center.shape not in (like.shift.shape, like.shift.shape[-1:]):
             raise ValueError(
                 f"The centre has shape {tuple(center.shape)}, but the hook point has width "
                 f"{like.width}: pass a vector of that width."
             )
+        if not bool(center.isfinite().all()):
+            raise ValueError("The centre holds NaN or infinity; expected a finite vector.")
         return center.detach().cpu().double().expand(like.shift.shape).clone()
     if center == "row_metric":
         return moments.require("weighted").mean.cpu()
@@ -189,8 +199,19 @@ def _signs(columns: Float[Tensor, "*head d k"]) -> Float[Tensor, "*head 1 k"]:
     return torch.where(largest < 0, -1.0, 1.0).to(columns)
 
 
+def _checked_semidefinite(second: Float[Tensor, "*head d d"]) -> Float[Tensor, "*head d d"]:
+    """A second moment under a row metric, unless that shows that M had negative eigenvalues."""
+    eigenvalues = torch.linalg.eigvalsh((second + second.mT) / 2)
+    if bool((eigenvalues[..., 0] < -1e-4 * eigenvalues.abs().amax(-1)).any()):
+        raise ValueError(
+            f"The row metric's second moment has the eigenvalue {float(eigenvalues.min()):.3g}, so the row "
+            "metric is not positive semi-definite: return one that is."
+        )
+    return second
+
+
 def _checked_metric(metric: Tensor, covariance: Tensor) -> Tensor:
-    if metric.shape[-2:] != covariance.shape[-2:]:
+    if metric.shape not in (covariance.shape, covariance.shape[-2:]):
         raise ValueError(
             f"The metric has shape {tuple(metric.shape)}, but the hook point's covariance has shape "
             f"{tuple(covariance.shape)}: pass one [d, d] matrix of that width."

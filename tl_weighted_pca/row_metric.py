@@ -140,6 +140,8 @@ def _called(
             )
         called.append(metric)
     metric = torch.stack(called).view(*g.shape[:-1], g.shape[-2]).to(activations)
+    if not bool(metric.isfinite().all()):
+        raise ValueError("The row metric gave NaN or infinity; expected finite matrices.")
     if not torch.allclose(metric, metric.mT, rtol=1e-4, atol=1e-5 * float(metric.abs().max())):
         raise ValueError(
             "The row metric gave a matrix that is not symmetric; a second moment FᵀMF needs a "

@@ -17,7 +17,7 @@ from tl_weighted_pca.digest import digest_of
 from tl_weighted_pca.objectives import Run
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class squared_error:
     """L(x) = ½ ‖f(x) − y‖², whose gradient is the residual times the Jacobian.
 
@@ -49,7 +49,7 @@ class squared_error:
         return 0.5 * squares.flatten(1).sum(1)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class classification_loss:
     """L(x) = −log p(y | x) in nats, from logits [batch, classes] or those of the last real position.
 

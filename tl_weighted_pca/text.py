@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from tl_weighted_pca.counts import checked_count
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -56,16 +58,25 @@ def tokenized_text(
             column or split.
     """
     check_source(source)
+    context_length = checked_count("context_length", context_length, least=2)
+    if sample_by not in get_args(SampleBy):
+        raise ValueError(
+            f"sample_by is {sample_by!r}; expected one of {', '.join(map(repr, get_args(SampleBy)))}."
+        )
     with _unlogged():
         rows = _opened(source, split, config, sample_by)
         try:
             first = next(iter(rows), None)
+            wanted = column or "text"
+            if (
+                first is not None and first.get(wanted, "") is None
+            ):  # a null is no text, nor what follows
+                first = next((row for row in rows if row[wanted] is not None), first)
         # pyarrow's errors are ValueErrors, the hub's OSErrors.
         except (OSError, ValueError) as error:
             raise ValueError(f"Cannot read {source}: {reason(error)}") from error
     if first is None:
         raise ValueError(f"{source} is empty: pass text.")
-    wanted = column or "text"
     if wanted not in first:
         if column is None and any(name in first for name in _TOKENS):
             return rows if longest is None else _none_longer(rows, first, longest, source)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weight:
     """h = x A + const: a matrix A, the hook point that carries x, and the one that carries h."""
 

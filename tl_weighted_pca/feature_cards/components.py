@@ -14,7 +14,7 @@ from tl_weighted_pca.basis import Basis
 
 @dataclass(frozen=True)
 class Components:
-    """The n components of highest eigenvalue, as a basis of one space [head·d_head] or [d].
+    """The n leading components, as a basis of one space [head·d_head] or [d].
 
     A basis per head is one basis of that space, whose components touch one head each.
     """
@@ -26,7 +26,7 @@ class Components:
 
     @classmethod
     def leading(cls, basis: Basis, n: int) -> Components:
-        """The first n; in a basis per head the n of highest eigenvalue, whatever their head.
+        """The first n, in the basis's own order; per head the n of highest eigenvalue, whatever their head.
 
         Raises:
             ValueError: if n is below one, or the basis has no components.

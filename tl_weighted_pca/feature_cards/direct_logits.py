@@ -29,7 +29,8 @@ def direct_logits(
     norm centres, divided by its own size and times the gain: in the model the stream's size divides
     instead, a positive number that differs between positions, so the order of the tokens and the
     ratios of ℓ are those of the model's direct path, and the scale is not. The mean over the
-    vocabulary is taken off since softmax does not see it.
+    vocabulary is taken off since softmax does not see it. The model's own norm is asked, so hooks of
+    yours on it see the directions.
 
     Args:
         model: a HookedTransformer or TransformerBridge.

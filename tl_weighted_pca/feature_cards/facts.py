@@ -86,9 +86,11 @@ class FactSums:
         index: Int[Tensor, "batch"],
         z: Float[Tensor, "batch pos n"],
         counted: Bool[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> None:
-        """See a batch."""
+        """See a batch; a sequence's places count from its first real token, by the mask of padding."""
         z = z.double()
+        first = [0] * len(z) if mask is None else mask.int().argmax(1).tolist()
         for row, number in enumerate(index.tolist()):
             if not counted[row].any():
                 continue
@@ -98,8 +100,8 @@ class FactSums:
                 continue
             before: dict[str, list[int]] = {}
             for position, kind in zip(*self._recalls[number], strict=True):
-                at = int(position) - 1
-                if kind in self._recalled and 0 <= at < z.shape[1] and counted[row, at]:
+                at = first[row] + int(position) - 1
+                if kind in self._recalled and first[row] <= at < z.shape[1] and counted[row, at]:
                     before.setdefault(kind, []).append(at)
             for kind, positions in before.items():
                 self._recalled[kind].append((number, z[row, positions].mean(0)))

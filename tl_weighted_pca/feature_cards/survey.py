@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.counts import checked_count
+from tl_weighted_pca.counts import checked_count, checked_counts
 from tl_weighted_pca.data import Batch, check_rereadable
 from tl_weighted_pca.data import batches as cut
 from tl_weighted_pca.feature_cards.card import Context, FeatureCard, FeatureCards
@@ -64,7 +64,8 @@ def cards(
         hook_point: where; the basis's own by default.
         facts: names of columns of `batches`, then a `datasets.Dataset`, that hold strings, booleans or
             numbers, one a sequence: which of them a component tells. Columns `fact_positions` and
-            `fact_kinds`, if there are any, say where in a sequence which fact is recalled.
+            `fact_kinds`, if there are any, say where in a sequence, from its first real token, which
+            fact is recalled.
         contexts: at either end, one a sequence, none twice.
         window: tokens to show before and after a context's token.
         n_promoted: tokens promoted, and as many suppressed.
@@ -81,7 +82,8 @@ def cards(
         progress: show progress bars.
 
     Returns:
-        The cards, by descending eigenvalue; `save` writes them as one HTML file.
+        The cards, in the basis's own order (per head by descending eigenvalue); `save` writes them as one
+        HTML file.
 
     Raises:
         ValueError: for a basis of another width, hook point or model, data that can be read only once
@@ -97,11 +99,13 @@ def cards(
     counts = {"contexts": contexts, "n_promoted": n_promoted, "batch_size": batch_size}
     for name, count in counts.items():
         checked_count(name, count)
-    if min(window) < 0:
-        raise ValueError(f"window is {window}; expected two numbers of tokens, none below zero.")
+    if not isinstance(window, Sequence) or len(window) != 2:
+        raise ValueError(f"window is {window!r}; expected two numbers of tokens, (before, after).")
+    before, after = checked_counts("window", window)
     check_rereadable(batches, "cards read it twice")
     components = Components.leading(basis, n)
     told = FactSums(batches, facts) if facts else None
+    text = TokenText(getattr(model, "tokenizer", None) if tokenizer is None else tokenizer)
     ablations = None  # first, so that a hook point that cannot be ablated is refused at once
     if score is not None:
         ablations = single_ablations(
@@ -111,7 +115,7 @@ def cards(
         )  # fmt: skip
     with Progress(batches, batch_size, max_tokens, progress) as bar, quiet(model, gradients=False):
         # Made in here: what the caller's inference mode makes cannot be added to outside of it.
-        seen = _Seen(components, contexts, window, told)
+        seen = _Seen(components, contexts, (before, after), told)
         recorder = Recorder({hook_point: seen}, {}, None)
         with hooked(model, recorder.hooks(model)):
             for batch in cut(batches, batch_size, max_tokens=max_tokens):
@@ -122,7 +126,6 @@ def cards(
         raise ValueError(
             f"positions={positions!r} selects no token of the data: choose others, or None for all."
         )
-    text = TokenText(getattr(model, "tokenizer", None) if tokenizer is None else tokenizer)
     notes = []
     try:
         logits = direct_logits(model, hook_point, components.basis.decoder)
@@ -212,7 +215,7 @@ class _Seen:
         self.highest.add(batch, z, counted)
         self.lowest.add(batch, z, counted)
         if self.facts is not None:
-            self.facts.add(batch.sequence_index, z, counted)
+            self.facts.add(batch.sequence_index, z, counted, batch.mask)
         self.n_tokens += int(counted.sum())
         self.n_sequences += len(z)
 

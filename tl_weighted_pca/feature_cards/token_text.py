@@ -17,6 +17,10 @@ class TokenText:
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        if tokenizer is not None and not hasattr(tokenizer, "get_vocab"):
+            raise TypeError(
+                f"The tokenizer is a {type(tokenizer).__name__}; expected one of Hugging Face's, or None."
+            )
         self._tokenizer = tokenizer
         # Not len(tokenizer): where numbers are left out, the largest lies past it.
         self._largest = -1 if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1)
