@@ -1,5 +1,6 @@
 """The collector against runs of one sequence at a time with `retain_grad`, on both model classes."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -195,6 +196,22 @@ def test_stories_of_mixed_lengths_are_padded_here(best_model, heldout):
     alone = [torch.tensor([row]) for row in heldout["input_ids"]]
     got = wpca.collect(best_model, heldout, name, batch_size=5, progress=False)[name]
     agree(got, wpca.collect(best_model, alone, name, progress=False)[name], 2e-5)
+
+
+def test_rows_of_one_token_count_alike_in_every_batch(best_model, tokens):
+    """They have nothing to predict: alone in a batch as beside longer ones."""
+    rows = datasets.Dataset.from_dict({"input_ids": [[5], [6], [7], *tokens[:3].tolist()]})
+    found = [
+        wpca.collect(best_model, rows, HOOK, batch_size=size, progress=False)[HOOK]
+        for size in (1, 2, 6)
+    ]
+    assert {m.n_tokens for m in found} == {63}
+    for m in found[1:]:
+        torch.testing.assert_close(
+            m.gradient.second, found[0].gradient.second, rtol=1e-4, atol=1e-7
+        )
+    with pytest.raises(ValueError, match="sequences have length 1"):
+        wpca.collect(best_model, rows.select(range(3)), HOOK, progress=False)
 
 
 def test_max_tokens_stops_in_time(best_model, tokens):

@@ -229,11 +229,13 @@ def _limited(rows: Iterator[_Row], max_tokens: int | None) -> Iterator[_Row]:
 def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:
     """Batches of single sequences, those of a window sorted by length, padded on the right."""
     while window := list(itertools.islice(rows, batch_size * _WINDOW)):
-        if len({len(tokens) for _, tokens, _ in window}) > 1:
+        mixed = len({len(tokens) for _, tokens, _ in window}) > 1
+        if mixed:
             window.sort(key=lambda row: len(row[1]))
         for start in range(0, len(window), batch_size):
             chunk = window[start : start + batch_size]
-            longest = max(len(tokens) for _, tokens, _ in chunk)
+            # A row of one token has nothing to predict, alone as among longer ones: padding says so.
+            longest = max(*(len(tokens) for _, tokens, _ in chunk), 2 if mixed else 0)
             inputs = torch.zeros(len(chunk), longest, dtype=torch.long)
             mask = torch.zeros(len(chunk), longest, dtype=torch.bool)
             for i, (_, tokens, keep) in enumerate(chunk):

@@ -33,7 +33,7 @@ class squared_error:
         _check_tensor("targets", self.targets)
 
     def __repr__(self) -> str:
-        return f"squared_error({_digested(self.targets)})"
+        return f"squared_error(targets={digest_of(self.targets)})"
 
     def __call__(self, run: Run) -> Float[Tensor, "batch"]:
         """Raises ValueError where outputs and targets differ in shape."""
@@ -68,7 +68,7 @@ class classification_loss:
             )
 
     def __repr__(self) -> str:
-        return f"classification_loss({_digested(self.labels)})"
+        return f"classification_loss(labels={digest_of(self.labels)})"
 
     def __call__(self, run: Run) -> Float[Tensor, "batch"]:
         """Raises ValueError for a label that is none of the model's classes."""
@@ -97,11 +97,6 @@ def _check_tensor(name: str, values: Tensor) -> None:
         raise TypeError(
             f"{name} is a {type(values).__name__}; expected a tensor, one row an input."
         )
-
-
-def _digested(values: Tensor) -> str:
-    """What tells these values from others of the same shape."""
-    return f"{digest_of(values)} {list(values.shape)}"
 
 
 def _of(values: Tensor, run: Run) -> Tensor:
