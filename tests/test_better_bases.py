@@ -446,6 +446,8 @@ class TestPairsOfElsewhere:
             moments, (p[HOOK] for p in self.stream(best_model, stories)), **options
         )
         both = self.stream(best_model, stories, ["blocks.2.hook_resid_post", HOOK])
+        drawn = wpca.sampled_token_loss(n_samples=2, seed=5)  # more of the same
+        assert wpca.joint_pca(moments, self.stream(best_model, stories, objective=drawn), **options)
         for other in (picked, wpca.joint_pca(moments, both, **options)):
             torch.testing.assert_close(other.encoder, direct.encoder, rtol=1e-4, atol=1e-5)
 

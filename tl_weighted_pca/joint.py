@@ -16,6 +16,7 @@ which the fourth-order moment is Q ⊗ C, by a weight that held-out pairs choose
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from tl_weighted_pca.accumulator import NonFiniteError
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.counts import checked_count
-from tl_weighted_pca.moments import Moments
+from tl_weighted_pca.moments import Moments, Provenance
 from tl_weighted_pca.pairs import Pairs
 from tl_weighted_pca.principal_components import Center, metric_pca
 
@@ -118,7 +119,7 @@ def _of_one_place(
         ValueError: for pairs of another hook point, objective or model.
         NonFiniteError: on NaN or infinity.
     """
-    place = moments.provenance
+    place = _whatever_was_drawn(moments.provenance)
     for number, found in enumerate([pairs] if isinstance(pairs, (Pairs, Mapping)) else pairs):
         batch = found
         if isinstance(found, Mapping):
@@ -132,7 +133,7 @@ def _of_one_place(
             raise TypeError(
                 f"The pairs hold a {type(batch).__name__}; expected stream_pairs(model, data, hook_point, …)."
             )
-        made = replace(batch.provenance, row_metric="")
+        made = _whatever_was_drawn(batch.provenance)
         if not made.agrees_with(place) or batch.activations.shape[-1] != start.width:
             raise ValueError(
                 f"The pairs are of {made}, width {batch.activations.shape[-1]}, and the moments of "
@@ -143,6 +144,12 @@ def _of_one_place(
                 f"The pairs of {made.hook_point!r} hold NaN or infinity in batch {number}."
             )
         yield batch
+
+
+def _whatever_was_drawn(made: Provenance) -> Provenance:
+    """The provenance, but for how many samples of the objective there were, and which."""
+    objective = re.sub(r"(n_samples|n_probes|seed)=\d+,? ?", "", made.objective)
+    return replace(made, objective=objective, row_metric="")
 
 
 def _sampled(
