@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import KINDS
@@ -138,8 +139,11 @@ def test_one_sentence_each(best_model, tokens):
         check_weights(
             best_model, tokens, [replace(mlp, after="blocks.1.hook_resid_post")], logit_probe()
         )
-    numbered = feature_ansatz(best_model, tokens[:2], torch.tensor([0]), **QUIET)
-    assert {row.layer for row in numbered} == {0}
+    for layers in (torch.tensor([0]), np.array([0]), range(1)):
+        numbered = feature_ansatz(best_model, tokens[:2], layers, **QUIET)
+        assert {row.layer for row in numbered} == {0}
+    with pytest.raises(ValueError, match=r"One of layers is 0\.5; expected a whole number"):
+        feature_ansatz(best_model, tokens, [0.5], **QUIET)
 
 
 @pytest.mark.parametrize("switch", ["use_attn_in", "use_split_qkv_input"])

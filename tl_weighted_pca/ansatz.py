@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.collect import collect
+from tl_weighted_pca.counts import checked_counts
 from tl_weighted_pca.data import is_rereadable
 from tl_weighted_pca.moments import Moments
 from tl_weighted_pca.objectives import Objective, check_objective, logit_probe, objective_name
@@ -240,13 +241,13 @@ def _row(what: _Measured, objective: str, moments: Mapping[str, Moments]) -> Wei
 def _weights(model: Any, layers: Any, folded: bool) -> list[Weight]:
     if layers is None:
         return model_weights(model, folded=folded)
-    given = layers.tolist() if isinstance(layers, Tensor) else layers
-    if isinstance(given, Iterable) and not isinstance(given, str):
-        given = list(given)
+    if isinstance(layers, Iterable) and not isinstance(layers, str):
+        given = list(layers)
         if given and all(isinstance(layer, Weight) for layer in given):
             return given
-        if all(isinstance(layer, int) for layer in given):
-            return model_weights(model, given, folded=folded)
+        if not any(isinstance(layer, Weight) for layer in given):
+            numbers = checked_counts("layers", given)
+            return model_weights(model, numbers, folded=folded)
     shown = repr(layers) if isinstance(layers, (int, str)) else f"a {type(layers).__name__}"
     raise TypeError(
         f"layers is {shown}; expected a list of numbers of layers, such as [0, 1], or a list of Weight."
