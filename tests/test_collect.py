@@ -222,6 +222,13 @@ def test_max_tokens_stops_in_time(best_model, tokens):
         assert stats[name].n_tokens == 100
 
 
+def test_vectors_count_as_one_token_each(mlp, tmp_path):
+    x = torch.randn(30, 5, dtype=torch.float64)
+    options = {"objective": None, "progress": False, "checkpoint": tmp_path / "half"}
+    limits = {"max_tokens": np.int64(20), "batch_size": np.int64(8)}
+    assert wpca.collect(mlp, x, "hook_hidden", **limits, **options)["hook_hidden"].n_tokens == 20
+
+
 def test_collections_merge_and_keep_their_names(best_model, tokens):
     names = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
     whole = wpca.collect(best_model, tokens, names, progress=False)
@@ -232,6 +239,18 @@ def test_collections_merge_and_keep_their_names(best_model, tokens):
         one + wpca.collect(best_model, tokens, names[0], progress=False)
     with pytest.raises(KeyError, match="was not collected; this collection holds"):
         whole["blocks.3.hook_resid_post"]
+
+
+def test_the_same_positions_have_one_name(best_model, tokens):
+    options = {"objective": None, "progress": False}
+    for same in (
+        (None, slice(None)), (slice(1, None), slice(np.int64(1), None)), ([1, 2], [2, 1, 1]),
+    ):  # fmt: skip
+        one, other = (
+            wpca.collect(best_model, tokens, HOOK, positions=positions, **options)
+            for positions in same
+        )
+        assert (one + other)[HOOK].n_tokens == 2 * one[HOOK].n_tokens
 
 
 def test_collections_of_different_positions_do_not_merge(best_model, tokens):

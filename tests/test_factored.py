@@ -1,5 +1,6 @@
 """The FactoredMatrix class: TransformerLens's behaviour but for V_T, and a citizen of torch."""
 
+import copy
 import gc
 import pickle
 import weakref
@@ -282,6 +283,21 @@ class TestSvd:
         getattr(M, factor).mul_(2)
         assert_close(M.S, 2 * before)
         assert M.svd() is M.svd()
+
+    def test_is_not_kept_for_other_factors_nor_past_a_transform(self):
+        M = FactoredMatrix(torch.randn(4, 3), torch.randn(3, 4))
+        before = M.S
+        M.A = 3 * M.A
+        assert_close(M.S, 3 * before)
+        A = torch.randn(4, 3)
+        seen = []
+
+        def through(A):
+            seen.append(FactoredMatrix(A, M.B))
+            return seen[-1].S.sum() + M.S.sum()
+
+        torch.func.grad(through)(A)
+        copy.deepcopy(M)
 
     def test_is_kept_in_inference_mode_too(self):
         with torch.inference_mode():

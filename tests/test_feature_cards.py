@@ -606,7 +606,7 @@ def test_inference_mode_changes_nothing(best_model, heldout, basis):
         ({"contexts": 0}, "contexts is 0; expected at least 1"),
         ({"window": (3, -1)}, "One of window is -1; expected at least 0"),
         ({"window": (2.5, 1)}, "One of window is 2.5; expected a whole number"),
-        ({"window": 3}, "window is 3; expected two numbers of tokens"),
+        ({"window": 3}, "window is 3; expected a list of whole numbers"),
         ({"facts": ["colour"]}, "facts has 'colour'; the data's columns are text, input_ids"),
         ({"facts": ["input_ids"]}, "holds list; expected strings, booleans or numbers"),
         ({"positions": slice(500, None)}, "selects no token of the data"),

@@ -5,10 +5,19 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import HookedRootModule
 from datasets import Dataset
 from fancy_einsum import einsum
+from transformer_lens.hook_points import HookPoint
 
-from tl_weighted_pca import ablation_curves, pca, random_basis, shard, weighted_pca
+from tl_weighted_pca import (
+    MomentAccumulator,
+    ablation_curves,
+    pca,
+    random_basis,
+    shard,
+    weighted_pca,
+)
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.edge_ablation import edge_ablation_curves
 from tl_weighted_pca.hooked_mlp import HookedMLP
@@ -536,6 +545,40 @@ def test_variances_are_about_the_mean_at_every_layer(best_model, tokens):
     for name in POINTS:
         z = bases[name].encode(cache[name]).double().flatten(0, 1)
         torch.testing.assert_close(graph.variances[name], z.var(0, correction=0), rtol=1e-4, atol=0)
+
+
+def test_pairs_are_averaged_over_their_own_tokens():
+    """A hook point with seven rows a sequence before two with one: a linear map's edges sum to Var."""
+
+    class Pooled(HookedRootModule):
+        def __init__(self):
+            super().__init__()
+            self.h0, self.h1, self.h2 = HookPoint(), HookPoint(), HookPoint()
+            generator = torch.Generator().manual_seed(0)
+            self.w = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+            self.setup()
+
+        def forward(self, x):
+            return self.h2(self.h1(self.h0(x).tanh().sum(1)) @ self.w)
+
+    x = inputs(60, 5)[:56].view(8, 7, 5)
+    stats = collect(Pooled(), x, ["h0", "h1", "h2"], objective=None, **QUIET)
+    bases = {name: pca(stats[name]) for name in ("h0", "h1", "h2")}
+    graph = interaction_edges(Pooled(), x, bases, **QUIET)
+    torch.testing.assert_close(graph.edges["h1", "h2"].sum(0), graph.variances["h2"])
+
+
+def test_one_large_dimension_hides_no_small_one():
+    """As massive activations do not: rounding of a product goes by its own factors."""
+    x = torch.randn(3000, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1e4, 1, 1, 1, 1, 1]
+    )
+    accumulator = MomentAccumulator("identity", statistics=("activation",))
+    moments = accumulator.update(x[None]).result()
+    assert used(pca(moments)).n_components == 6
+    flat = torch.randn(3000, 4, generator=torch.Generator().manual_seed(1)) @ torch.randn(4, 16)
+    accumulator = MomentAccumulator("identity", statistics=("activation",))
+    assert used(pca(accumulator.update(flat[None]).result())).n_components == 4
 
 
 def test_used_goes_by_the_largest_eigenvalue_wherever_it_stands(best_model, tokens):

@@ -259,6 +259,20 @@ class TestBasis:
             with pytest.raises(ValueError, match="do not fit this basis"):
                 use(torch.randn(6, 1))
 
+    def test_heads_of_width_one_come_with_a_batch(self):
+        basis = wpca.pca(moments()[0])
+        x = torch.randn(2, 5, 6)
+        assert torch.equal(basis.project(x[..., None], 3)[..., 0], basis.project(x, 3))
+
+    def test_rounding_is_no_fault_of_the_row_metric(self):
+        """A first batch far off makes the shift that all sums are about."""
+        accumulator = wpca.MomentAccumulator("gradient")
+        generator = torch.Generator().manual_seed(0)
+        for at in (3000.0, *[0.0] * 8):
+            f, g = torch.randn(2, 4, 5, 6, generator=generator)
+            accumulator.update(f + at, g)
+        assert wpca.weighted_pca(accumulator.result()).n_components == 6
+
     def test_whole_numbers_are_not_cut_to_whole_numbers(self):
         basis = wpca.pca(moments()[0])
         x = torch.arange(24).view(4, 6)

@@ -51,6 +51,12 @@ def test_losses_are_their_formulas():
     torch.testing.assert_close(squared_error(y)(run), squares.sum((1, 2)) / 2)
 
 
+def test_a_row_without_a_label_has_nothing_to_learn():
+    run = Run(torch.randn(2, 4), torch.zeros(2, 3), None, torch.tensor([0, 1]), {})
+    losses = classification_loss(torch.tensor([-100, 2]))(run)
+    assert losses[0] == 0 and losses[1] > 0
+
+
 @pytest.mark.parametrize("kind", [squared_error, classification_loss])
 def test_other_targets_are_another_objective(kind, tmp_path):
     one = torch.arange(6) % 3 if kind is classification_loss else torch.randn(6, 3)

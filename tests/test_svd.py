@@ -467,6 +467,29 @@ def test_vmap_is_one_more_leading_dimension(size):
         torch.testing.assert_close(values[i], svdvals(A[0], B[:, :, i]))
 
 
+@pytest.mark.parametrize("size", [1, 16])
+def test_forward_of_forward(size):
+    """Where torch by itself would lose what a Function says of its derivative."""
+    A = random(3 * size, 2 * size, dtype=torch.float64)
+    B, dA = (
+        random(2 * size, 4 * size, dtype=torch.float64),
+        random(3 * size, 2 * size, seed=2).double(),
+    )
+
+    def cubes(A):
+        return (svdvals(A, B) ** 3).sum()
+
+    def along(A):
+        return torch.func.jvp(cubes, (A,), (dA,))[1]
+
+    twice = torch.func.jvp(along, (A,), (dA,))[1]
+    reverse = torch.func.jvp(lambda A: (torch.func.grad(cubes)(A) * dA).sum(), (A,), (dA,))[1]
+    torch.testing.assert_close(twice, reverse)
+    if size == 1:
+        nested = torch.func.jacfwd(torch.func.jacfwd(cubes))(A)
+        torch.testing.assert_close(nested, torch.func.hessian(cubes)(A))
+
+
 def test_jacobians_by_torch_func():
     A, B = random(6, 3, dtype=torch.float64), random(3, 5, dtype=torch.float64)
     for part in range(3):

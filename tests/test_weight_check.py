@@ -107,6 +107,19 @@ def test_half_precision_is_allowed_its_rounding(kind, tokens, dtype):
         feature_ansatz(model, tokens[:2], [wrong(model_weights(model, [1])[0])], **QUIET)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_large_bias_hides_no_weight(kind, tokens, dtype):
+    """As of keys in some models: h hardly varies beside it."""
+    model = embedded.load_model(kind, dtype=dtype)
+    keys = [weight for weight in model_weights(model, [1]) if weight.kind == "W_K"]
+    with torch.no_grad():
+        model.blocks[1].attn.b_K.data.add_(20)
+    assert feature_ansatz(model, tokens[:4], keys, **QUIET).rows
+    with pytest.raises(ValueError, match="does not lead from"):
+        feature_ansatz(model, tokens[:4], [wrong(keys[0])], **QUIET)
+
+
 def test_inside_inference_mode(best_model, tokens):
     expected = feature_ansatz(best_model, tokens[:2], [0], **QUIET)
     with torch.inference_mode():
@@ -131,6 +144,9 @@ def test_one_sentence_each(best_model, tokens):
         feature_ansatz(best_model, shard(tokens[:1], rank=1, world_size=2), [0], **QUIET)
     with pytest.raises(TypeError, match=r"expected one of its kind: logit_probe"):
         feature_ansatz(best_model, tokens, [0], logit_probe, **QUIET)
+    for data in ({"input_ids": tokens}, 5):
+        with pytest.raises(TypeError, match="expected a tensor .n, pos. of tokens"):
+            feature_ansatz(best_model, data, [0], **QUIET)
     for layers in (weights[0], [0, weights[0]], "all"):
         with pytest.raises(TypeError, match="expected a list of numbers of layers"):
             feature_ansatz(best_model, tokens, layers, **QUIET)

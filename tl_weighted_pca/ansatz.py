@@ -265,7 +265,8 @@ def _peekable(data: Any) -> tuple[Any, Any]:
     """The data twice over. What may be readable only once is read from one iterator, first by the one and
     then, with what that has taken, by the other."""
     share = Shard.of(data)
-    if is_rereadable(share.data):
+    kind_is_wrong = isinstance(share.data, Mapping) or not isinstance(share.data, Iterable)
+    if is_rereadable(share.data) or kind_is_wrong:  # which `collect` will say
         return data, data
     taken, source = [], iter(share.data)
 

@@ -199,8 +199,9 @@ class Basis:
     def _check(self, x: Tensor) -> None:
         heads = self.encoder.shape[:-2]
         fits = x.shape[-1] == self.width and (not self.per_head or x.shape[-2:-1] == heads)
-        heads_apart = x.ndim > 1 and min(x.shape[-2:]) > 1 and x.shape[-2:].numel() == self.width
-        flattened = not self.per_head and heads_apart
+        # A column is no space of heads, unless it comes with a batch and positions.
+        apart = x.ndim > 3 or (x.ndim > 1 and min(x.shape[-2:]) > 1)
+        flattened = not self.per_head and apart and x.shape[-2:].numel() == self.width
         if not (fits or flattened):
             wanted = f"[..., {heads[0]}, {self.width}]" if self.per_head else f"[..., {self.width}]"
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, overload
 from tl_weighted_pca.accumulator import STATISTICS, MomentAccumulator
 from tl_weighted_pca.checkpoint import Checkpoint, fingerprint
 from tl_weighted_pca.collection import Collection
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import batches, is_share
 from tl_weighted_pca.hook_points import NamesFilter, hooked, model_name, resolve
 from tl_weighted_pca.moments import Provenance
@@ -140,6 +141,8 @@ def collect(
         check_objective(each)
     kept = _checked_statistics(statistics, objectives, row_metric)
     positions = checked_positions(positions)
+    batch_size = checked_count("batch_size", batch_size)
+    max_tokens = None if max_tokens is None else checked_count("max_tokens", max_tokens)
     # Gradients are what makes the graph: no statistic that needs them, no objective.
     graph = "gradient" in kept or ("weighted" in kept and row_metric != "identity")
     needed = objectives if graph else {}

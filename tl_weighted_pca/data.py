@@ -34,7 +34,13 @@ class Batch:
         """Real tokens; for inputs without positions, sequences."""
         if self.mask is not None:
             return int(self.mask.sum())
-        return len(self.inputs) * (self.inputs.shape[1] if self.inputs.ndim > 1 else 1)
+        return len(self.inputs) * tokens_of_a_row(self.inputs)
+
+
+def tokens_of_a_row(inputs: Tensor) -> int:
+    """How many positions each row of inputs has; one, where it is a vector."""
+    is_vectors = inputs.ndim < 2 or (inputs.ndim == 2 and inputs.is_floating_point())
+    return 1 if is_vectors else inputs.shape[1]
 
 
 def batches(
@@ -76,7 +82,8 @@ def batches(
     if n_batches:
         return
     if not is_share(data):
-        raise ValueError("The data is empty: pass at least one sequence.")
+        again = "" if is_rereadable(data) else " (What can be read only once is empty afterwards.)"
+        raise ValueError(f"The data is empty: pass at least one sequence.{again}")
     if not may_be_empty:
         raise ValueError(
             "This process's share of the data is empty: use fewer processes, or more sequences."
@@ -115,11 +122,10 @@ def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
     share = Shard.of(data)
     if not isinstance(share.data, Tensor) or share.data.ndim == 0:
         return max_tokens
-    shape = share.data.shape
-    if len(shape) == 1 and not share.data.is_floating_point():
-        return shape[0]  # one sequence
-    each = shape[1] if len(shape) > 1 else 1
-    rows = len(share.rows(shape[0]))
+    count = len(share.data)
+    if share.data.ndim == 1 and not share.data.is_floating_point():
+        return count  # one sequence
+    each, rows = tokens_of_a_row(share.data), len(share.rows(count))
     if max_tokens is not None:
         rows = min(rows, max(1, max_tokens // max(1, each)))
     return rows * each
@@ -147,8 +153,7 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
             data = data[None]
         mine = share.rows(len(data))
         if max_tokens is not None:
-            each = data.shape[1] if data.ndim > 1 else 1
-            mine = mine[: max(1, max_tokens // max(1, each))]
+            mine = mine[: max(1, max_tokens // max(1, tokens_of_a_row(data)))]
         for start in mine[::batch_size]:
             chunk = data[start : min(start + batch_size, mine.stop)]
             yield Batch(chunk, None, torch.arange(start, start + len(chunk)))

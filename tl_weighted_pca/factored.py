@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from tl_weighted_pca.circuits import use_linalg_svd
-from tl_weighted_pca.svd import SVD, svd, svdvals
+from tl_weighted_pca.svd import SVD, is_transforming, svd, svdvals
 
 __all__ = ["SVD", "FactoredMatrix", "svd", "svdvals", "use_linalg_svd"]
 
@@ -55,15 +55,21 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
             A, B = A.pair
         super().__init__(A, B)
         self._svd: SVD | None = None
-        self._changes: list[int] = []
+        self._changes: list[tuple[int, int]] = []
 
     # The decomposition and what is read off it.
 
     def svd(self) -> SVD:  # type: ignore[override]
-        """M = U diag(S) V_T: see `tl_weighted_pca.svd`. Kept until A or B is changed, or this is freed."""
+        """M = U diag(S) V_T: see `tl_weighted_pca.svd`. Kept as long as this is, and A and B are the same.
+
+        What is written through `A.data` cannot be seen: make another FactoredMatrix then.
+        """
         wants_graph = torch.is_grad_enabled() and (self.A.requires_grad or self.B.requires_grad)
+        if is_transforming():  # whose tensors are of no use after it
+            return svd(self.A, self.B)
         # Tensors count their changes in place, outside of inference mode.
-        changes = [X.is_inference() or X._version for X in (self.A, self.B)]
+        factors = (self.A, self.B)
+        changes = [(X.data_ptr(), X.is_inference() or X._version) for X in factors]
         kept = self._svd if changes == self._changes else None
         if kept is None or (wants_graph and not kept.S.requires_grad):
             kept = self._svd = svd(self.A, self.B)

@@ -133,8 +133,8 @@ def interaction_edges(
         model: as for `collect`.
         batches: data, as for `collect`.
         bases: by hook point, from first to last; any kind, such as PCA's for comparison.
-        threshold: leave out components whose eigenvalue is at most this share of their basis's largest;
-            2⁻²³ at least.
+        threshold: leave out components whose eigenvalue is at most this share of their basis's largest
+            (and what is rounding, see `used`).
         exact: one unit probe for each coordinate *and* position; otherwise one for each coordinate,
             with random signs over positions: unbiased, and exact for sequences of length one. None
             is exact where a sequence has at most 128 coordinates.
@@ -192,7 +192,7 @@ def interaction_edges(
                     batch_size=batch_size, max_tokens=max_tokens,
                 )  # fmt: skip
                 pairs = (found[here] for found in stream)
-                parts.append(_squared_slopes(pairs, kept[here], stop - start, bar) / n_tokens)
+                parts.append(_squared_slopes(pairs, kept[here], stop - start, bar))
             edges[here, there] = variances[here][:, None] * torch.cat(parts, dim=1)
     return InteractionGraph(variances, edges, kept, n_tokens)
 
@@ -212,21 +212,24 @@ def _variances(basis: Basis, moments: Moments) -> Float[Tensor, "k"]:
 def _squared_slopes(
     stream: Iterable[Pairs], source: Basis, n_targets: int, bar: tqdm
 ) -> Float[Tensor, "source target"]:
-    """Σ (∂z'_j/∂z_i)² over the stream."""
+    """Σ (∂z'_j/∂z_i)² per token of the stream."""
     slopes = torch.zeros(source.n_components, n_targets, dtype=torch.float64)
+    n_tokens = 0
     for pairs in stream:
+        n_tokens += pairs.n_tokens
         g = pairs.rows()[1].double()
         squared = (g @ source.decoder.mT.to(g.device)).square().sum(1)
         # Samples are [position,] coordinate: positions are summed over.
         slopes += squared.unflatten(0, (-1, n_targets)).sum(0).mT.cpu()
         bar.update()
-    return slopes
+    return slopes / n_tokens
 
 
 def used(basis: Basis, threshold: float = 0.0) -> Basis:
     """The components with Λ_i > threshold · max Λ: those both present and used.
 
-    The threshold is 2⁻²³ at least: below that, moments of float32 products cannot tell Λ from zero.
+    Nor those that moments of float32 products cannot tell from zero: with A_jj = Σ_i Λ_i D_ij² the diagonal
+    of what was decomposed, rounding gives E_i up to √d 2⁻²³ Σ_j E_ji² A_jj.
 
     Raises:
         ValueError: if there are none, or for a basis per head.
@@ -234,7 +237,9 @@ def used(basis: Basis, threshold: float = 0.0) -> Basis:
     if basis.per_head:
         raise ValueError("A basis per head has no interactions here: make one over all heads.")
     values = basis.eigenvalues
-    kept = values > max(threshold, _ROUNDING) * values.max()
+    diagonal = (values[:, None] * basis.decoder.square()).sum(0)
+    rounding = _ROUNDING * basis.width**0.5 * (basis.encoder.square() * diagonal[:, None]).sum(0)
+    kept = (values > threshold * values.max()) & (values > rounding)
     if not bool(kept.any()):
         raise ValueError(
             f"No component at {basis.provenance.hook_point!r} has an eigenvalue above the threshold "

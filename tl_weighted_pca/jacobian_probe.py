@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.objectives import Run, hook_probe
 from tl_weighted_pca.positions import Positions, selected
 from tl_weighted_pca.randomness import signs
@@ -45,6 +46,10 @@ class jacobian_probe:
     positions: Positions = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        checked_count("n_probes", self.n_probes)
+        checked_count("seed", self.seed, least=0)
+
     def __repr__(self) -> str:
         """Of the basis a digest: moments under another one are others."""
         return (
@@ -65,7 +70,8 @@ class jacobian_probe:
         if bool(exact.any()):
             units = _packed(coordinates, run.mask, exact).flatten(1).mT
         if not bool(exact.all()):
-            probed = hook_probe(self.hook_point, self.basis, self.n_probes, self.seed)(run)
+            probe = hook_probe(self.hook_point, self.basis, self.n_probes, self.seed, anywhere=True)
+            probed = probe(run)
             probed = probed * ~exact / self.n_probes**0.5
         n = max(len(units), len(probed))
         # A sequence has either; the other's samples are zero, as are those beyond its own.

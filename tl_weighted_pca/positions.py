@@ -15,7 +15,7 @@ Positions = slice | Sequence[int] | None
 
 
 def checked_positions(positions: Any) -> slice | list[int] | None:
-    """Positions as a slice or a list of numbers; a tensor or an array of whole numbers is one, too.
+    """Positions as a slice or an ascending list; a tensor or an array of whole numbers is one, too.
 
     Raises:
         TypeError: if they are neither a slice nor a sequence of whole numbers.
@@ -24,15 +24,15 @@ def checked_positions(positions: Any) -> slice | list[int] | None:
         return None
     try:
         if isinstance(positions, slice):
-            # Python's own question, which a list asks: 1.5 and "1" are no bounds.
-            [][positions]
-            return positions
+            bounds = (positions.start, positions.stop, positions.step)
+            chosen = slice(*(None if b is None else operator.index(b) for b in bounds))
+            return None if chosen == slice(None) else chosen
         if isinstance(positions, (str, bytes)):
             raise TypeError
         numbers = positions.tolist() if hasattr(positions, "tolist") else list(positions)
         if any(isinstance(number, bool) for number in numbers):
             raise TypeError
-        return [operator.index(number) for number in numbers]
+        return sorted({operator.index(number) for number in numbers})
     except (TypeError, ValueError):
         raise TypeError(
             f"positions is {positions!r}; expected a slice such as slice(1, None), or a sequence of whole "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.moments import Moments
+from tl_weighted_pca.row_metric import ROW_METRICS
 
 Center = bool | Literal["row_metric"] | Tensor
 """True: the token mean. False: none. "row_metric": its own mean b/c. Or a vector [d]."""
@@ -58,7 +59,8 @@ def weighted_pca(moments: Moments, *, center: Center = True) -> Basis:
     """
     weighted = moments.require("weighted")
     mu = _center(moments, center)
-    matrix = _checked_semidefinite(weighted.about(mu) / moments.n_tokens)
+    matrix = weighted.about(mu) / moments.n_tokens
+    _check_semidefinite(matrix, moments)
     return _orthonormal(matrix, mu, "weighted_pca", moments)
 
 
@@ -111,7 +113,7 @@ def metric_pca(
     source = moments.require("weighted" if weighted else "activation")
     covariance = source.about(mu) / moments.n_tokens
     if weighted:
-        _checked_semidefinite(covariance)
+        _check_semidefinite(covariance, moments)
     if metric is None:
         metric = moments.require("gradient").second / moments.n_tokens
     metric = _checked_metric(torch.as_tensor(metric).detach().to(covariance), covariance)
@@ -199,15 +201,16 @@ def _signs(columns: Float[Tensor, "*head d k"]) -> Float[Tensor, "*head 1 k"]:
     return torch.where(largest < 0, -1.0, 1.0).to(columns)
 
 
-def _checked_semidefinite(second: Float[Tensor, "*head d d"]) -> Float[Tensor, "*head d d"]:
-    """A second moment under a row metric, unless that shows that M had negative eigenvalues."""
+def _check_semidefinite(second: Float[Tensor, "*head d d"], moments: Moments) -> None:
+    """Raise ValueError where a second moment shows that the caller's row metric had negative eigenvalues."""
+    if moments.provenance.row_metric in ("", *ROW_METRICS):
+        return  # ours have none: what is negative there is rounding
     eigenvalues = torch.linalg.eigvalsh((second + second.mT) / 2)
     if bool((eigenvalues[..., 0] < -1e-4 * eigenvalues.abs().amax(-1)).any()):
         raise ValueError(
             f"The row metric's second moment has the eigenvalue {float(eigenvalues.min()):.3g}, so the row "
             "metric is not positive semi-definite: return one that is."
         )
-    return second
 
 
 def _checked_metric(metric: Tensor, covariance: Tensor) -> Tensor:

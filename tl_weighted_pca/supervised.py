@@ -16,6 +16,8 @@ from torch import Tensor
 from tl_weighted_pca.digest import digest_of
 from tl_weighted_pca.objectives import Run
 
+_NO_LABEL = -100
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class squared_error:
@@ -45,7 +47,7 @@ class squared_error:
             )
         squares = (run.output - y).square()
         if run.mask is not None and squares.ndim > 2 and squares.shape[:2] == run.mask.shape:
-            squares = squares.flatten(2).masked_fill(~run.mask[..., None], 0.0)
+            squares = squares.flatten(2).masked_fill(~run.mask[..., None].to(squares.device), 0.0)
         return 0.5 * squares.flatten(1).sum(1)
 
 
@@ -54,7 +56,7 @@ class classification_loss:
     """L(x) = −log p(y | x) in nats, from logits [batch, classes] or those of the last real position.
 
     Args:
-        labels: y, one whole number for each row of the data.
+        labels: y, one whole number for each row of the data; −100 where there is nothing to learn.
     """
 
     labels: Int[Tensor, "n"]
@@ -74,21 +76,21 @@ class classification_loss:
         """Raises ValueError for a label that is none of the model's classes."""
         logits = run.output if run.output.ndim == 2 else _at_last(run)
         y = _of(self.labels, run).to(logits.device).long()
-        wrong = (y < 0) | (y >= logits.shape[-1])
+        wrong = ((y < 0) & (y != _NO_LABEL)) | (y >= logits.shape[-1])
         if bool(wrong.any()):
             raise ValueError(
                 f"The labels hold {int(y[wrong][0])}, but the model has the classes "
                 f"0..{logits.shape[-1] - 1}."
             )
-        return F.cross_entropy(logits, y, reduction="none")
+        return F.cross_entropy(logits, y, reduction="none", ignore_index=_NO_LABEL)
 
 
 def _at_last(run: Run) -> Float[Tensor, "batch classes"]:
     """The output at each sequence's last real position."""
     if run.mask is None or run.mask.shape != run.output.shape[:2]:
         return run.output[:, -1]
-    at = torch.arange(run.mask.shape[1], device=run.mask.device)
-    last = (at * run.mask).argmax(1)
+    mask = run.mask.to(run.output.device)
+    last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(1)
     return run.output[torch.arange(len(last), device=last.device), last]
 
 

@@ -14,7 +14,7 @@ from tl_weighted_pca.decompose import SVD, broadcast_batch, decompose
 __all__ = ["SVD", "svd", "svdvals"]
 
 # Whether a transform of torch.func is at work, such as vmap. torch has no public question for it.
-_is_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+is_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def svd(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> SVD:
@@ -45,7 +45,10 @@ def svd(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> SVD:
     A, B = _factors(matrix, B)
     wants_graph = torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)
     # Asked first, because a call of the Function takes as long as the SVD of a small matrix.
-    if wants_graph or _is_transforming() or forward_ad._current_level >= 0:
+    if is_transforming() and _is_forward_of_forward():
+        # There torch loses what a Function's rule says; by its own rules it is right, and slower.
+        return SVD(*(X.to(A.dtype) for X in decompose(A.double(), B.double())))
+    if wants_graph or is_transforming() or forward_ad._current_level >= 0:
         return SVD(*_ThinSVD.apply(A, B))
     return decompose(A, B)
 
@@ -56,6 +59,11 @@ def svdvals(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> Float[
     Arguments, dtype and errors are those of `svd`. The gradient is finite for repeated and zero values too.
     """
     return svd(matrix, B).S
+
+
+def _is_forward_of_forward() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return sum(each.key() == torch._C._functorch.TransformType.Jvp for each in stack) > 1
 
 
 def _factors(matrix: Any, B: Tensor | None) -> tuple[Tensor, Tensor]:

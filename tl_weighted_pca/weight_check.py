@@ -17,9 +17,11 @@ from tl_weighted_pca.weights import Weight
 
 # Pieces of two sequences each that are looked at, until every weight has been told right from wrong.
 _PIECES = 16
-# Of the norm of h, by whether it is float32: what may be left of it, and of a gradient.
+# By whether all is in float32: what may be left of the spread of h, and of a gradient, and how many
+# roundings of h may be left besides.
 _LEFT = {True: 1e-4, False: 5e-2}
 _LEFT_OF_GRADIENT = {True: 1e-3, False: 1e-1}
+_ROUNDINGS = {True: 16.0, False: 1.0}
 
 
 def check_weights(
@@ -88,7 +90,7 @@ class _Seen:
     """Activations and gradients of one hook point, in float64."""
 
     def __init__(self, f: Tensor, g: Tensor) -> None:
-        self.itemsize = f.itemsize
+        self.itemsize, self.epsilon = f.itemsize, torch.finfo(f.dtype).eps
         self.f, self.g = f.double().cpu(), g.double().cpu()
 
 
@@ -124,11 +126,14 @@ def _leads(weight: Weight, rows: dict[str, Tensor], found: dict[str, _Seen]) -> 
         )
     if not len(h):
         return False
-    image, allowed = x @ matrix, _LEFT[_is_precise([weight], found)] * h.norm()
-    if max(_spread(image), _spread(h)) <= 4 * allowed:
+    image, precise = x @ matrix, _is_precise([weight], found)
+    epsilon = max(found[str(name)].epsilon for name in (weight.reads, weight.writes))
+    rounding = _ROUNDINGS[precise] * epsilon * max(h.norm(), image.norm())
+    varied = max(_spread(image), _spread(h))
+    if varied <= 2 * rounding:
         return False
     spread = _spread(h - image)
-    if not spread <= allowed:
+    if not spread <= _LEFT[precise] * varied + rounding:
         raise ValueError(
             f"{weight.name} does not lead from {weight.reads!r} to {weight.writes!r}: what is left "
             f"of the output varies by {spread / h.norm():.1e} of its norm, expected a constant bias. Name "

@@ -99,9 +99,9 @@ def cards(
     counts = {"contexts": contexts, "n_promoted": n_promoted, "batch_size": batch_size}
     for name, count in counts.items():
         checked_count(name, count)
-    if not isinstance(window, Sequence) or len(window) != 2:
+    sizes = checked_counts("window", window)
+    if len(sizes) != 2:
         raise ValueError(f"window is {window!r}; expected two numbers of tokens, (before, after).")
-    before, after = checked_counts("window", window)
     check_rereadable(batches, "cards read it twice")
     components = Components.leading(basis, n)
     told = FactSums(batches, facts) if facts else None
@@ -115,7 +115,7 @@ def cards(
         )  # fmt: skip
     with Progress(batches, batch_size, max_tokens, progress) as bar, quiet(model, gradients=False):
         # Made in here: what the caller's inference mode makes cannot be added to outside of it.
-        seen = _Seen(components, contexts, (before, after), told)
+        seen = _Seen(components, contexts, (sizes[0], sizes[1]), told)
         recorder = Recorder({hook_point: seen}, {}, None)
         with hooked(model, recorder.hooks(model)):
             for batch in cut(batches, batch_size, max_tokens=max_tokens):
