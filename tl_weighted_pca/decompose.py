@@ -49,6 +49,10 @@ _LARGE = 2**25
 _BOUND = {torch.float32: torch.finfo(torch.float32).max, torch.float64: math.inf}
 
 
+# Whether a transform of torch.func is at work, such as vmap. torch has no public question for it.
+is_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
 class SVD(NamedTuple):
     """M = U diag(S) V_T, as from `torch.linalg.svd`: it is the *rows* of V_T that are right vectors."""
 
@@ -241,7 +245,9 @@ def _finish(U: Tensor, S: Tensor, V_T: Tensor, dtype: torch.dtype) -> SVD:
 
 def _signs(U: Tensor) -> Tensor:
     """±1 for each column u of U: the sign of its entry with the largest |u_i| (1 − i / 2l)."""
-    falling, one = _sign_weights(U.shape[-2], U.dtype, U.device)
+    # What is made inside a transform is of no use after it.
+    weights = _sign_weights.__wrapped__ if is_transforming() else _sign_weights
+    falling, one = weights(U.shape[-2], U.dtype, U.device)
     weighted = U * falling
     return torch.copysign(one, weighted.amax(-2) + weighted.amin(-2))
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from tl_weighted_pca.circuits import use_linalg_svd
-from tl_weighted_pca.svd import SVD, is_transforming, svd, svdvals
+from tl_weighted_pca.decompose import is_transforming
+from tl_weighted_pca.svd import SVD, svd, svdvals
 
 __all__ = ["SVD", "FactoredMatrix", "svd", "svdvals", "use_linalg_svd"]
 

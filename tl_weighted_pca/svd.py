@@ -9,12 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tl_weighted_pca.decompose import SVD, broadcast_batch, decompose
+from tl_weighted_pca.decompose import SVD, broadcast_batch, decompose, is_transforming
 
 __all__ = ["SVD", "svd", "svdvals"]
-
-# Whether a transform of torch.func is at work, such as vmap. torch has no public question for it.
-is_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def svd(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> SVD:
