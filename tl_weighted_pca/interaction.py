@@ -36,6 +36,7 @@ from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.principal_components import Center, metric_pca
 
 METHOD = "local_interaction_basis"
+# Of a product of float32.
 _ROUNDING = 2.0**-23
 
 
@@ -229,7 +230,7 @@ def used(basis: Basis, threshold: float = 0.0) -> Basis:
     """The components with Λ_i > threshold · max Λ: those both present and used.
 
     Nor those that moments of float32 products cannot tell from zero: with A_jj = Σ_i Λ_i D_ij² the diagonal
-    of what was decomposed, rounding gives E_i up to √d 2⁻²³ Σ_j E_ji² A_jj.
+    of what was decomposed, rounding alone makes Λ_i as large as √d 2⁻²³ Σ_j E_ji² A_jj.
 
     Raises:
         ValueError: if there are none, or for a basis per head.

@@ -68,9 +68,8 @@ def tokenized_text(
         try:
             first = next(iter(rows), None)
             wanted = column or "text"
-            if (
-                first is not None and first.get(wanted, "") is None
-            ):  # a null is no text, nor what follows
+            # A missing text says nothing of the column's kind.
+            if first is not None and first.get(wanted, "") is None:
                 first = next((row for row in rows if row[wanted] is not None), first)
         # pyarrow's errors are ValueErrors, the hub's OSErrors.
         except (OSError, ValueError) as error:
