@@ -456,6 +456,12 @@ class TestPairsOfElsewhere:
         spoilt = dataclasses.replace(pairs, gradients=pairs.gradients * torch.nan)
         with pytest.raises(wpca.NonFiniteError, match="hold NaN or infinity in batch 1"):
             wpca.joint_pca(moments, [pairs, spoilt])
+        mask = torch.ones(pairs.activations.shape[:2], dtype=torch.bool)
+        mask[:, -1] = False
+        padding = pairs.gradients.clone()
+        padding[:, :, -1] = torch.nan
+        padded = dataclasses.replace(pairs, gradients=padding, mask=mask)
+        assert wpca.joint_pca(moments, [padded], shrinkage=0.5, steps=2)
         with pytest.raises(TypeError, match="The pairs hold a Tensor"):
             wpca.joint_pca(moments, [torch.zeros(3)])
         for options, message in (

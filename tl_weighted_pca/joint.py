@@ -75,11 +75,9 @@ def joint_pca(
             α is outside 0..1, or the moments are per head.
         NonFiniteError: on NaN or infinity in the pairs.
     """
-    try:
-        alphas = [float(alpha) for alpha in shrinkage]  # type: ignore[union-attr]
-    except (TypeError, ValueError):
-        alphas = [float(shrinkage)] if isinstance(shrinkage, (int, float)) else []
-    if not alphas or any(not 0 <= alpha <= 1 for alpha in alphas):
+    alphas = [shrinkage] if isinstance(shrinkage, (int, float)) else shrinkage
+    known = isinstance(alphas, Sequence) and all(isinstance(a, (int, float)) for a in alphas)
+    if not known or not alphas or any(not 0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"shrinkage is {shrinkage!r}; expected numbers between 0 and 1.")
     max_pairs = checked_count("max_pairs", max_pairs, least=2)
     steps = checked_count("steps", steps)
@@ -139,7 +137,8 @@ def _of_one_place(
                 f"The pairs are of {made}, width {batch.activations.shape[-1]}, and the moments of "
                 f"{place}, width {start.width}: stream pairs of the same hook point and objective."
             )
-        if not bool(batch.activations.isfinite().all() and batch.gradients.isfinite().all()):
+        # Of the positions that count: what a model makes of padding is its own affair.
+        if not all(bool(part.isfinite().all()) for part in batch.rows()):
             raise NonFiniteError(
                 f"The pairs of {made.hook_point!r} hold NaN or infinity in batch {number}."
             )
