@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader
 
 import tl_weighted_pca as wpca
+from tl_weighted_pca.digest import digest_of
 from tl_weighted_pca.files import write_atomically
 
 POINTS = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
@@ -263,3 +264,10 @@ def test_stopped_at_ten_random_moments(tmp_path, number, code):
     whole, resumed = (wpca.Collection.load(tmp_path / name) for name in ("whole", "resumed"))
     assert identical(whole, resumed)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_digest_is_of_values_and_not_of_how_torch_keeps_them():
+    x = torch.randn(3, 4, dtype=torch.complex64)
+    assert digest_of(x.conj()) == digest_of(x.conj().resolve_conj()) != digest_of(x)
+    assert digest_of(x.conj().imag) == digest_of(x.conj().imag.resolve_neg())
+    assert digest_of(x.T) == digest_of(x.T.contiguous())

@@ -484,3 +484,24 @@ def test_arithmetic_with_transformer_lens_on_either_side(M):
     assert_close(theirs - M, theirs.AB - M.AB)
     assert_close(M - theirs, M.AB - theirs.AB)
     assert_close(theirs / M, theirs.AB / M.AB)
+
+
+def test_norm_under_vmap_is_that_of_each_matrix(pair):
+    A, B = (
+        X.expand(5, *X.shape) * torch.arange(5.0, dtype=X.dtype).view(5, *[1] * X.ndim)
+        for X in pair
+    )
+    got = torch.func.vmap(lambda a, b: FactoredMatrix(a, b).norm())(A, B)
+    assert_close(
+        got, torch.stack([torch.linalg.matrix_norm(a @ b) for a, b in zip(A, B, strict=True)])
+    )
+
+
+def test_gradient_of_the_norm_under_torch_func(pair):
+    def norm(a, b):
+        return FactoredMatrix(a, b).norm().sum()
+
+    got = torch.func.grad(norm, argnums=(0, 1))(*pair)
+    a, b = (X.clone().requires_grad_() for X in pair)
+    torch.linalg.matrix_norm(a @ b).sum().backward()
+    assert_close(got, (a.grad, b.grad))

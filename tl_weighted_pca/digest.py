@@ -20,7 +20,7 @@ def update_digest(digest: Digest, *tensors: Tensor) -> None:
     """Take the tensors' dtypes, shapes and values."""
     for tensor in tensors:
         digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        values = tensor.detach().cpu().contiguous().flatten()
+        values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
         digest.update(values.view(torch.uint8).numpy().tobytes())
 
 

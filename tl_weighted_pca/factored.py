@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from tl_weighted_pca.circuits import use_linalg_svd
 from tl_weighted_pca.decompose import is_transforming
 from tl_weighted_pca.svd import SVD, svd, svdvals
+from tl_weighted_pca.torch_functions import QUICK
 
 __all__ = ["SVD", "FactoredMatrix", "svd", "svdvals", "use_linalg_svd"]
 
@@ -104,8 +105,11 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
     def norm(self) -> Float[Tensor, "..."]:
         """Frobenius norm, ‖AB‖² = tr(AᵀA · BBᵀ), summed in float64; no SVD.
 
-        Where A and B cancel so far that rounding shows in the trace, those matrices are multiplied out.
+        Where A and B cancel so far that rounding shows in the trace, those matrices are multiplied out. Under
+        `torch.func`, where values can't decide that, it is the root of Σ S².
         """
+        if is_transforming():
+            return torch.linalg.vector_norm(self.svdvals(), dim=-1)
         A, B = self.A.double(), self.B.double()
         G, H = A.mT @ A, B @ B.mT
         square = (G * H).sum((-2, -1))
@@ -199,7 +203,7 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
     def __torch_function__(
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        quick = _QUICK.get(func)
+        quick = QUICK.get(func)
         result = quick(*args, **(kwargs or {})) if quick else NotImplemented
         if result is not NotImplemented:
             return result
@@ -219,86 +223,3 @@ def _dense(x: Any) -> Any:
 def _result_dtype(M: transformer_lens.FactoredMatrix) -> torch.dtype:
     """float64 where a factor is, float32 otherwise: what `svd` returns."""
     return torch.promote_types(torch.promote_types(M.A.dtype, M.B.dtype), torch.float32)
-
-
-# Torch functions that the factors answer. Each takes the function's own arguments and returns NotImplemented
-# for those it has no quick way for.
-
-
-def _matmul(input: Any, other: Any, *, out: Tensor | None = None) -> Any:
-    if out is not None:
-        return NotImplemented
-    is_left = isinstance(input, FactoredMatrix)
-    return input.__matmul__(other) if is_left else other.__rmatmul__(input)
-
-
-def _scale(input: Any, other: Any) -> Any:
-    return input * other if isinstance(input, FactoredMatrix) else other * input
-
-
-def _trace(input: FactoredMatrix) -> Any:
-    """tr(AB) = Σ_ij A_ij B_ji."""
-    M = input
-    return (M.A * M.B.mT).sum() if M.ndim == 2 and M.ldim == M.rdim else NotImplemented
-
-
-def _svdvals(A: FactoredMatrix, *, driver: str | None = None, out: Tensor | None = None) -> Any:
-    if out is not None:
-        return NotImplemented
-    S = A.svdvals()
-    return torch.nn.functional.pad(S, (0, min(A.ldim, A.rdim) - S.shape[-1]))
-
-
-def _matrix_norm(
-    A: FactoredMatrix, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, **rest: Any
-) -> Any:
-    if rest or any(not -A.ndim <= d < A.ndim for d in dim):
-        return NotImplemented
-    if {d % A.ndim for d in dim} != {A.ndim - 2, A.ndim - 1}:
-        return NotImplemented
-    if ord == "fro":
-        norm = A.norm()
-    elif ord == "nuc":
-        norm = A.svdvals().sum(-1)
-    elif ord == 2 and A.svdvals().shape[-1]:
-        norm = A.svdvals()[..., 0]
-    else:
-        return NotImplemented
-    return norm[..., None, None] if keepdim else norm
-
-
-def _norm(
-    A: FactoredMatrix, ord: Any = None, dim: Any = None, keepdim: bool = False, **rest: Any
-) -> Any:
-    """As torch: without `ord` and `dim` the norm of all entries, otherwise a matrix norm."""
-    if ord is None and dim is None and not keepdim and not rest:
-        return torch.linalg.vector_norm(A.norm())
-    if dim is None and A.ndim == 2:
-        dim = (-2, -1)
-    if not isinstance(dim, (tuple, list)) or len(dim) != 2:
-        return NotImplemented
-    return _matrix_norm(A, "fro" if ord is None else ord, dim, keepdim, **rest)
-
-
-def _old_norm(
-    input: FactoredMatrix, p: Any = "fro", dim: Any = None, keepdim: bool = False, **rest: Any
-) -> Any:
-    """`torch.norm`: of all entries, unless `dim` says otherwise."""
-    if p not in ("fro", 2) or dim is not None or any(x is not None for x in rest.values()):
-        return NotImplemented
-    return _norm(input, keepdim=keepdim)
-
-
-_QUICK: dict[Callable, Callable] = {
-    torch.matmul: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    # `tensor * M`: TransformerLens has a product with scalars only, and says so. torch.mul is elementwise.
-    Tensor.mul: _scale,
-    Tensor.__mul__: _scale,
-    torch.trace: _trace,
-    torch.linalg.svdvals: _svdvals,
-    torch.linalg.matrix_norm: _matrix_norm,
-    torch.linalg.norm: _norm,
-    torch.norm: _old_norm,
-}
