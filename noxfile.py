@@ -26,6 +26,17 @@ def tests(session: nox.Session, transformer_lens: str) -> None:
     session.run("pytest", "--numprocesses", "2", *session.posargs, env=ENVIRONMENT)
 
 
+@nox.session(venv_backend="uv", python="3.10")
+def lowest(session: nox.Session) -> None:
+    """The suite on the lowest versions that pyproject.toml allows, of Python too."""
+    # What checks the code may be of today; torch here is a build of 6 GB.
+    session.install("--resolution", "lowest-direct", "-e", ".")
+    session.install(
+        *nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["check"]
+    )
+    session.run("pytest", "--numprocesses", "2", *session.posargs, env=ENVIRONMENT)
+
+
 @nox.session
 def notebooks(session: nox.Session) -> None:
     """Every notebook, top to bottom."""

@@ -2,10 +2,15 @@
 
 import signal
 import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tl_weighted_pca.hook_points import hooked
 from tl_weighted_pca.interrupts import uninterrupted
+from tl_weighted_pca.quiet_model import quiet
 
 
 @pytest.fixture
@@ -58,3 +63,64 @@ def test_a_thread_that_hears_no_signals_is_left_alone(handler):
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+class Impatient(torch.nn.Linear):
+    """A model at which Ctrl-C is pressed again while it is given back."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.hooked = 0
+
+    def __setattr__(self, name, value):
+        if name == "training" and value and "hooked" in self.__dict__:
+            signal.raise_signal(signal.SIGINT)
+        super().__setattr__(name, value)
+
+    @contextmanager
+    def hooks(self, fwd_hooks):
+        self.hooked += len(fwd_hooks)
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            self.hooked -= len(fwd_hooks)
+
+
+def test_a_second_interrupt_leaves_the_model_as_it_was_too(handler):
+    handler(signal.default_int_handler)
+    model = Impatient()
+    reached = []
+
+    def measured():
+        with quiet(model, gradients=False), hooked(model, [("weight", print)]):
+            reached.append((model.training, model.hooked, torch.is_grad_enabled()))
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        measured()
+    assert reached == [(False, 1, False)]
+    assert model.training and not model.hooked and torch.is_grad_enabled()
+    assert model.weight.requires_grad and model.bias.requires_grad
+
+
+def test_an_interrupt_while_hooks_are_attached_takes_them_off_again(handler):
+    handler(signal.default_int_handler)
+    model = Impatient()
+    attach = model.hooks
+
+    def slowly(fwd_hooks):
+        manager = attach(fwd_hooks)
+        enter = manager.__enter__
+
+        def entered():
+            entering = enter()
+            signal.raise_signal(signal.SIGINT)
+            return entering
+
+        return SimpleNamespace(__enter__=entered, __exit__=manager.__exit__)
+
+    model.hooks = slowly
+    with pytest.raises(KeyboardInterrupt), hooked(model, [("weight", print)]):
+        raise AssertionError("the interrupt comes first")
+    assert not model.hooked

@@ -37,6 +37,10 @@ def _clean():
     """No warning while drawing, and no figure that pyplot would keep alive."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # What libraries call of one another is theirs.
+        warnings.filterwarnings(
+            "ignore", category=DeprecationWarning, module=r"(matplotlib|pyparsing)\."
+        )
         yield
     import matplotlib.pyplot as plt
 

@@ -69,7 +69,8 @@ def test_the_wheel_alone_runs_the_demo(distributions, tmp_path):
     """
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
-    scheme = sysconfig.get_paths("venv", vars={"base": str(home), "platbase": str(home)})
+    name = "venv" if "venv" in sysconfig.get_scheme_names() else "posix_prefix"  # Python 3.10
+    scheme = sysconfig.get_paths(name, vars={"base": str(home), "platbase": str(home)})
     # A plain path in a .pth file: the .pth files in *that* folder, such as this checkout's, stay unread.
     dependencies = Path(scheme["purelib"]) / "dependencies.pth"
     dependencies.write_text(sysconfig.get_path("purelib") + "\n")

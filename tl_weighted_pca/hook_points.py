@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tl_weighted_pca.interrupts import uninterrupted
+
 NamesFilter = str | Sequence[str] | Callable[[str], bool]
 """A hook point's name, several, or a predicate on names: TransformerLens's `names_filter`."""
 
@@ -83,20 +85,26 @@ def matching(model: Any, patterns: Sequence[str]) -> list[str]:
 
 @contextmanager
 def hooked(model: Any, hooks: Sequence[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
-    """Attach forward hooks, and take exactly those off again.
+    """Attach forward hooks, and take exactly those off again, also where Ctrl-C comes while that is done.
 
     Raises:
         ValueError: for a hook point that the model's configuration has switched off.
     """
     manager = model.hooks(fwd_hooks=list(hooks))
+    attached = False
     try:
-        manager.__enter__()
-    except AssertionError as error:  # HookedTransformer's way to say that a hook point is off
-        raise ValueError(f"The model has that hook point switched off: {error}.") from error
-    try:
+        with uninterrupted():
+            manager.__enter__()
+            attached = True
         yield
+    except AssertionError as error:  # HookedTransformer's way to say that a hook point is off
+        if attached:
+            raise
+        raise ValueError(f"The model has that hook point switched off: {error}.") from error
     finally:
-        manager.__exit__(None, None, None)
+        if attached:
+            with uninterrupted():
+                manager.__exit__(None, None, None)
 
 
 def check_activation(name: str, tensor: Any, n_sequences: int, n_positions: int | None) -> None:

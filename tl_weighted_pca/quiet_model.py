@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tl_weighted_pca.interrupts import uninterrupted
+
 
 @contextmanager
 def quiet(model: Any, *, gradients: bool) -> Iterator[None]:
@@ -28,17 +30,19 @@ def quiet(model: Any, *, gradients: bool) -> Iterator[None]:
             "The model was loaded inside torch.inference_mode, and no gradient can pass through it: load "
             "it outside of it."
         )
-    with ExitStack() as stack:
+    stack = ExitStack()
+    try:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        try:
-            # Flag by flag: `train()` of some models reaches further than their own modules.
-            for module, _ in modes:
-                module.training = False
-            for parameter, _ in flags:
-                parameter.requires_grad_(False)
-            yield
-        finally:
+        # Flag by flag: `train()` of some models reaches further than their own modules.
+        for module, _ in modes:
+            module.training = False
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        # Who presses Ctrl-C twice gets the model back all the same.
+        with uninterrupted(), stack:
             for module, mode in modes:
                 module.training = mode
             for parameter, flag in flags:
