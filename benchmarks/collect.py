@@ -33,6 +33,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,9 @@ def recompute_table(shape: dict[str, int], n: int, length: int, rounds: int) -> 
     model = build(shape)
     tokens, names = random_tokens(model, n, length), hook_points(model, "all")
     sides = ("ours", "ours, recompute")
-    calls = [lambda s=s: SIDES[s](model, tokens, names) for s in sides]
+    calls = [partial(SIDES[s], model, tokens, names) for s in sides]
     plain, again = alternate(calls, rounds)
-    del model
+    del model, calls
     peaks = [peak(shape, side, "all", n, length, n) for side in sides]
     table(
         ["", "plain", "recompute", "ratio"],

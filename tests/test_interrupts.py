@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tl_weighted_pca.files import tensors_of
 from tl_weighted_pca.hook_points import hooked
 from tl_weighted_pca.interrupts import uninterrupted
 from tl_weighted_pca.quiet_model import quiet
@@ -124,3 +125,23 @@ def test_an_interrupt_while_hooks_are_attached_takes_them_off_again(handler):
     with pytest.raises(KeyboardInterrupt), hooked(model, [("weight", print)]):
         raise AssertionError("the interrupt comes first")
     assert not model.hooked
+
+
+def test_an_interrupt_while_a_file_is_read_is_no_damage_to_it(handler):
+    """safetensors turns what is raised inside it into a ValueError."""
+    handler(signal.default_int_handler)
+    read = []
+
+    def get_tensor(name):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+        read.append(name)
+
+    file = SimpleNamespace(
+        keys=lambda: ["other", "here//first", "here//second"], get_tensor=get_tensor
+    )
+    with pytest.raises(KeyboardInterrupt):
+        tensors_of(file, "here//")
+    assert read == ["here//first"]

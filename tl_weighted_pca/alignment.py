@@ -98,7 +98,7 @@ def captured_by_chance(
 
 def principal_angles(
     matrix: Float[Tensor, "d_in d_out"], agop: Float[Tensor, "d_in d_in"], k: int
-) -> Float[Tensor, "k"]:
+) -> Float[Tensor, " k"]:
     """arccos σ_i(U_kᵀ V_k), in radians and ascending: W's top k input directions against A's.
 
     Raises:
@@ -144,9 +144,9 @@ def _traceless(matrix: Square) -> Square:
     return matrix - matrix.trace() / len(matrix) * torch.eye(len(matrix), dtype=matrix.dtype)
 
 
-def _held(vectors: Float[Tensor, "d k"], agop: Square) -> Float[Tensor, "k"]:
+def _held(vectors: Float[Tensor, "d k"], agop: Square) -> Float[Tensor, " k"]:
     return ((vectors.mT @ agop) * vectors.mT).sum(1).cumsum(0)
 
 
-def _best(agop: Square) -> Float[Tensor, "d"]:
+def _best(agop: Square) -> Float[Tensor, " d"]:
     return torch.linalg.eigvalsh(agop).flip(0).clamp(min=0).cumsum(0).clamp(min=1e-300)

@@ -186,8 +186,7 @@ class Basis:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is not a basis, or is damaged.
         """
-        with reading(path, _FORMAT, "Basis.save") as (file, metadata):
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with reading(path, _FORMAT, "Basis.save") as (tensors, metadata):
             header = json.loads(metadata["basis"])
             made = Provenance(**header["provenance"])
             return cls(**tensors, method=header["method"], provenance=made)

@@ -17,7 +17,7 @@ from tl_weighted_pca.accumulator import MomentAccumulator
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import Batch
 from tl_weighted_pca.digest import update_digest
-from tl_weighted_pca.files import check_writable, remove_leftovers, write_atomically
+from tl_weighted_pca.files import check_writable, remove_leftovers, tensors_of, write_atomically
 from tl_weighted_pca.interrupts import uninterrupted
 
 _FORMAT = "tl_weighted_pca.Checkpoint/1"
@@ -72,15 +72,8 @@ class Checkpoint:
                     )
                 self._check(json.loads(metadata["settings"]))
                 position, counts = (json.loads(metadata[key]) for key in ("position", "counts"))
-                keys = list(file.keys())
                 for name, accumulator in self._accumulators.items():
-                    prefix = f"{name}//"
-                    state = {
-                        key.removeprefix(prefix): file.get_tensor(key)
-                        for key in keys
-                        if key.startswith(prefix)
-                    }
-                    accumulator.restore(state, *counts[name])
+                    accumulator.restore(tensors_of(file, f"{name}//"), *counts[name])
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"The checkpoint {str(self.path)!r} is damaged or foreign ({error}): it is left as "

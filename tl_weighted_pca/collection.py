@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tl_weighted_pca.files import reading, write_atomically
 from tl_weighted_pca.moments import Moments, Provenance, SecondMoment
@@ -115,14 +116,13 @@ class Collection(Mapping[str, Moments]):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is no collection, or is damaged.
         """
-        with reading(path, _FORMAT, "Collection.save", device) as (file, metadata):
-            names = set(file.keys())
+        with reading(path, _FORMAT, "Collection.save", device) as (tensors, metadata):
             moments = {}
             for name, entry in json.loads(metadata["moments"]).items():
                 moments[name] = Moments(
-                    activation=_read(file, f"{name}/activation", names),
-                    gradient=_read(file, f"{name}/gradient", names),
-                    weighted=_read(file, f"{name}/weighted", names),
+                    activation=_read(tensors, f"{name}/activation"),
+                    gradient=_read(tensors, f"{name}/gradient"),
+                    weighted=_read(tensors, f"{name}/weighted"),
                     n_tokens=entry["n_tokens"],
                     n_sequences=entry["n_sequences"],
                     provenance=Provenance(**entry["provenance"]),
@@ -138,9 +138,9 @@ def _merged(mine: Moments, theirs: Moments) -> Moments:
     return replace(full, n_sequences=mine.n_sequences + theirs.n_sequences)
 
 
-def _read(file: Any, prefix: str, names: set[str]) -> SecondMoment | None:
-    """One second moment of an open file, or None if it holds none there."""
-    if f"{prefix}/weight" not in names:
+def _read(tensors: Mapping[str, Tensor], prefix: str) -> SecondMoment | None:
+    """One second moment of a file's, or None if it holds none there."""
+    if f"{prefix}/weight" not in tensors:
         return None
     fields = dataclasses.fields(SecondMoment)
-    return SecondMoment(*(file.get_tensor(f"{prefix}/{field.name}") for field in fields))
+    return SecondMoment(*(tensors[f"{prefix}/{field.name}"] for field in fields))

@@ -55,9 +55,9 @@ class AblationCurves:
     """d: at rank d every complete basis is the identity."""
     per_sequence: dict[str, Float[Tensor, "rank sequence"]]
     """s_b(k, x) by basis, summed over the positions of each sequence, in the order of the data."""
-    baseline_per_sequence: Float[Tensor, "sequence"]
+    baseline_per_sequence: Float[Tensor, " sequence"]
     """The same of the unablated model."""
-    counts: Float[Tensor, "sequence"]
+    counts: Float[Tensor, " sequence"]
     """n(x): predicted tokens for "loss" and "kl", 1 for a callable score."""
     hook_point: str = ""
     """Where was ablated."""

@@ -26,7 +26,7 @@ class Batch:
     """Token ids [batch, pos], or whatever else the model takes."""
     mask: Bool[Tensor, "batch pos"] | None
     """True at real tokens; None where there is no padding."""
-    sequence_index: Int[Tensor, "batch"]
+    sequence_index: Int[Tensor, " batch"]
     """The place of each sequence in the data, whatever the batch size: it seeds what is random."""
 
     @property

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tl_weighted_pca.interrupts import uninterrupted
+
 
 def write_atomically(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
@@ -45,8 +47,8 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
 @contextlib.contextmanager
 def reading(
     path: str | os.PathLike[str], form: str, writer: str, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Any, dict[str, str]]]:
-    """An open safetensors file whose format mark is `form`, as `writer` makes them, and its header.
+) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+    """The tensors of a safetensors file whose format mark is `form`, as `writer` makes them, and its header.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -62,11 +64,24 @@ def reading(
                     f"{name} holds {header.get('format', 'no format mark')!r}, expected {form!r}: pass a "
                     f"file written by {writer}."
                 )
-            yield file, header
+            yield tensors_of(file), header
     except (SafetensorError, json.JSONDecodeError, LookupError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{name} is not readable as what {writer} writes ({error}): it is damaged, or something else."
         ) from error
+
+
+def tensors_of(file: Any, prefix: str = "") -> dict[str, Tensor]:
+    """What an open safetensors file holds under names that begin with `prefix`, by the rest of their names.
+
+    A Ctrl-C within safetensors would come out as a ValueError about shapes: it waits for the tensor's end.
+    """
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 (no mapping)
+        if name.startswith(prefix):
+            with uninterrupted():
+                tensors[name.removeprefix(prefix)] = file.get_tensor(name)
+    return tensors
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -198,7 +198,7 @@ def interaction_edges(
     return InteractionGraph(variances, edges, kept, n_tokens)
 
 
-def _variances(basis: Basis, moments: Moments) -> Float[Tensor, "k"]:
+def _variances(basis: Basis, moments: Moments) -> Float[Tensor, " k"]:
     """Var(z_i), about the mean, wherever the basis is centred."""
     activation = moments.require("activation")
     if activation.width != basis.width:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class InteractionGraph:
     """Features by hook point, and the edges between those of neighbouring hook points."""
 
-    variances: Mapping[str, Float[Tensor, "k"]]
+    variances: Mapping[str, Float[Tensor, " k"]]
     """Var(z_i) of each feature's coordinate, by hook point from first to last."""
     edges: Mapping[tuple[str, str], Float[Tensor, "k_here k_there"]]
     """Strengths by pair of hook points: variance of z'_j that z_i accounts for, to first order."""

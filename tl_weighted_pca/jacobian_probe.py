@@ -140,7 +140,7 @@ def _coordinates(run: Run, hook_point: str, basis: Basis) -> Float[Tensor, "batc
 
 def _are_exact(
     exact: bool | None, coordinates: Float[Tensor, "batch pos k"], mask: Tensor | None
-) -> Bool[Tensor, "batch"]:
+) -> Bool[Tensor, " batch"]:
     """Which sequences get unit probes: as was asked, or those with few coordinates that count."""
     batch, length, k = coordinates.shape
     if exact is not None:
@@ -150,7 +150,7 @@ def _are_exact(
 
 
 def _packed(
-    values: Float[Tensor, "batch pos k"], mask: Tensor | None, exact: Bool[Tensor, "batch"]
+    values: Float[Tensor, "batch pos k"], mask: Tensor | None, exact: Bool[Tensor, " batch"]
 ) -> Float[Tensor, "batch few k"]:
     """The positions that count of the sequences with unit probes, side by side; at least one position."""
     kept = values * exact[:, None, None]

@@ -202,14 +202,14 @@ class _Coordinates:
         self.floor = 1e-4 * size[0]
         self.fisher_scale = size[0] / self.fisher_tail[0]
 
-    def joint(self, encoder: Tensor, rows: slice | Tensor) -> Float[Tensor, "ranks"]:
+    def joint(self, encoder: Tensor, rows: slice | Tensor) -> Float[Tensor, " ranks"]:
         """J_k for k = 0 … r − 1: the residual g·(f − f̂_k) is a sum over the components not kept."""
         x, h = self.x[rows], self.h[rows]
         parts = (x @ encoder) * (h @ torch.linalg.inv(encoder).T)
         left = parts.flip(1).cumsum(1).flip(1)
         return left.square().mean(0)
 
-    def fisher(self, encoder: Tensor) -> Float[Tensor, "ranks"]:
+    def fisher(self, encoder: Tensor) -> Float[Tensor, " ranks"]:
         """F_k for k = 0 … r − 1, scaled so that F_0 = J_0: Σ_{i,j>k} (EᵀE)_ij (DΛDᵀ)_ij."""
         decoder = torch.linalg.inv(encoder)
         terms = (encoder.T @ encoder) * (decoder @ (self.metric[:, None] * decoder.T))

@@ -32,7 +32,7 @@ class Run:
     """What the model was fed."""
     mask: Bool[Tensor, "batch pos"] | None
     """True at real tokens; None where there is no padding."""
-    sequence_index: Int[Tensor, "batch"]
+    sequence_index: Int[Tensor, " batch"]
     """The place of each sequence in the data: the seed of what is random."""
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     """Activations by hook point, as part of the graph."""
@@ -45,7 +45,7 @@ _NO_TARGET = -100
 Objective = Callable[[Run], Float[Tensor, "*samples batch"]]
 
 
-def next_token_loss(run: Run) -> Float[Tensor, "batch"]:
+def next_token_loss(run: Run) -> Float[Tensor, " batch"]:
     """L(x) = −Σ_s log p(x_{s+1} | x_{≤s}), in nats, summed over each sequence.
 
     Its gradient second moment is the *empirical* Fisher information: labels come from the data.

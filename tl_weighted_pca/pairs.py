@@ -36,7 +36,7 @@ class Pairs:
     """g, one for each sample of the objective."""
     mask: Bool[Tensor, "batch pos"] | None
     """True where a position counts; None where all do."""
-    sequence_index: Int[Tensor, "batch"]
+    sequence_index: Int[Tensor, " batch"]
     """The place of each sequence in the data."""
     provenance: Provenance = Provenance()
     """Model, hook point and objective, where they are known."""

@@ -63,7 +63,7 @@ def selected(
     return chosen
 
 
-def _chosen(positions: slice | list[int], length: int) -> Bool[Tensor, "pos"]:
+def _chosen(positions: slice | list[int], length: int) -> Bool[Tensor, " pos"]:
     chosen = torch.zeros(length, dtype=torch.bool)
     if isinstance(positions, slice):
         # torch slices take no negative step; a set of positions has no order anyway.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tl_weighted_pca.objectives import Run, counted_targets, language_logits, target_losses
 
-Score = Literal["loss", "kl"] | Callable[[Run], Float[Tensor, "batch"]]
+Score = Literal["loss", "kl"] | Callable[[Run], Float[Tensor, " batch"]]
 """Next-token loss, KL divergence from the unablated model, or a callable of the run."""
 
 

@@ -37,7 +37,7 @@ class squared_error:
     def __repr__(self) -> str:
         return f"squared_error(targets={digest_of(self.targets)})"
 
-    def __call__(self, run: Run) -> Float[Tensor, "batch"]:
+    def __call__(self, run: Run) -> Float[Tensor, " batch"]:
         """Raises ValueError where outputs and targets differ in shape."""
         y = _of(self.targets, run).to(run.output)
         if y.shape != run.output.shape:
@@ -59,7 +59,7 @@ class classification_loss:
         labels: y, one whole number for each row of the data; −100 where there is nothing to learn.
     """
 
-    labels: Int[Tensor, "n"]
+    labels: Int[Tensor, " n"]
 
     def __post_init__(self) -> None:
         _check_tensor("labels", self.labels)
@@ -72,7 +72,7 @@ class classification_loss:
     def __repr__(self) -> str:
         return f"classification_loss(labels={digest_of(self.labels)})"
 
-    def __call__(self, run: Run) -> Float[Tensor, "batch"]:
+    def __call__(self, run: Run) -> Float[Tensor, " batch"]:
         """Raises ValueError for a label that is none of the model's classes."""
         logits = run.output if run.output.ndim == 2 else _at_last(run)
         y = _of(self.labels, run).to(logits.device).long()

@@ -36,7 +36,7 @@ class SquareNetwork:
     """Mean squared error at the end of training, over inputs and outputs."""
 
     @property
-    def input_weights(self) -> Float[Tensor, "hidden"]:
+    def input_weights(self) -> Float[Tensor, " hidden"]:
         """E."""
         return self.model.weights()[0].matrix.detach()[0]
 

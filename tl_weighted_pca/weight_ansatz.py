@@ -51,15 +51,15 @@ class WeightAnsatz:
         """cos(W Wᵀ, AGOP^power)."""
         return cosine(self.gram, power_of(self.agop, power))
 
-    def captured(self) -> Float[Tensor, "rank"]:
+    def captured(self) -> Float[Tensor, " rank"]:
         """The share of the best k directions' gradient variance that W's top k hold, k = 1 … rank."""
         return captured(self.matrix, self.agop)
 
-    def captured_by_chance(self) -> Float[Tensor, "rank"]:
+    def captured_by_chance(self) -> Float[Tensor, " rank"]:
         """The same for random directions, on average."""
         return captured_by_chance(self.matrix, self.agop)
 
-    def principal_angles(self, k: int) -> Float[Tensor, "k"]:
+    def principal_angles(self, k: int) -> Float[Tensor, " k"]:
         """Angles, in radians, between W's top k input directions and the AGOP's."""
         return principal_angles(self.matrix, self.agop, k)
 

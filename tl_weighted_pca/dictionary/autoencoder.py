@@ -97,7 +97,7 @@ class SparseAutoencoder(nn.Module):
         return self.W_dec
 
     @property
-    def biases(self) -> Float[Tensor, "features"]:
+    def biases(self) -> Float[Tensor, " features"]:
         """b_enc, in the unit of the activations."""
         return self.b_enc.detach()
 
@@ -150,7 +150,7 @@ class SparseAutoencoder(nn.Module):
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
     @torch.no_grad()
-    def in_units(self, scale: float, center: Float[Tensor, "d"]) -> SparseAutoencoder:
+    def in_units(self, scale: float, center: Float[Tensor, " d"]) -> SparseAutoencoder:
         """The same map for activations c + s·x: f, b_enc and the biases of x grow by s.
 
         Args:
@@ -197,8 +197,7 @@ class SparseAutoencoder(nn.Module):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is no dictionary, or is damaged.
         """
-        with reading(path, _FORMAT, "SparseAutoencoder.save") as (file, metadata):
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with reading(path, _FORMAT, "SparseAutoencoder.save") as (tensors, metadata):
             dictionary = cls.from_header(json.loads(metadata["dictionary"])).to(tensors["W_dec"])
             dictionary.load_state_dict(tensors)
         return dictionary.to(device)
@@ -234,7 +233,7 @@ def check_settings(kind: str, n_features: int) -> None:
 
 def _from_basis(
     basis: Basis, encoder: Tensor, decoder: Tensor
-) -> tuple[Float[Tensor, "d features"], Float[Tensor, "features d"], Float[Tensor, "d"]]:
+) -> tuple[Float[Tensor, "d features"], Float[Tensor, "features d"], Float[Tensor, " d"]]:
     """Encoder, decoder and centre with the basis's components, + and −, before the random rest."""
     n_features, width = decoder.shape
     if basis.per_head or basis.width != width:

@@ -32,9 +32,9 @@ class Evaluation:
     scores: dict[str, Scores]
     """"dictionary", and each basis by name, cut to as many components as the dictionary has features
     at a token: round(l0)."""
-    frequencies: Float[Tensor, "features"]
+    frequencies: Float[Tensor, " features"]
     """The share of tokens at which each feature of the dictionary fired."""
-    biases: Float[Tensor, "features"]
+    biases: Float[Tensor, " features"]
     """b_enc of the dictionary; `plot_biases` shows them."""
     loss: float
     """L_x, nats per predicted token."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plot_biases(
-    dictionary: SparseAutoencoder | Float[Tensor, "features"],
+    dictionary: SparseAutoencoder | Float[Tensor, " features"],
     ax: Axes | None = None,
     *,
     bins: int = 50,

@@ -116,7 +116,7 @@ class Units:
     the standard deviation of g·(x − μ), or, over the stream, of its mean square √tr(QC).
     """
 
-    center: Float[Tensor, "d"]
+    center: Float[Tensor, " d"]
     """μ."""
     scale: float
     """√tr C."""

@@ -90,11 +90,11 @@ class CodeSums:
             self.attributed_outer += wide_g.T @ wide_g
 
     @property
-    def mean(self) -> Float[Tensor, "d"]:
+    def mean(self) -> Float[Tensor, " d"]:
         return self.shift + self.first / self.n_tokens
 
     @property
-    def frequencies(self) -> Float[Tensor, "features"]:
+    def frequencies(self) -> Float[Tensor, " features"]:
         return (self.fired / self.n_tokens).cpu()
 
     @property

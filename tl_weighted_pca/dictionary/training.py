@@ -257,9 +257,8 @@ def _read(path: str | os.PathLike[str] | None, run: dict[str, Any]) -> _Saved | 
     """The checkpoint, if there is one, checked to be of this very run."""
     if path is None or not os.path.exists(path):
         return None
-    with reading(path, _FORMAT, "train_dictionary(checkpoint=…)") as (file, metadata):
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    before, now = json.loads(metadata["run"]), json.loads(json.dumps(run))
+    with reading(path, _FORMAT, "train_dictionary(checkpoint=…)") as (tensors, metadata):
+        before, now = json.loads(metadata["run"]), json.loads(json.dumps(run))
     different = [
         f"{k} (was {before.get(k)!r}, is {now[k]!r})" for k in now if before.get(k) != now[k]
     ]

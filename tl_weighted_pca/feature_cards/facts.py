@@ -83,7 +83,7 @@ class FactSums:
 
     def add(
         self,
-        index: Int[Tensor, "batch"],
+        index: Int[Tensor, " batch"],
         z: Float[Tensor, "batch pos n"],
         counted: Bool[Tensor, "batch pos"],
         mask: Bool[Tensor, "batch pos"] | None = None,
@@ -188,7 +188,7 @@ class _Column:
         more = len(self.values.unique()) - 1
         return min(more, 1) if self.numeric else more
 
-    def share_explained(self, z: Float[Tensor, "rows n"]) -> Float[Tensor, "n"]:
+    def share_explained(self, z: Float[Tensor, "rows n"]) -> Float[Tensor, " n"]:
         """η² of each column of z under the values, or r² under the numbers; 0 where z is constant."""
         z = z - z.mean(0)
         whole = z.square().sum(0)

@@ -30,8 +30,8 @@ class Histogram:
     the values, nor on how they were cut into batches.
     """
 
-    edges: Float[Tensor, "bins+1"]
-    counts: Int[Tensor, "bins"]
+    edges: Float[Tensor, " bins+1"]
+    counts: Int[Tensor, " bins"]
     mean: float
     std: float
     """Of the population: √(E z² − (E z)²)."""
