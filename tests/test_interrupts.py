@@ -1,6 +1,7 @@
 """Ctrl-C inside a block that must finish."""
 
 import signal
+import tempfile
 import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tl_weighted_pca.files import tensors_of
+from tl_weighted_pca.files import check_writable, tensors_of, write_text_atomically
 from tl_weighted_pca.hook_points import hooked
 from tl_weighted_pca.interrupts import uninterrupted
 from tl_weighted_pca.quiet_model import quiet
@@ -145,3 +146,21 @@ def test_an_interrupt_while_a_file_is_read_is_no_damage_to_it(handler):
     with pytest.raises(KeyboardInterrupt):
         tensors_of(file, "here//")
     assert read == ["here//first"]
+
+
+@pytest.mark.parametrize(
+    "write", [check_writable, lambda path: write_text_atomically(path, "whole")]
+)
+def test_an_interrupt_beside_a_temporary_file_leaves_none(handler, tmp_path, monkeypatch, write):
+    handler(signal.default_int_handler)
+    make = tempfile.mkstemp
+
+    def interrupted(**where):
+        made = make(**where)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(tempfile, "mkstemp", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "result")
+    assert not list(tmp_path.iterdir())

@@ -86,9 +86,10 @@ def tensors_of(file: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise OSError now rather than after hours, if `write_atomically` could not write `path`."""
-    handle, temporary = _temporary_beside(Path(path))
-    os.close(handle)
-    os.unlink(temporary)
+    with uninterrupted():
+        handle, temporary = _temporary_beside(Path(path))
+        os.close(handle)
+        os.unlink(temporary)
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
@@ -104,9 +105,11 @@ def _replacing(target: Path) -> Iterator[str]:
     """A temporary file to write, which takes the place of `target` once the block ends well."""
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, f"Cannot write {target}: it is no ordinary file")
-    handle, temporary = _temporary_beside(target)
+    temporary = None
     try:
-        os.close(handle)
+        with uninterrupted():
+            handle, temporary = _temporary_beside(target)
+            os.close(handle)
         try:
             yield temporary
             with open(temporary, "rb+") as file:
@@ -123,8 +126,9 @@ def _replacing(target: Path) -> Iterator[str]:
                 code, f"Cannot write {target}: {reason}; what was there before is untouched"
             ) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        if temporary is not None:
+            with uninterrupted(), contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         folder = os.open(target.parent, os.O_RDONLY)
         try:
