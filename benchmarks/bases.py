@@ -1,6 +1,7 @@
-"""Which basis keeps the embedded model's loss low for longest? Each basis at each kind of hook point.
+"""Which basis keeps an embedded model's loss low for longest? Each basis at each kind of hook point.
 
     python benchmarks/bases.py --out docs/bases.md            # some 15 minutes on 2 cores
+    python benchmarks/bases.py --plain --out docs/bases_plain.md
     python benchmarks/bases.py --quick                        # a minute, to see that it runs
 
 Bases are made from training stories, scored by node ablation on held-out ones. The trained limit is a
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table here, as Markdown")
     parser.add_argument("--picture", type=Path, help="write the picture of one hook point here")
     parser.add_argument("--hook", action="append", help="only at this hook point")
+    parser.add_argument("--plain", action="store_true", help="the model of stories without slips")
     parser.add_argument("--quick", action="store_true", help="few stories, one hook point")
     parser.add_argument("--train", type=int, default=800, help="training stories")
     parser.add_argument("--heldout", type=int, default=300, help="held-out stories")
@@ -162,9 +164,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.train, arguments.heldout, arguments.limit_steps = 64, 32, 0
-    model = wpca.embedded.load_model()
-    train = wpca.embedded.stories("train", arguments.train)
-    heldout = wpca.embedded.stories("heldout", arguments.heldout)
+    slips = not arguments.plain
+    model = wpca.embedded.load_model(slips=slips)
+    train = wpca.embedded.stories("train", arguments.train, slips=slips)
+    heldout = wpca.embedded.stories("heldout", arguments.heldout, slips=slips)
     hook_points = arguments.hook or (HOOK_POINTS[1:2] if arguments.quick else HOOK_POINTS)
     pictured = HOOK_POINTS[2] if HOOK_POINTS[2] in hook_points else hook_points[-1]
     lines: list[str] = []

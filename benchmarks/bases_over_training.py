@@ -1,7 +1,7 @@
 """When does the Fisher metric beat PCA? The bases of the embedded model's own training run, as it learns.
 
     python benchmarks/train_embedded.py --out /tmp/run --keep 500 1000 2000 3000 4000 5000 6000
-    python benchmarks/bases_over_training.py /tmp/run --out docs/bases.md \\
+    python benchmarks/bases_over_training.py /tmp/run --out docs/bases_plain.md \\
         --picture docs/images/bases_over_training.png
 
 Each model that the training kept gets its own bases from training stories, scored by

@@ -1,6 +1,7 @@
-"""What the embedded model knows: held-out loss against the exact entropy and a bigram model.
+"""What the embedded models know: held-out loss against the exact entropy and a bigram model.
 
 python benchmarks/embedded.py
+python benchmarks/embedded.py --slips
 """
 
 import argparse
@@ -13,11 +14,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stories", type=int, default=1_000, help="number of held-out stories")
     parser.add_argument("--kind", choices=["HookedTransformer", "TransformerBridge"])
+    parser.add_argument("--slips", action="store_true", help="the model of stories with slips")
     args = parser.parse_args()
 
-    heldout = embedded.stories("heldout", args.stories)
-    model = score(embedded.load_model(args.kind, device="cpu"), heldout)
-    bigram = score(Bigram(embedded.stories("train")), heldout)
+    heldout = embedded.stories("heldout", args.stories, slips=args.slips)
+    model = score(embedded.load_model(args.kind, device="cpu", slips=args.slips), heldout)
+    bigram = score(Bigram(embedded.stories("train", slips=args.slips)), heldout)
 
     print(f"{len(heldout)} held-out stories      nats/token   over entropy   fact tokens right")
     print(f"exact entropy             {model.entropy:10.4f}")

@@ -1,6 +1,8 @@
-"""Train the embedded model: the very run that made the weights in the package.
+"""Train the embedded models: the very runs that made the weights in the package.
 
     python benchmarks/train_embedded.py --out tl_weighted_pca/embedded/gpt2-stories
+    python benchmarks/train_embedded.py --out tl_weighted_pca/embedded/gpt2-slips \\
+        --slips --muon --steps 7000 --learning-rate 5e-3 --fact-weight 15
 
 Same seed, same number of threads and same version of torch: same weights. `--minutes` sets a limit
 by the clock, to which the learning rate is then annealed. What to expect is printed as it goes; what
@@ -117,6 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, help="stop by then (annealed by the clock)")
+    parser.add_argument("--slips", action="store_true", help="of a teller who slips")
+    parser.add_argument("--muon", action="store_true", help="for the matrices inside the blocks")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--stories", type=int, default=100_000, help="size of the training set")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -142,8 +146,8 @@ def main() -> None:
     write_tokenizer(args.out)
     ids = vocab.vocabulary(args.out)
     pad = ids[vocab.PAD]
-    stories = [example(teller, ids) for teller in islice(told("train"), args.stories)]
-    check = list(islice(told("heldout"), 100))
+    stories = [example(teller, ids) for teller in islice(told("train", args.slips), args.stories)]
+    check = list(islice(told("heldout", args.slips), 100))
     entropy = sum(t.entropy for t in check) / sum(len(t.tokens) + 1 for t in check)
     checks = [example(teller, ids) for teller in check]
     print(f"{len(stories)} stories; exact entropy {entropy:.4f} nats a token", flush=True)
@@ -167,14 +171,23 @@ def main() -> None:
             use_cache=False,
         )
     )
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    inner = [p for p in model.transformer.h.parameters() if p.ndim >= 2] if args.muon else []
+    matrices = [p for p in model.parameters() if p.ndim >= 2 and all(p is not q for q in inner)]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-        lr=args.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
+            lr=args.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+    ]
+    if args.muon:  # half as many steps will do
+        optimizers.append(
+            torch.optim.Muon(
+                inner, lr=args.learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+            )
+        )
     data = batches(stories, args.batch_size, torch.Generator().manual_seed(args.seed))
     started = time.monotonic()
     running = 0.0
@@ -187,7 +200,7 @@ def main() -> None:
         # At its peak for long: facts are learnt one kind after the other, each rather suddenly.
         decay = 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * done - 1)))
         rate = args.learning_rate * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * decay)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         tokens, carries_fact = next(data)
         targets = tokens[:, 1:]
@@ -195,15 +208,16 @@ def main() -> None:
         losses = cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )
-        # A fact token is certain, so that weighing it does not move the optimum; it only lets the
+        # A fact token is certain (but for slips): weighing it hardly moves the optimum, and only lets the
         # few of them be heard above the many tokens that nobody can predict.
         weight = args.fact_weight * min(1.0, 2 * (1 - done)) * carries_fact[:, 1:].flatten()
         weight += targets.flatten() != IGNORED
         loss = (weight * losses).sum() / weight.sum()
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         running += float(losses.detach().sum() / (targets != IGNORED).sum())
         if (step + 1) % 100 == 0:
             clock = time.monotonic() - started

@@ -23,6 +23,7 @@ from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.errors import OneSentenceGroup
 from tl_weighted_pca.cli.tables import ablation_table, table
 from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.manifest import read_manifest
 
 SMALL = ["--stories", "40", "--heldout", "20", "--no-progress"]
 
@@ -40,6 +41,20 @@ def test_the_demo_prints_a_table_and_writes_what_it_says(tmp_path):
     basis = wpca.Basis.load(tmp_path / "out" / "weighted_pca_uncentred.safetensors")
     assert basis.method == "weighted_pca"
     assert basis.center.abs().max() == 0
+
+
+def test_the_demo_of_stories_with_slips(tmp_path):
+    options = ["--ranks", "24,64", *SMALL]
+    losses = {}
+    for slips in ([], ["--slips"]):
+        out = tmp_path / ("slips" if slips else "plain")
+        result = run("demo", *slips, "--out", out, *options)
+        assert result.exit_code == 0, result.output
+        losses[out.name] = pd.read_csv(out / "ablation.csv").set_index(["basis", "rank"])["score"]
+        assert read_manifest(out)["model"]["name"] == ("gpt2-slips" if slips else "gpt2-stories")
+    # Of its own stories, which have twice the entropy.
+    assert 1.1 < losses["slips"]["PCA", 64] < 1.4
+    assert 0.5 < losses["plain"]["PCA", 64] < 0.7
 
 
 def test_same_seed_same_numbers(tmp_path):

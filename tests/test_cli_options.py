@@ -171,7 +171,7 @@ CASES = [
     (
         [
             "demo", "--hook", "blocks.1.hook_resid_post", "--stories", "9", "--heldout", "4",
-            "--ranks", "3,9", "--batch-size", "5", "--seed", "11", "--no-progress",
+            "--ranks", "3,9", "--batch-size", "5", "--seed", "11", "--slips", "--no-progress",
         ],
         "demo:run_demo",
         {

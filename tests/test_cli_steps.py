@@ -265,6 +265,22 @@ def test_either_model_class(tmp_path, model_class):
     assert read_manifest(tmp_path / "run")["model"]["class"] == model_class
 
 
+def test_the_model_of_stories_with_slips_reads_those(tmp_path):
+    works("collect", "--model", "embedded-slips", "--hook", POINT, *FEW, "--out", tmp_path / "run")
+    works("basis", tmp_path / "run", "--method", "pca", "--out", tmp_path / "bases")
+    basis = tmp_path / "bases" / f"{POINT}.pca.safetensors"
+    line = ["--model", "embedded-slips", *FEW]
+    works("cards", basis, *line, "-n", "2", "--out", tmp_path / "cards")
+    model = embedded.load_model(device="cpu", slips=True)
+    got = wpca.Collection.load(tmp_path / "run" / "moments.safetensors")[POINT].activation
+    assert read_manifest(tmp_path / "run")["model"]["name"] == "gpt2-slips"
+    stories = embedded.stories("train", 100, slips=True)
+    again = wpca.collect(model, stories, POINT, max_tokens=1500, progress=False)[POINT]
+    torch.testing.assert_close(got.mean, again.activation.mean, rtol=1e-4, atol=1e-4)
+    result = run("cards", basis, *FEW, "-n", "2", "--out", tmp_path / "other")
+    assert result.exit_code == 1 and "gpt2-slips" in plain(result.output)
+
+
 def test_a_local_folder_is_a_model(tmp_path):
     from tl_weighted_pca.embedded.vocabulary import MODEL_FOLDER
 

@@ -1,6 +1,7 @@
 """The embedded stories: exact probabilities, facts that hold, splits that share nothing."""
 
 import math
+import random
 import re
 import zlib
 from collections import Counter
@@ -25,6 +26,11 @@ def train():
     return embedded.stories("train")
 
 
+@pytest.fixture(scope="module")
+def slips():
+    return embedded.stories("heldout", slips=True)
+
+
 # --- The data set
 
 
@@ -42,7 +48,10 @@ def test_no_cast_of_a_heldout_story_occurs_in_training(train, heldout):
     assert not casts(train) & casts(heldout)
 
 
-@pytest.mark.parametrize(("split", "checksum"), [("train", 1900658608), ("heldout", 3330335727)])
+@pytest.mark.parametrize(
+    ("split", "checksum"),
+    [("train", 1900658608), ("heldout", 3330335727), ("slips", 2579703997)],
+)
 def test_stories_never_change(split, checksum, request):
     text = "\n".join(request.getfixturevalue(split)["text"])
     assert zlib.crc32(text.encode()) == checksum
@@ -148,9 +157,9 @@ class Undecided(Exception):
 class Scripted(Teller):
     """A teller that follows a script of choices and stops where the script ends."""
 
-    def __init__(self, script: Sequence[int]) -> None:
+    def __init__(self, script: Sequence[int], *slips) -> None:
         self.script = iter(script)
-        super().__init__(self._next)
+        super().__init__(self._next, *slips)
 
     def _next(self, weights: Sequence[int]) -> int:
         choice = next(self.script, None)
@@ -159,7 +168,7 @@ class Scripted(Teller):
         return choice
 
 
-def prefix_probabilities(tokens: Sequence[str]) -> tuple[list[float], int]:
+def prefix_probabilities(tokens: Sequence[str], *slips) -> tuple[list[float], int]:
     """p(tokens[:k]) for every k, and in how many ways the grammar can tell the whole text.
 
     Every choice of the full grammar is tried at every step; a branch is followed for as long as it
@@ -171,7 +180,7 @@ def prefix_probabilities(tokens: Sequence[str]) -> tuple[list[float], int]:
     branches: list[tuple[list[int], float]] = [([], 1.0)]
     while branches:
         script, probability = branches.pop()
-        teller = Scripted(script)
+        teller = Scripted(script, *slips)
         try:
             tell_story(teller, opening(teller))
             weights = None
@@ -203,6 +212,60 @@ def test_surprisals_by_exhaustive_search(split):
         assert -math.log(mass[-1]) == pytest.approx(told.entropy, abs=1e-9)
         for k, surprisal in enumerate(told.surprisal):
             assert math.log(mass[k] / mass[k + 1]) == pytest.approx(surprisal, abs=1e-9)
+
+
+def test_surprisals_of_stories_with_slips_by_exhaustive_search():
+    """Every slip there might be is tried at every word: of few words only, to have an end."""
+    slips = (0.2, (*lexicon.OBJECTS, *lexicon.JOYS, "the", "was", "Anna"))
+    rng = random.Random(0)
+
+    def pick(weights: Sequence[float]) -> int:
+        return rng.choices(range(len(weights)), weights)[0]
+
+    slipped = 0
+    for _ in range(3):
+        told = Teller(pick, *slips)
+        tell_story(told, opening(told))
+        mass, whole = prefix_probabilities(told.tokens, *slips)
+        assert whole == 1  # unambiguous
+        assert -math.log(mass[-1]) == pytest.approx(told.entropy, abs=1e-9)
+        for k, surprisal in enumerate(told.surprisal):
+            assert math.log(mass[k] / mass[k + 1]) == pytest.approx(surprisal, abs=1e-9)
+            slipped += surprisal > 4.5
+    assert slipped >= 20
+
+
+def test_slips_are_as_frequent_as_stated_and_never_at_a_fact(slips):
+    """A token that was certain is told with probability 0.92, and each slip is as likely as another."""
+    certain = -math.log(1 - corpus.SLIPS)
+    n_words = sum(token.startswith(" ") for token in vocabulary.vocabulary())
+    stayed = slipped = 0
+    for row in slips:
+        surprisal = [round(each, 9) for each in row["surprisal"]]
+        stayed += surprisal.count(round(certain, 9))
+        slipped += sum(
+            surprisal.count(round(-math.log(corpus.SLIPS / n), 9)) for n in (n_words - 1, n_words)
+        )
+        assert all(surprisal[at] == round(certain, 9) for at in row["fact_positions"])
+        assert sum(row["surprisal"]) == pytest.approx(row["entropy"], abs=1e-10)
+    n = stayed + slipped
+    assert n > 50_000
+    assert abs(slipped / n - corpus.SLIPS) < 4 * math.sqrt(corpus.SLIPS * (1 - corpus.SLIPS) / n)
+
+
+def test_facts_of_stories_with_slips_are_those_of_the_text(slips):
+    words = {id: token for token, id in vocabulary.vocabulary().items()}
+    past = {deed.infinitive: deed.past for deed in lexicon.DEEDS}
+    kinds = Counter()
+    for row in slips:
+        for position, kind in zip(row["fact_positions"], row["fact_kinds"], strict=True):
+            expected = past[row[kind]] if kind == "promise" else row[kind]
+            assert words[row["input_ids"][position]] == " " + expected
+            kinds[kind] += 1
+    assert set(kinds) == set(embedded.FACTS)
+    # A free word that was a slip is what the story keeps to.
+    assert any(row["object"] not in lexicon.OBJECTS for row in slips)
+    assert all(row["promise"] in past for row in slips)
 
 
 def test_words_come_as_often_as_their_surprisal_says(train):

@@ -39,7 +39,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions):
         ["git", "ls-files", "tl_weighted_pca"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
     assert set(tracked) <= set(names)  # weights, stories, templates and py.typed among them
-    assert any(name.endswith("gpt2-stories/model.safetensors") for name in names)
+    for model in ("gpt2-stories", "gpt2-slips"):
+        assert any(name.endswith(f"{model}/model.safetensors") for name in names)
     assert wheel.stat().st_size < 6e6
 
 

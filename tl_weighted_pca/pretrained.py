@@ -18,7 +18,8 @@ try:
 except ImportError:  # TransformerLens 4 has only the bridge
     HookedTransformer = None  # type: ignore[assignment, misc]
 
-EMBEDDED = "embedded"
+EMBEDDED, EMBEDDED_SLIPS = "embedded", "embedded-slips"
+"""The embedded models: of the stories, and of the stories with slips."""
 
 
 def load_pretrained(
@@ -30,8 +31,8 @@ def load_pretrained(
     """A model of TransformerLens, its weights as they were trained: nothing folded or centred.
 
     Args:
-        name: "embedded", a folder with a Hugging Face model and its tokenizer, or a name that
-            TransformerLens knows or that is on the hub.
+        name: "embedded" or "embedded-slips", a folder with a Hugging Face model and its tokenizer, or
+            a name that TransformerLens knows or that is on the hub.
         model_class: "HookedTransformer" or "TransformerBridge". By default HookedTransformer where
             the installed TransformerLens has it and it knows the name, and TransformerBridge otherwise.
         device: such as "cpu", "cuda:1" or "mps"; by default a GPU if there is one.
@@ -53,11 +54,12 @@ def load_pretrained(
         raise ValueError(
             "The installed TransformerLens has no HookedTransformer: use TransformerBridge."
         )
-    if name != EMBEDDED:
+    embedded = name in (EMBEDDED, EMBEDDED_SLIPS)
+    if not embedded:
         model_class = _class_for(name, model_class)
     try:
-        if name == EMBEDDED:
-            return load_model(model_class, device, dtype)
+        if embedded:
+            return load_model(model_class, device, dtype, slips=name == EMBEDDED_SLIPS)
         load = _hooked if model_class == "HookedTransformer" else _bridge
         # It announces itself on stdout, which is for results.
         with contextlib.redirect_stdout(sys.stderr):
@@ -118,7 +120,7 @@ def _known(name: str) -> bool:
 
 
 def _advice(name: str) -> str:
-    if name == EMBEDDED:
+    if name in (EMBEDDED, EMBEDDED_SLIPS):
         return "It came with this package: install that again."
     if Path(name).is_dir():
         return "Pass a folder that save_pretrained wrote, with its tokenizer."

@@ -69,7 +69,7 @@ def ablate(
         by_place = _by_hook_point(bases, run)
         text.check(source, run)
         model = source.load(run)
-        data = text.load(model, "heldout")
+        data = text.load(model, "heldout", source.slips)
         tables = []
         for place, named in by_place.items():
             curves = ablation_curves(

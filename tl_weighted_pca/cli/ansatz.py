@@ -80,7 +80,7 @@ def ansatz(
         assert differentiated is not None
         found = feature_ansatz(
             model,
-            text.load(model, "train"),
+            text.load(model, "train", source.slips),
             layer,
             differentiated,
             folded=folded,

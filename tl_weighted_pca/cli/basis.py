@@ -247,7 +247,7 @@ def _path_maker(
 
     text.check(source, run)
     model = source.load(run)
-    data = text.load(model, "train")
+    data = text.load(model, "train", source.slips)
 
     def make(moments: Moments) -> Basis:
         basis, metric = pca(moments, center=center), torch.zeros(())

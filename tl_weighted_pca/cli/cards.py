@@ -65,7 +65,7 @@ def cards(
         model = source.load(run)
         found = feature_cards(
             model,
-            text.load(model, "heldout"),
+            text.load(model, "heldout", source.slips),
             one,
             n,
             facts=embedded.FACTS if text.dataset is None else None,

@@ -103,7 +103,7 @@ def collect(
         text.check(source, run)
         model = source.load(run)
         points = matching(model, hook)
-        data, max_tokens = processes.share(text.load(model, "train"), text.max_tokens)
+        data, max_tokens = processes.share(text.load(model, "train", source.slips), text.max_tokens)
         chosen: Any = {name.value: objective(name, samples, seed) for name in names}
         checkpoint = f"checkpoint.{rank}.safetensors"
         found: Any = collect_moments(

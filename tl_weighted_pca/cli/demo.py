@@ -43,6 +43,10 @@ def demo(
         int, typer.Option(min=1, help="Training stories to make the bases from.")
     ] = 1000,
     heldout: Annotated[int, typer.Option(min=2, help="Held-out stories to score them on.")] = 300,
+    slips: Annotated[
+        bool,
+        typer.Option("--slips", help="Stories told with slips, and the model that learnt those."),
+    ] = False,
     ranks: Ranks = "",
     batch_size: BatchSize = 64,
     model_class: Annotated[
@@ -69,11 +73,12 @@ def demo(
     from tl_weighted_pca.demo import run_demo
 
     steps = parsed_ranks(ranks)
+    source = ModelOptions("embedded-slips" if slips else "embedded", model_class)
     with output.folder(context) as run:
         found = run_demo(
-            ModelOptions(model_class=model_class).load(run),
-            embedded.stories("train", stories),
-            embedded.stories("heldout", heldout),
+            source.load(run),
+            embedded.stories("train", stories, slips=slips),
+            embedded.stories("heldout", heldout, slips=slips),
             hook,
             ranks=steps,
             batch_size=batch_size,

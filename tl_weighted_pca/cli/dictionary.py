@@ -116,10 +116,10 @@ def dictionary(
             )
         model = source.load(run)
         (hook,) = resolve(model, [hook])  # ahead of the data, which may be long in coming
-        train = replace(text, max_tokens=n_tokens).load(model, "train")
+        train = replace(text, max_tokens=n_tokens).load(model, "train", source.slips)
         # Ahead of the training, which may take hours.
         judge = text if heldout is None else replace(text, dataset=heldout)
-        judged = judge.load(model, "heldout")
+        judged = judge.load(model, "heldout", source.slips)
         options: dict[str, Any] = {"positions": where, "batch_size": batch_size}
         # For the units of the terms, and for the PCA to compare with. Kept too: collected anew by another
         # number of threads they would differ in their last bits, and the training not go on.

@@ -70,7 +70,7 @@ def interaction(
         text.check(source, run)
         model = source.load(run)
         points = matching(model, hook)
-        data = text.load(model, "train")
+        data = text.load(model, "train", source.slips)
         options: dict[str, Any] = {"positions": where, "batch_size": batch_size, "seed": seed}
         bases = local_interaction_basis(
             model,

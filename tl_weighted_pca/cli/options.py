@@ -70,7 +70,8 @@ class ModelOptions:
     model: Annotated[
         str,
         typer.Option(
-            help="'embedded', a name that TransformerLens knows, or a local Hugging Face folder.",
+            help="'embedded', 'embedded-slips', a name that TransformerLens knows, or a local Hugging "
+            "Face folder.",
             rich_help_panel="Model",
         ),
     ] = "embedded"
@@ -95,7 +96,12 @@ class ModelOptions:
 
     @property
     def embedded(self) -> bool:
-        return self.model == "embedded"
+        return self.model == "embedded" or self.slips
+
+    @property
+    def slips(self) -> bool:
+        """Whether it is the embedded model of stories with slips."""
+        return self.model == "embedded-slips"
 
     def load(self, folder: RunFolder | None) -> Any:
         """The model, which the folder's manifest then knows."""

@@ -85,7 +85,7 @@ class DataOptions:
 
         if self.dataset is None and not model.embedded:
             raise ValueError(
-                f"The stories are for the embedded model, and --model is {model.model!r}: pass a text "
+                f"The stories are for the embedded models, and --model is {model.model!r}: pass a text "
                 "file or a data set with --dataset."
             )
         texts = (self.dataset, *others)
@@ -102,14 +102,14 @@ class DataOptions:
                     f"{self.dataset or 'the stories'}: leave it out."
                 )
 
-    def load(self, model: Any, split: str) -> Any:
+    def load(self, model: Any, split: str, slips: bool) -> Any:
         """The sequences for a model; `split` is which stories, unless --split says otherwise."""
         from tl_weighted_pca import embedded
         from tl_weighted_pca.text import tokenized_text, unknown_share
 
         if self.dataset is None:
             wanted: Any = self.split or split
-            some = embedded.stories(wanted, 100)
+            some = embedded.stories(wanted, 100, slips=slips)
             mean = sum(map(len, some["input_ids"])) / len(some)
             # A few more than it takes: the exact number of tokens is the reader's business.
             n, all_of_them = int(1.1 * self.max_tokens / mean) + 1, embedded.corpus.SIZES[wanted]
@@ -119,7 +119,7 @@ class DataOptions:
                     "tokens in all, fewer than were asked for.",
                     head="Note", style="bold yellow",
                 )  # fmt: skip
-            return embedded.stories(wanted, min(max(n, len(some)), all_of_them))
+            return embedded.stories(wanted, min(max(n, len(some)), all_of_them), slips=slips)
         context = getattr(model.cfg, "n_ctx", None)
         if context is not None and self.context_length > context:
             raise ValueError(

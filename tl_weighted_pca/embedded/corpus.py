@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from .grammar import FACTS, Cast, opening, tell_story
 from .teller import Teller
-from .vocabulary import BOS, EOS, token_ids
+from .vocabulary import BOS, EOS, token_ids, vocabulary
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Split = Literal["train", "heldout"]
 SIZES: dict[Split, int] = {"train": 20_000, "heldout": 1_000}
+SLIPS = 0.08
+"""How likely a teller who slips does so, at each word."""
+
 _SEEDS: dict[Split, int] = {"train": 20, "heldout": 21}
 
 
@@ -45,12 +48,12 @@ def is_heldout(cast: Cast) -> bool:
     return zlib.crc32(key.encode()) % 8 == 0
 
 
-def told(split: Split) -> Iterator[Teller]:
+def told(split: Split, slips: bool = False) -> Iterator[Teller]:
     """The told stories of a split without end, in an order that never changes."""
     # random() of an integer seed is the one generator Python promises to keep as it is.
     uniform = random.Random(_SEEDS[split]).random
 
-    def pick(weights: Sequence[int]) -> int:
+    def pick(weights: Sequence[float]) -> int:
         left = uniform() * sum(weights)
         for index, weight in enumerate(weights):
             left -= weight
@@ -58,9 +61,10 @@ def told(split: Split) -> Iterator[Teller]:
                 return index
         return len(weights) - 1
 
+    words = sorted(token[1:] for token in vocabulary() if token.startswith(" ")) if slips else ()
     seen: set[int] = set()
     while True:
-        teller = Teller(pick)
+        teller = Teller(pick, SLIPS if slips else 0.0, words)
         cast = opening(teller)
         if is_heldout(cast) != (split == "heldout"):
             continue
@@ -71,9 +75,9 @@ def told(split: Split) -> Iterator[Teller]:
             yield teller
 
 
-def stream(split: Split) -> Iterator[Story]:
+def stream(split: Split, slips: bool = False) -> Iterator[Story]:
     """The stories of a split without end."""
-    for teller in told(split):
+    for teller in told(split, slips):
         yield Story(
             tokens=(BOS, *teller.tokens, EOS),
             input_ids=token_ids(teller.tokens),
@@ -86,11 +90,16 @@ def stream(split: Split) -> Iterator[Story]:
         )
 
 
-def stories(split: Split = "train", n: int | None = None) -> "Dataset":
+def stories(split: Split = "train", n: int | None = None, *, slips: bool = False) -> "Dataset":
     """The first ``n`` stories of a split (default: 20,000 of ``train``, 1,000 of ``heldout``).
 
     The same stories every time, generated and not stored: the streams have no end, and a smaller
     ``n`` gives the beginning of a larger one. No story is in both splits, nor twice in one.
+
+    With ``slips`` they are other stories, told by someone who is never quite reliable: at each word,
+    with probability 0.08, any word of the vocabulary is told instead (of those that the plot hangs
+    on, which of two things is taken and what is promised or wished, none is). Where the word was
+    certain a slip means nothing; where it was free the story keeps to it.
 
     Columns, one row a story of S tokens:
 
@@ -99,7 +108,8 @@ def stories(split: Split = "train", n: int | None = None) -> "Dataset":
     - ``surprisal`` [S]: the exact −log p of each token given the earlier ones under the grammar, in
       nats (0 for BOS), and ``entropy``, −log p of the story, which is their sum;
     - ``fact_positions``: the positions in ``input_ids`` of the tokens that follow with certainty
-      from a remembered fact (predict them from the position before); ``fact_kinds``: which fact.
+      (but for slips) from a remembered fact (predict them from the position before);
+      ``fact_kinds``: which fact.
     """
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}: there are 'train' and 'heldout'")
@@ -107,7 +117,7 @@ def stories(split: Split = "train", n: int | None = None) -> "Dataset":
         raise ValueError(f"n must be a positive number of stories, not {n}")
     from datasets import Dataset
 
-    rows = list(islice(stream(split), SIZES[split] if n is None else n))
+    rows = list(islice(stream(split, slips), SIZES[split] if n is None else n))
     columns: dict[str, list] = {
         "text": [story.text for story in rows],
         "input_ids": [story.input_ids for story in rows],

@@ -78,7 +78,7 @@ def opening(teller: Teller) -> Cast:
         place = teller.word(lexicon.PLACES)
     elif form == "There was once a":
         teller.word(lexicon.TRAITS)
-        girl = teller.word(("girl", "boy")) == "girl"
+        girl = teller.word(("girl", "boy"), closed=True) == "girl"
         teller.say(" named")
         who = teller.word(lexicon.GIRLS if girl else lexicon.BOYS)
         teller.say(" who lived near the")
@@ -152,13 +152,13 @@ def _promise(teller: Teller, cast: Cast) -> None:
         ]
     form = teller.tell(*forms)
     deeds = {deed.infinitive: deed for deed in lexicon.DEEDS}
-    first = deeds[teller.word(list(deeds))]
+    first = deeds[teller.word(list(deeds), closed=True)]
     teller.say(f" {first.rest}, but")
     (other,) = set(cast.friends) - {form.choice}
     promising = form.topic == "promiser"
     teller.say(f" {other} " + ("only wanted to" if promising else "promised to"))
     del deeds[first.infinitive]
-    second = deeds[teller.word(list(deeds))]
+    second = deeds[teller.word(list(deeds), closed=True)]
     teller.say(f" {second.rest}.")
     promise, wish = (first, second) if promising else (second, first)
     teller.facts.update(
@@ -182,7 +182,7 @@ def _theft(teller: Teller, cast: Cast, things: tuple[str, str]) -> None:
             Form(f" Without asking, {name} borrowed the", 1, "left it", name),
         ]
     form = _after_a_pause(teller, cast, forms)
-    thing = teller.word(things)
+    thing = teller.word(things, closed=True)
     (spare,) = set(things) - {thing}
     (innocent,) = set(cast.friends) - {form.choice}
     teller.say(f" and {form.topic} in the")

@@ -1,8 +1,9 @@
 """Loading the embedded model as TransformerLens would load it from the hub, without the hub."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .vocabulary import MODEL_FOLDER
+from .vocabulary import MODEL_FOLDER, SLIPS_FOLDER
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +15,8 @@ def load_model(
     kind: Kind | None = None,
     device: "str | torch.device | None" = None,
     dtype: "torch.dtype | None" = None,
+    *,
+    slips: bool = False,
 ) -> Any:
     """The embedded model, a GPT-2 of 4 layers and width 64, as a TransformerLens model.
 
@@ -26,6 +29,8 @@ def load_model(
         device: Where to put the model. By default where TransformerLens would: a GPU if there is
             one, the CPU otherwise.
         dtype: float32 by default.
+        slips: The model that was trained on ``stories(..., slips=True)``: the same architecture,
+            which has learnt the same facts and never to be quite certain, as models of real text.
 
     Returns:
         A ``HookedTransformer`` or ``TransformerBridge`` that maps tokens [batch, pos] to logits
@@ -38,7 +43,8 @@ def load_model(
         raise ValueError(f"unknown kind of model {kind!r}: choose from {', '.join(get_args(Kind))}")
     elif kind not in available:
         raise ValueError(f"the installed TransformerLens has no {kind}: use {available[0]!r}")
-    return (_hooked if kind == "HookedTransformer" else _bridge)(device, dtype)
+    folder = SLIPS_FOLDER if slips else MODEL_FOLDER
+    return (_hooked if kind == "HookedTransformer" else _bridge)(folder, device, dtype)
 
 
 def _available() -> list[Kind]:
@@ -50,7 +56,7 @@ def _available() -> list[Kind]:
     return ["HookedTransformer", "TransformerBridge"]
 
 
-def _pretrained(dtype: "torch.dtype | None") -> tuple[Any, Any]:
+def _pretrained(folder: Path, dtype: "torch.dtype | None") -> tuple[Any, Any]:
     """The model and the tokenizer as Hugging Face's own classes."""
     import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -61,24 +67,24 @@ def _pretrained(dtype: "torch.dtype | None") -> tuple[Any, Any]:
     logging.disable_progress_bar()
     try:
         model: torch.nn.Module = GPT2LMHeadModel.from_pretrained(
-            MODEL_FOLDER, attn_implementation="eager", local_files_only=True
+            folder, attn_implementation="eager", local_files_only=True
         )
     finally:
         if shown:
             logging.enable_progress_bar()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL_FOLDER, local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return model.to(dtype=dtype or torch.float32).eval(), tokenizer
 
 
-def _bridge(device: "str | torch.device | None", dtype: "torch.dtype | None") -> Any:
+def _bridge(folder: Path, device: "str | torch.device | None", dtype: "torch.dtype | None") -> Any:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.utilities import get_device
 
     device = device or get_device()
-    model, tokenizer = _pretrained(dtype)
+    model, tokenizer = _pretrained(folder, dtype)
     bridge = TransformerBridge.boot_transformers(
-        str(MODEL_FOLDER),
+        str(folder),
         hf_model=model.to(device),
         tokenizer=tokenizer,
         device=device,
@@ -87,15 +93,15 @@ def _bridge(device: "str | torch.device | None", dtype: "torch.dtype | None") ->
     return bridge.eval()
 
 
-def _hooked(device: "str | torch.device | None", dtype: "torch.dtype | None") -> Any:
+def _hooked(folder: Path, device: "str | torch.device | None", dtype: "torch.dtype | None") -> Any:
     import torch
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 
-    pretrained, tokenizer = _pretrained(dtype)
+    pretrained, tokenizer = _pretrained(folder, dtype)
     config = pretrained.config
     hooked_config = HookedTransformerConfig(
-        model_name=MODEL_FOLDER.name,
+        model_name=folder.name,
         original_architecture="GPT2LMHeadModel",
         n_layers=config.n_layer,
         d_model=config.n_embd,

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ TOKEN = re.compile(r" ?[A-Za-z]+|[^A-Za-z]")
 
 _FIELD = re.compile(r"( ?)\{(\w+)(:?)(\w*)\}")
 
-Pick = Callable[[Sequence[int]], int]
+Pick = Callable[[Sequence[float]], int]
 
 
 class Form(NamedTuple):
@@ -40,10 +40,16 @@ class Teller:
     Words are only ever settled where they are told, and no wording that can be chosen at a point
     is the beginning of another one there (this is checked). So a text stands for one sequence of
     choices only, and the probability of a token is a ratio of sums of weights at a single choice.
+
+    A teller with ``slips`` above 0 slips now and then: with this probability a token that is certain
+    is told as any other of ``words``, which means nothing, and a word that is chosen is any of
+    ``words`` not yet told (there must be some), which the text keeps to. So nothing is ever certain.
     """
 
-    def __init__(self, pick: Pick) -> None:
+    def __init__(self, pick: Pick, slips: float = 0.0, words: Sequence[str] = ()) -> None:
         self.pick = pick
+        self.slips = slips
+        self.words = words
         self.tokens: list[str] = []
         self.surprisal: list[float] = []
         self.entropy = 0.0
@@ -53,19 +59,43 @@ class Teller:
     def say(self, form: str) -> None:
         """Tell what is certain."""
         for token, fact in self._fill(form):
-            if fact:
-                self.carried.append((len(self.tokens), fact))
-            self.tokens.append(token)
-            self.surprisal.append(0.0)
+            self._put(token, 0.0, fact)
 
-    def word(self, words: Sequence[str]) -> str:
-        """Tell one of ``words``, different single tokens and equally likely, after a space."""
-        chosen = words[self.pick([1] * len(words))]
+    def word(self, words: Sequence[str], closed: bool = False) -> str:
+        """Tell one of ``words``, different single tokens and equally likely, after a space.
+
+        Where the choice is ``closed``, because something hangs on it, it is never a slip.
+        """
         surprisal = math.log(len(words))
+        if self.slips and not closed:
+            slips, certainty = self._slip({token[1:] for token in self.tokens}.union(words))
+            words, surprisal = (slips, certainty) if slips else (words, surprisal + certainty)
+        chosen = words[self.pick([1] * len(words))]
+        self.entropy += surprisal
         self.tokens.append(" " + chosen)
         self.surprisal.append(surprisal)
-        self.entropy += surprisal
         return chosen
+
+    def _slip(self, unless: Set[str]) -> tuple[list[str], float]:
+        """The words that a slip may give, or none if there is no slip, and the −log p of that."""
+        if self.pick((self.slips, 1 - self.slips)):
+            return [], -math.log(1 - self.slips)
+        slips = [word for word in self.words if word not in unless]
+        return slips, -math.log(self.slips / len(slips))
+
+    def _put(self, token: str, surprisal: float, fact: str) -> None:
+        """Add a token, and the fact that makes it certain if it is; or a slip instead."""
+        if surprisal > 0:
+            fact = ""
+        elif self.slips:
+            slips, surprisal = self._slip({token[1:]})
+            if slips:
+                token, fact = " " + slips[self.pick([1] * len(slips))], ""
+            self.entropy += surprisal
+        if fact:
+            self.carried.append((len(self.tokens), fact))
+        self.tokens.append(token)
+        self.surprisal.append(surprisal)
 
     def tell(self, *forms: Form) -> Form:
         """Tell one of ``forms`` with a probability proportional to its weight."""
@@ -85,10 +115,7 @@ class Teller:
             if len(rivals) > 1:
                 rivals = [rival for rival in rivals if rival[0][place][0] == token]
             before, total = total, sum(weight for _, weight in rivals)
-            if fact and total == before:
-                self.carried.append((len(self.tokens), fact))
-            self.tokens.append(token)
-            self.surprisal.append(math.log(before / total))
+            self._put(token, math.log(before / total), fact)
         if len(rivals) > 1:
             raise ValueError(f"a choice begins another one: {[form.start for form in forms]}")
         return forms[chosen]

@@ -10,6 +10,9 @@ BOS, EOS, PAD, UNK = SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 MODEL_FOLDER = Path(__file__).parent / "gpt2-stories"
 """Where the model and its tokenizer lie, in Hugging Face format."""
 
+SLIPS_FOLDER = MODEL_FOLDER.with_name("gpt2-slips")
+"""The same for the model of stories with slips."""
+
 
 @lru_cache(maxsize=4)
 def vocabulary(folder: Path = MODEL_FOLDER) -> dict[str, int]:
