@@ -173,6 +173,7 @@ def main() -> None:
     lines: list[str] = []
     means: dict[str, list[tuple[float, float]]] = {}
     for hook_point in hook_points:
+        start = len(lines)
         bases, seconds = bases_at(model, train, min(300, arguments.train), hook_point)
         width = bases["pca"].width
         curves = wpca.ablation_curves(
@@ -200,7 +201,7 @@ def main() -> None:
             f"\nCollection shared by all: {seconds['collect']:.1f} s.",
             *([FLOORED] if floored else []),
         ]
-        print("\n".join(lines[-len(bases) - 8 :]), flush=True)
+        print("\n".join(lines[start:]), flush=True)
         if arguments.picture and hook_point == pictured:
             curves.plot().savefig(arguments.picture)
     if arguments.out:
