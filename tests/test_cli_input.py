@@ -341,7 +341,7 @@ def test_what_is_no_manifest(tmp_path, name, content, words):
 
 
 def test_a_damaged_embedded_model_is_one_sentence(tmp_path, monkeypatch):
-    def damaged(*args):
+    def damaged(*args, **options):
         raise OSError("no file named model.safetensors\nfound")
 
     monkeypatch.setattr("tl_weighted_pca.pretrained.load_model", damaged)

@@ -102,7 +102,7 @@ class DataOptions:
                     f"{self.dataset or 'the stories'}: leave it out."
                 )
 
-    def load(self, model: Any, split: str, slips: bool) -> Any:
+    def load(self, model: Any, split: str, slips: bool = False) -> Any:
         """The sequences for a model; `split` is which stories, unless --split says otherwise."""
         from tl_weighted_pca import embedded
         from tl_weighted_pca.text import tokenized_text, unknown_share
