@@ -182,7 +182,7 @@ def main() -> None:
             fused=True,
         )
     ]
-    if args.muon:  # half as many steps will do
+    if args.muon:
         optimizers.append(
             torch.optim.Muon(
                 inner, lr=args.learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
