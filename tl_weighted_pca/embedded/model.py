@@ -30,7 +30,7 @@ def load_model(
             one, the CPU otherwise.
         dtype: float32 by default.
         slips: The model that was trained on ``stories(..., slips=True)``: the same architecture,
-            which has learnt the same facts and never to be quite certain, as models of real text.
+            which has learnt the same facts and never to be quite certain.
 
     Returns:
         A ``HookedTransformer`` or ``TransformerBridge`` that maps tokens [batch, pos] to logits
