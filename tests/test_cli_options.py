@@ -95,6 +95,16 @@ CASES = [
     ),
     ([*BASIS, "--method", "path", "--rounds", "2", *SLICED], "path_metric:path_metric", ARRIVED),
     (
+        [*BASIS, "--method", "joint", "--seed", "11", *SLICED],
+        "joint:joint_pca",
+        {"center": False, "seed": 11},
+    ),
+    (
+        [*BASIS, "--method", "joint", "--seed", "11", *SLICED],
+        "pairs:stream_pairs",
+        {"hook_points": POINT, **{k: v for k, v in ARRIVED.items() if k != "progress"}},
+    ),
+    (
         ["ablate", "BASIS", *SLICED, "--ranks", "3,9", "--score", "kl"],
         "ablation:ablation_curves",
         {**ARRIVED, "ranks": [3, 9], "score": "kl", "hook_point": POINT},

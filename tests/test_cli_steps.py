@@ -106,7 +106,7 @@ def test_the_path_is_at_the_positions_of_the_moments(tmp_path, best_model):
     collection.save(tmp_path / "chosen.safetensors")
     line[1] = tmp_path / "chosen.safetensors"
     result = run(*line, tmp_path / "no")
-    assert result.exit_code == 1 and "say which 'path' is to use" in plain(result.output)
+    assert result.exit_code == 1 and "say which a further pass is to use" in plain(result.output)
 
 
 def test_the_path_basis_has_a_centre_and_damping(steps, tmp_path, best_model):
@@ -139,6 +139,37 @@ def test_a_second_round_goes_along_the_first_rounds_basis(steps, tmp_path, best_
     assert (found - once.eigenvalues).abs().max() > 0.01 * found.max()
     result = run("basis", file, "--rounds", "2", "--out", tmp_path / "no")
     assert result.exit_code == 1 and "--rounds 2 is of --method path" in plain(result.output)
+
+
+def test_the_joint_basis_is_of_each_objective(steps, tmp_path, best_model):
+    line = ["--method", "joint", "--seed", "3", *FEW, "--max-tokens", "300", "--no-progress"]
+    works("basis", steps / "run", *line, "--out", tmp_path / "joint")
+    data = embedded.stories("train", 100)
+    asked = {"loss": wpca.next_token_loss, "fisher": wpca.sampled_token_loss(1, 3)}
+    for label, objective in asked.items():
+        moments = wpca.Collection.load(steps / "run" / f"moments.{label}.safetensors")[POINT]
+        pairs = wpca.stream_pairs(
+            best_model, data, POINT, objective=objective, batch_size=16, max_tokens=300
+        )
+        expected = wpca.joint_pca(moments, pairs, seed=3).encoder
+        found = wpca.Basis.load(tmp_path / "joint" / f"{POINT}.joint-{label}.safetensors").encoder
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_joint_basis_needs_gradients_that_can_be_had_again(tmp_path):
+    works("collect", "--objective", "none", *FEW, "--hook", POINT, "--out", tmp_path / "run")
+    line = ["basis", tmp_path / "run", "--method", "joint", *FEW, "--out", tmp_path / "no"]
+    result = run(*line)
+    assert result.exit_code == 1 and "no gradient statistics" in plain(result.output)
+
+    def own_loss(run):
+        return run.output.square().sum((-2, -1))
+
+    model, data = embedded.load_model(device="cpu"), embedded.stories("train", 20)
+    moments = wpca.collect(model, data, POINT, objective=own_loss, progress=False)
+    moments.save(tmp_path / "own.safetensors")
+    result = run("basis", tmp_path / "own.safetensors", *line[2:])
+    assert result.exit_code == 1 and "of the same objective" in plain(result.output)
 
 
 def test_options_of_bases_arrive(steps, tmp_path):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import fnmatch
-import re
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -15,6 +13,7 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.further_pass import FurtherPass, positions_of
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -30,10 +29,7 @@ from tl_weighted_pca.cli.text_options import SampleOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.basis import Basis
-    from tl_weighted_pca.collection import Collection
     from tl_weighted_pca.moments import Moments
-    from tl_weighted_pca.positions import Positions
-    from tl_weighted_pca.run_folder import RunFolder
 
 
 class Method(str, Enum):
@@ -44,10 +40,12 @@ class Method(str, Enum):
     gradient = "gradient"
     metric = "metric"
     path = "path"
+    joint = "joint"
     random = "random"
 
 
-_OF_GRADIENTS = (Method.weighted, Method.gradient, Method.metric)
+_OF_GRADIENTS = (Method.weighted, Method.gradient, Method.metric, Method.joint)
+_OF_A_FURTHER_PASS = (Method.path, Method.joint)
 
 
 @command
@@ -64,8 +62,8 @@ def basis(
         typer.Option(
             help="Which basis: 'pca'; 'weighted' PCA; 'gradient' PCA; 'metric' PCA in the gradients' "
             "second moment (of 'fisher' gradients, the Fisher metric); 'path' (PCA in the metric met "
-            "along PCA's ablations); 'random'. May be repeated. By default all that need no model but "
-            "'gradient'."
+            "along PCA's ablations); 'joint' (of the pairs of activation and gradient); 'random'. May be "
+            "repeated. By default all that need no model but 'gradient'."
         ),
     ] = None,
     hook: Annotated[
@@ -96,8 +94,9 @@ def basis(
     a picture of their eigenvalues.
 
     Of a folder with several objectives, a method that uses gradients gives a
-    basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path' needs
-    the model and the data; its --positions are by default those of the moments.
+    basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path' and
+    'joint' need the model and the data, once more; their --positions are by
+    default those of the moments.
 
     \b
     Examples:
@@ -105,7 +104,7 @@ def basis(
       tl-weighted-pca basis run --method pca --method path --out bases
       tl-weighted-pca basis run --method path --rounds 2 --out path
       tl-weighted-pca basis run/moments.fisher.safetensors --method metric \\
-          --out fisher
+          --method joint --out fisher
     """
     from tl_weighted_pca.collection import Collection
     from tl_weighted_pca.plots import eigenvalue_spectra
@@ -129,22 +128,16 @@ def basis(
             raise ValueError(
                 f"--rounds {rounds} is of --method path, which is not asked for: add it."
             )
-        makers: dict[Method, Callable[[Moments], Basis]] = {}
-        for each in asked:
-            if each is Method.path:
-                makers[each] = _path_maker(
-                    source,
-                    text,
-                    run,
-                    about,
-                    damping,
-                    rounds,
-                    positions=where or _positions(first),
-                    batch_size=batch_size,
-                    progress=progress,
-                )
-            else:
-                makers[each] = _maker(each, about, damping, seed)
+        makers = _makers(about, damping, seed)
+        if set(asked) & set(_OF_A_FURTHER_PASS):
+            again = FurtherPass.of(
+                source, text, run,
+                positions=where or positions_of(first), batch_size=batch_size, progress=progress,
+            )  # fmt: skip
+            makers |= {
+                Method.path: partial(again.path, center=about, damping=damping, rounds=rounds),
+                Method.joint: partial(again.joint, center=about, seed=seed),
+            }
         jobs: dict[str, Callable[[], Basis]] = {}
         for each in asked:
             for label, collection in found.items():
@@ -203,67 +196,17 @@ def _chosen(collection: Any, patterns: list[str] | None, path: Path) -> list[str
     return list(dict.fromkeys(names))
 
 
-def _maker(method: Method, center: Any, damping: float, seed: int) -> Callable[[Moments], Basis]:
+def _makers(center: Any, damping: float, seed: int) -> dict[Method, Callable[[Moments], Basis]]:
+    """What makes a basis of moments alone."""
     from tl_weighted_pca import principal_components as components
 
-    if method is Method.metric:
-        return partial(components.metric_pca, center=center, damping=damping)
-    if method is Method.random:
-        return partial(components.random_basis, center=center, seed=seed)
-    by_name = {
-        Method.pca: components.pca,
-        Method.weighted: components.weighted_pca,
-        Method.gradient: components.gradient_pca,
+    return {
+        Method.pca: partial(components.pca, center=center),
+        Method.weighted: partial(components.weighted_pca, center=center),
+        Method.gradient: partial(components.gradient_pca, center=center),
+        Method.metric: partial(components.metric_pca, center=center, damping=damping),
+        Method.random: partial(components.random_basis, center=center, seed=seed),
     }
-    return partial(by_name[method], center=center)
-
-
-def _positions(collection: Collection) -> Positions:
-    """The positions at which moments were collected."""
-    kept = collection.settings.get("positions")
-    if kept is None:
-        return None
-    found = re.fullmatch(r"slice\((\S+), (\S+), (\S+)\)", kept)
-    if found is None:
-        raise ValueError(
-            f"The moments were collected at positions={kept}: say which 'path' is to use with --positions."
-        )
-    return slice(*map(ast.literal_eval, found.groups()))
-
-
-def _path_maker(
-    source: ModelOptions,
-    text: SampleOptions,
-    run: RunFolder,
-    center: Any,
-    damping: float,
-    rounds: int,
-    **options: Any,
-) -> Callable[[Moments], Basis]:
-    import torch
-
-    from tl_weighted_pca.path_metric import path_metric
-    from tl_weighted_pca.principal_components import metric_pca, pca
-
-    text.check(source, run)
-    model = source.load(run)
-    data = text.load(model, "train", source.slips)
-
-    def make(moments: Moments) -> Basis:
-        basis, metric = pca(moments, center=center), torch.zeros(())
-        for _ in range(rounds):
-            metric = metric + path_metric(
-                model,
-                data,
-                moments.provenance.hook_point,
-                basis,
-                max_tokens=text.max_tokens,
-                **options,
-            )
-            basis = metric_pca(moments, metric, center=center, damping=damping)
-        return basis
-
-    return make
 
 
 def _summary(bases: dict[str, Basis]) -> Any:
