@@ -239,11 +239,19 @@ def test_a_model_arrives(tmp_path, files, arguments_of, name):
     assert expected.items() <= found.items()
 
 
+def line_of(name, files):
+    """The least that a command which reads text asks for."""
+    inputs = {
+        "basis": [files["MOMENTS"], "--method", "path"],
+        "ablate": [files["BASIS"]],
+        "cards": [files["BASIS"]],
+    }
+    return [name, *inputs.get(name, [])]
+
+
 @pytest.mark.parametrize("name", [n for n in COMMANDS if "dataset" in options_of(n)])
 def test_text_arrives(tmp_path, files, arguments_of, name):
-    line = {"basis": ["basis", "MOMENTS", "--method", "path"], "ablate": ["ablate", "BASIS"]}
-    line = line.get(name, [name, "BASIS"] if name == "cards" else [name])
-    line = [files.get(part, part) for part in line]
+    line = line_of(name, files)
     for key, value in TEXT.items():
         if key != "sample_by":  # which is refused, for the hub
             line += [f"--{key.replace('_', '-')}", value]
@@ -251,6 +259,13 @@ def test_text_arrives(tmp_path, files, arguments_of, name):
     assert found["source"] == "some/where" and found["split"] == "validation"
     assert found["config"] == "en" and found["column"] == "body"
     assert found["context_length"] == 77 and found["longest"] == 128
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if "dataset" in options_of(n)])
+def test_the_model_of_stories_with_slips_reads_those(tmp_path, files, arguments_of, name):
+    line = line_of(name, files)
+    line += ["--model", "embedded-slips", "--out", tmp_path / "out"]
+    assert arguments_of(line, "embedded:stories")["slips"] is True
 
 
 def test_what_makes_a_text_arrives(tmp_path, arguments_of):
