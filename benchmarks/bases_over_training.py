@@ -17,13 +17,13 @@ from statistics import fmean
 from typing import Any
 
 from bases import FISHER, HOOK_POINTS
+from page import write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.embedded.score import score
 from tl_weighted_pca.plots.picture import new_figure, plain, styles
 from tl_weighted_pca.pretrained import load_pretrained
 
-MARKS = "<!-- training -->", "<!-- end of training -->"
 RESIDUAL = HOOK_POINTS[:3]
 RANGES = {"d/8 to 7d/8": range(1, 8), "d/8 to d/2": range(1, 5)}
 Excesses = dict[str, dict[str, float]]
@@ -119,12 +119,7 @@ def main() -> None:
     if arguments.picture:
         picture(rows).savefig(arguments.picture)
     if arguments.out:
-        text = arguments.out.read_text()
-        head, rest = text.split(MARKS[0])
-        table = "\n".join(lines)
-        arguments.out.write_text(
-            f"{head}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-        )
+        write_between_marks(arguments.out, "training", lines)
 
 
 if __name__ == "__main__":

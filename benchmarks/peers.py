@@ -35,6 +35,7 @@ warnings.filterwarnings("ignore")
 
 import collect as collecting  # noqa: E402
 import torch  # noqa: E402
+from page import write_between_marks  # noqa: E402
 from peer_sides import SIDES, Found, hooks_and_backward  # noqa: E402
 from peer_subject import Subject, subject  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -43,7 +44,6 @@ from transformers import GPT2Config  # noqa: E402
 import tl_weighted_pca as wpca  # noqa: E402
 from tl_weighted_pca.overlap import subspace_angles  # noqa: E402
 
-MARKS = "<!-- peers -->", "<!-- end of peers -->"
 SHAPES = {
     "embedded": None,
     "gpt2-width": dict(n_embd=768, n_layer=3, n_head=12, vocab_size=5000, n_positions=128),
@@ -196,10 +196,7 @@ def main() -> None:
     rounds = 1 if options.quick else options.rounds
     tables = report(names, rounds, options.cpu, memory=not options.quick)
     if options.out:
-        page = options.out.read_text()
-        head, rest = page.split(MARKS[0])
-        tail = rest.split(MARKS[1])[1]
-        options.out.write_text(f"{head}{MARKS[0]}\n\n{tables}\n\n{MARKS[1]}{tail}")
+        write_between_marks(options.out, "peers", [tables])
 
 
 if __name__ == "__main__":

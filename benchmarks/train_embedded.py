@@ -2,7 +2,7 @@
 
     python benchmarks/train_embedded.py --out tl_weighted_pca/embedded/gpt2-stories
     python benchmarks/train_embedded.py --out tl_weighted_pca/embedded/gpt2-slips \\
-        --slips --muon --steps 7000 --learning-rate 5e-3 --fact-weight 15
+        --slips --muon --steps 7000 --learning-rate 5e-3 --fact-weight 15 --seed 1
 
 Same seed, same number of threads and same version of torch: same weights. `--minutes` sets a limit
 by the clock, to which the learning rate is then annealed. What to expect is printed as it goes; what

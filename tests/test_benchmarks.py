@@ -10,6 +10,7 @@ import pytest
 
 from tl_weighted_pca import embedded
 from tl_weighted_pca.embedded.score import score
+from tl_weighted_pca.embedded.vocabulary import MODEL_FOLDER, SLIPS_FOLDER
 from tl_weighted_pca.pretrained import load_pretrained
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -46,6 +47,25 @@ def test_a_training_run_and_the_bases_along_it(tmp_path):
     of_early, of_late = (float(excess) for _, excess in rows)
     assert of_early > of_late
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bases_of_several_trainings(tmp_path):
+    page, sizes = tmp_path / "bases.md", ("--train", 8, "--heldout", 4)
+    page.write_text("Before.\n\n<!-- seeds -->\n\nold\n\n<!-- end of seeds -->\n\nAfter.\n")
+    run("bases_over_seeds.py", SLIPS_FOLDER, MODEL_FOLDER, *sizes, "--out", page)
+    text = page.read_text()
+    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
+    rows = [
+        (name, float(excess), [*map(float, each.split(", "))], float(mean))
+        for name, excess, each, mean in re.findall(
+            r"^\| (gpt2-\w+) \| \+([\d.]+)% \| [\d.]+% \| ([\d., ]+) \| \*\*([\d.]+)\*\* \|",
+            text,
+            re.M,
+        )
+    ]
+    (slips, good, each, mean), (stories, bad, _, _) = rows
+    assert (slips, stories) == ("gpt2-slips", "gpt2-stories") and good < 10 < bad
+    assert len(each) == 3 and abs(sum(each) / 3 - mean) < 0.01
 
 
 def test_bases(tmp_path):
