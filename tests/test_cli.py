@@ -216,10 +216,10 @@ def test_help_completion_and_version_do_not_wait_for_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_seven_bases_fit_into_eighty_columns_with_their_names_whole():
+def test_eight_bases_fit_into_eighty_columns_with_their_names_whole():
     names = [
         "PCA", "PCA, uncentred", "weighted PCA", "weighted PCA, uncentred", "Fisher-metric PCA",
-        "path-metric PCA", "random",
+        "path-metric PCA", "joint PCA", "random",
     ]  # fmt: skip
     scores = {name: torch.linspace(10, 1, 3).double()[:, None].expand(3, 4) for name in names}
     curves = AblationCurves(

@@ -11,7 +11,9 @@ from tl_weighted_pca.ablation import ablation_curves
 from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.joint import joint_pca
 from tl_weighted_pca.objectives import next_token_loss, sampled_token_loss
+from tl_weighted_pca.pairs import stream_pairs
 from tl_weighted_pca.path_metric import path_metric
 from tl_weighted_pca.principal_components import metric_pca, pca, random_basis, weighted_pca
 
@@ -65,7 +67,7 @@ def run_demo(
     seed: int = 0,
     progress: bool = True,
 ) -> Demo:
-    """Collect on `train`, ablate on `heldout`, for seven bases at one hook point.
+    """Collect on `train`, ablate on `heldout`, for eight bases at one hook point.
 
     Args:
         model: a language model.
@@ -86,13 +88,19 @@ def run_demo(
         progress=progress,
     )
     loss, fisher = stats["loss"][hook_point], stats["fisher"][hook_point]
+
+    def first(n: int) -> Any:
+        return train.select(range(min(n, len(train))))
+
     metric = path_metric(
+        model, first(200), hook_point, pca(loss), batch_size=batch_size, progress=False
+    )
+    pairs = stream_pairs(
         model,
-        train.select(range(min(200, len(train)))),
+        first(600),
         hook_point,
-        pca(loss),
+        objective=sampled_token_loss(seed=seed),
         batch_size=batch_size,
-        progress=False,
     )
     bases = {
         "PCA": pca(loss),
@@ -101,6 +109,7 @@ def run_demo(
         "weighted PCA, uncentred": weighted_pca(loss, center=False),
         "Fisher-metric PCA": metric_pca(fisher),
         "path-metric PCA": metric_pca(loss, metric),
+        "joint PCA": joint_pca(fisher, pairs, shrinkage=0.5, steps=200, seed=seed),
         "random": random_basis(loss, seed=seed),
     }
     curves = ablation_curves(

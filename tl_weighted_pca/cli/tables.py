@@ -6,8 +6,10 @@ import textwrap
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,22 +37,20 @@ def _cell(value: Any, digits: int) -> str:
     return f"{value:.0f}" if whole else f"{value:.{digits}g}"
 
 
-def ablation_table(curves: AblationCurves, *, to: str | None) -> Table:
+def ablation_table(curves: AblationCurves, *, to: str | None) -> Group:
     """Scores by rank and basis, the lowest in bold, then two summaries; the second one relative to `to`."""
     relative = (
-        f" relative: the excess over that of {to}, geometric mean over ranks d/8 to d/2, ± half its 95% "
+        f" ratio: the excess over that of {to}, geometric mean over ranks d/8 to d/2, ± half its 95% "
         "interval."
     )
     shown = Table(
-        title=f"{_capital(curves.unit)} by components kept at {curves.hook_point}",
-        caption="area: the mean excess over the unablated model." + (relative if to else ""),
-        # Seven bases fit into eighty columns.
+        # Eight bases fit into eighty columns.
         box=box.HORIZONTALS,
         collapse_padding=True,
         pad_edge=False,
     )
     names = list(curves.per_sequence)
-    shown.add_column("kept", justify="right", no_wrap=True, min_width=len("relative"))
+    shown.add_column("kept", justify="right", no_wrap=True, min_width=len("ratio"))
     for name in names:
         shown.add_column(escape(_narrow(name)), justify="right", overflow="fold")
     for i, rank in enumerate(curves.ranks):
@@ -63,8 +63,16 @@ def ablation_table(curves: AblationCurves, *, to: str | None) -> Table:
     middle = [k for k in curves.ranks if curves.width / 8 <= k <= curves.width / 2]
     if to and middle:
         ratios = [curves.relative_excess(name, to=to, ranks=middle) for name in names]
-        shown.add_row("relative", *(f"{r:.2f}\n±{(r.high - r.low) / 2:.2f}" for r in ratios))
-    return shown
+        shown.add_row("ratio", *(f"{r:.2f}\n±{(r.high - r.low) / 2:.2f}" for r in ratios))
+    # Not as the table's own title and caption, which would be no wider than few columns are.
+    return Group(
+        Text(f"{_capital(curves.unit)} by components kept at {curves.hook_point}", style="italic"),
+        shown,
+        Text(
+            "area: the mean excess over the unablated model." + (relative if to else ""),
+            style="dim",
+        ),
+    )
 
 
 def _narrow(name: str) -> str:
