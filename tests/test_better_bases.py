@@ -426,14 +426,15 @@ class TestPairsOfElsewhere:
 
     def test_they_are_refused(self, best_model, stories, moments):
         other = "blocks.2.hook_resid_post"
-        for options in (
-            {"hook_points": other},
-            {"objective": wpca.next_token_loss},
-            {"hook_points": "blocks.1.mlp.hook_post"},
+        for options, said in (
+            ({"hook_points": other}, f"differ: hook point {other} and {HOOK}. Stream"),
+            (
+                {"objective": wpca.next_token_loss},
+                "objective next_token_loss and sampled_token_loss",
+            ),
+            ({"hook_points": "blocks.1.mlp.hook_post"}, "width 256 and 64"),
         ):
-            with pytest.raises(
-                ValueError, match="stream pairs of the same hook point and objective"
-            ):
+            with pytest.raises(ValueError, match=said):
                 wpca.joint_pca(moments, self.stream(best_model, stories, **options))
         several = self.stream(best_model, stories, [other, "blocks.1.hook_mlp_out"])
         with pytest.raises(ValueError, match="stream those of that hook point"):

@@ -53,15 +53,24 @@ def arguments_of(monkeypatch):
     return call
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    works("collect", "--hook", POINT, *FEW, "--out", folder / "run")
+def made(folder, *model):
+    """Moments and a basis, by what the lines of tests call them."""
+    works("collect", "--hook", POINT, *FEW, *model, "--out", folder / "run")
     works("basis", folder / "run", "--method", "pca", "--out", folder / "bases")
     return {
         "MOMENTS": folder / "run" / "moments.safetensors",
         "BASIS": folder / "bases" / f"{POINT}.pca.safetensors",
     }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def files_of_slips(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("files"), "--model", "embedded-slips")
 
 
 BASIS = ["basis", "MOMENTS", "--hook", POINT, "--center", "none"]
@@ -105,9 +114,9 @@ CASES = [
         {"hook_points": POINT, **{k: v for k, v in ARRIVED.items() if k != "progress"}},
     ),
     (
-        ["ablate", "BASIS", *SLICED, "--ranks", "3,9", "--score", "kl"],
+        ["ablate", "BASIS", *SLICED, "--ranks", "3,9", "--score", "kl", "--anywhere"],
         "ablation:ablation_curves",
-        {**ARRIVED, "ranks": [3, 9], "score": "kl", "hook_point": POINT},
+        {**ARRIVED, "ranks": [3, 9], "score": "kl", "hook_point": POINT, "anywhere": True},
     ),
     (
         ["cards", "BASIS", *SLICED, "-n", "3", "--contexts", "5", "--no-ablation", "--seed", "11"],
@@ -262,8 +271,8 @@ def test_text_arrives(tmp_path, files, arguments_of, name):
 
 
 @pytest.mark.parametrize("name", [n for n in COMMANDS if "dataset" in options_of(n)])
-def test_the_model_of_stories_with_slips_reads_those(tmp_path, files, arguments_of, name):
-    line = line_of(name, files)
+def test_the_model_of_stories_with_slips_reads_those(tmp_path, files_of_slips, arguments_of, name):
+    line = line_of(name, files_of_slips)
     line += ["--model", "embedded-slips", "--out", tmp_path / "out"]
     assert arguments_of(line, "embedded:stories")["slips"] is True
 

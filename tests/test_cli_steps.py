@@ -161,6 +161,7 @@ def test_a_joint_basis_needs_gradients_that_can_be_had_again(tmp_path):
     line = ["basis", tmp_path / "run", "--method", "joint", *FEW, "--out", tmp_path / "no"]
     result = run(*line)
     assert result.exit_code == 1 and "no gradient statistics" in plain(result.output)
+    assert "and an objective" in plain(result.output)
 
     def own_loss(run):
         return run.output.square().sum((-2, -1))
@@ -170,6 +171,17 @@ def test_a_joint_basis_needs_gradients_that_can_be_had_again(tmp_path):
     moments.save(tmp_path / "own.safetensors")
     result = run("basis", tmp_path / "own.safetensors", *line[2:])
     assert result.exit_code == 1 and "of the same objective" in plain(result.output)
+
+
+def test_what_a_basis_does_not_read_is_not_taken(steps, tmp_path):
+    line = ["basis", steps / "run", "--method", "metric", "--max-tokens", "5"]
+    result = run(*line, "--out", tmp_path / "no")
+    assert result.exit_code == 1
+    assert "--max-tokens is for --method path or joint" in plain(result.output)
+    result = run("ablate", steps / "run", *FEW, "--out", tmp_path / "no")
+    assert result.exit_code == 1 and "make bases of them first" in plain(result.output)
+    result = run("collect", "--model", "embedded_slips", "--out", tmp_path / "no")
+    assert result.exit_code == 1 and "did you mean 'embedded-slips'?" in plain(result.output)
 
 
 def test_options_of_bases_arrive(steps, tmp_path):
@@ -308,8 +320,14 @@ def test_the_model_of_stories_with_slips_reads_those(tmp_path):
     stories = embedded.stories("train", 100, slips=True)
     again = wpca.collect(model, stories, POINT, max_tokens=1500, progress=False)[POINT]
     torch.testing.assert_close(got.mean, again.activation.mean, rtol=1e-4, atol=1e-4)
-    result = run("cards", basis, *FEW, "-n", "2", "--out", tmp_path / "other")
-    assert result.exit_code == 1 and "gpt2-slips" in plain(result.output)
+    again = ["basis", tmp_path / "run", "--method", "joint"]
+    for command in (["cards", basis, "-n", "2"], ["ablate", basis], again):
+        result = run(*command, *FEW, "--out", tmp_path / "other")
+        assert result.exit_code == 1
+        assert "made with (--model embedded-slips)" in plain(result.output)
+        assert "or add --anywhere" in plain(result.output) or command[0] != "ablate"
+    line = ["ablate", basis, *FEW, "--ranks", "8", "--anywhere"]
+    works(*line, "--out", tmp_path / "anywhere")
 
 
 def test_a_local_folder_is_a_model(tmp_path):

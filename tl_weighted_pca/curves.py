@@ -64,6 +64,13 @@ class AblationCurves:
     unit: str = "score"
     """What a score is, for tables and pictures."""
 
+    def __repr__(self) -> str:
+        place = f" at {self.hook_point!r}" if self.hook_point else ""
+        return (
+            f"AblationCurves({', '.join(self.per_sequence)}{place}: {len(self.ranks)} ranks from "
+            f"{min(self.ranks)} to {max(self.ranks)} of {self.width}, {len(self.counts)} sequences)"
+        )
+
     @property
     def baseline(self) -> float:
         """The unablated model's score."""

@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_weighted_pca.accumulator import NonFiniteError
 from tl_weighted_pca.basis import Basis
@@ -45,6 +47,7 @@ def joint_pca(
     steps: int = 400,
     batch_size: int = 4096,
     seed: int = 0,
+    progress: bool = False,
 ) -> Basis:
     """argmin Σ_k log[(1 − α) J_k + α F_k] over bases E, D = E⁻¹: the Fisher-metric basis, improved.
 
@@ -65,6 +68,7 @@ def joint_pca(
         steps: of Adam.
         batch_size: pairs a step.
         seed: of the sample and the batches.
+        progress: show a progress bar of the steps.
 
     Returns:
         An oblique basis; eigenvalues are the falls of J with each component, on all pairs kept, in the
@@ -97,8 +101,12 @@ def joint_pca(
         n_heldout = max(1, len(F) // 5)
         heldout, rest = slice(0, n_heldout), slice(n_heldout, None)
         fits: dict[float, Tensor] = {}
-        for alpha in alphas:
-            fits[alpha] = problem.fit(alpha, rest, steps, batch_size, seed)
+        with tqdm(
+            total=steps * len(alphas), unit="step", desc="Joint basis", dynamic_ncols=True,
+            disable=not progress,
+        ) as bar:  # fmt: skip
+            for alpha in alphas:
+                fits[alpha] = problem.fit(alpha, rest, steps, batch_size, seed, bar)
         identity = torch.eye(problem.used, dtype=torch.float32)
         scores = {alpha: problem.score(encoder, heldout) for alpha, encoder in fits.items()}
         best = min(scores, key=lambda alpha: scores[alpha])
@@ -132,10 +140,11 @@ def _of_one_place(
                 f"The pairs hold a {type(batch).__name__}; expected stream_pairs(model, data, hook_point, …)."
             )
         made = _whatever_was_drawn(batch.provenance)
-        if not made.agrees_with(place) or batch.activations.shape[-1] != start.width:
+        width = batch.activations.shape[-1]
+        if not made.agrees_with(place) or width != start.width:
             raise ValueError(
-                f"The pairs are of {made}, width {batch.activations.shape[-1]}, and the moments of "
-                f"{place}, width {start.width}: stream pairs of the same hook point and objective."
+                f"The pairs and the moments differ: {_differences(made, place, width, start.width)}. Stream "
+                "pairs of the same model, hook point and objective."
             )
         # Of the positions that count: what a model makes of padding is its own affair.
         if not all(bool(part.isfinite().all()) for part in batch.rows()):
@@ -143,6 +152,13 @@ def _of_one_place(
                 f"The pairs of {made.hook_point!r} hold NaN or infinity in batch {number}."
             )
         yield batch
+
+
+def _differences(pairs: Provenance, moments: Provenance, *widths: int) -> str:
+    """What the pairs and the moments are of, as far as it is not the same."""
+    names = [field.name.replace("_", " ") for field in fields(Provenance)]
+    both = [*zip(names, astuple(pairs), astuple(moments), strict=True), ("width", *widths)]
+    return ", ".join(f"{what} {a} and {b}" for what, a, b in both if a and b and a != b)
 
 
 def _whatever_was_drawn(made: Provenance) -> Provenance:
@@ -221,7 +237,9 @@ class _Coordinates:
         with torch.no_grad():
             return float((self.joint(encoder, rows) + self.floor).log().sum())
 
-    def fit(self, alpha: float, rows: slice, steps: int, batch_size: int, seed: int) -> Tensor:
+    def fit(
+        self, alpha: float, rows: slice, steps: int, batch_size: int, seed: int, bar: Any
+    ) -> Tensor:
         n = len(self.x[rows])
         first = rows.start or 0
         generator = torch.Generator().manual_seed(seed)
@@ -237,6 +255,7 @@ class _Coordinates:
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                bar.update()
         return encoder.detach()
 
     def basis(self, inner: Tensor) -> Basis:

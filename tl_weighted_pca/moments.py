@@ -161,6 +161,13 @@ class Moments:
     """Sequences seen."""
     provenance: Provenance = Provenance()
 
+    def __repr__(self) -> str:
+        kinds = ("activation", "gradient", "weighted")
+        held = [name for name in kinds if getattr(self, name) is not None]
+        made = self.provenance
+        place = f" at {made.hook_point!r}" if made.hook_point else ""
+        return f"Moments({', '.join(held)}{place}: {self.n_tokens} tokens in {self.n_sequences} sequences)"
+
     def __add__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):
             return NotImplemented
@@ -195,6 +202,7 @@ class Moments:
             what = "no tokens" if moment is not None else f"no {name} statistics"
             raise ValueError(
                 f"These moments of {self.provenance.hook_point or 'a hook point'!r} hold {what}: "
-                f"collect again with statistics including {name!r} on non-empty data."
+                f"collect again with statistics including {name!r}, and an objective if they are of "
+                "gradients, on non-empty data."
             )
         return moment

@@ -43,6 +43,10 @@ def ablate(
         Literal["loss", "kl"],
         typer.Option(help="The next-token loss, or the KL divergence from the unablated model."),
     ] = "loss",
+    anywhere: Annotated[
+        bool,
+        typer.Option("--anywhere", help="Also of another model than the bases were made with."),
+    ] = False,
     positions: PositionSlice = "",
     batch_size: BatchSize = 32,
     progress: Progress = True,
@@ -69,6 +73,9 @@ def ablate(
         by_place = _by_hook_point(bases, run)
         text.check(source, run)
         model = source.load(run)
+        if not anywhere:
+            made = [one.provenance for named in by_place.values() for one in named.values()]
+            source.check_made(model, *made, unless="--anywhere")
         data = text.load(model, "heldout", source.slips)
         tables = []
         for place, named in by_place.items():
@@ -79,6 +86,7 @@ def ablate(
                 place,
                 ranks=steps,
                 score=score,
+                anywhere=anywhere,
                 positions=where,
                 batch_size=batch_size,
                 max_tokens=text.max_tokens,
@@ -105,6 +113,8 @@ def _by_hook_point(paths: list[Path], run: RunFolder) -> dict[str, dict[str, Bas
         if not files:
             raise ValueError(f"The folder {path} holds no bases: pass one made by `basis`.")
         for file in files:
+            if file.name.startswith("moments"):
+                raise ValueError(f"{file} holds moments: make bases of them first, with `basis`.")
             one = Basis.load(run.reads(existing(file)))
             place = one.provenance.hook_point
             name = file.stem.removeprefix(f"{place}.").replace("-", " ")

@@ -13,7 +13,7 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
-from tl_weighted_pca.cli.further_pass import FurtherPass, positions_of
+from tl_weighted_pca.cli.further_pass import FurtherPass
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
@@ -131,13 +131,17 @@ def basis(
         makers = _makers(about, damping, seed)
         if set(asked) & set(_OF_A_FURTHER_PASS):
             again = FurtherPass.of(
-                source, text, run,
-                positions=where or positions_of(first), batch_size=batch_size, progress=progress,
+                source, text, run, first,
+                positions=where, batch_size=batch_size, progress=progress,
             )  # fmt: skip
             makers |= {
                 Method.path: partial(again.path, center=about, damping=damping, rounds=rounds),
                 Method.joint: partial(again.joint, center=about, seed=seed),
             }
+        else:
+            text.check_unused(
+                "is for --method path or joint, and neither is asked for: leave it out."
+            )
         jobs: dict[str, Callable[[], Basis]] = {}
         for each in asked:
             for label, collection in found.items():

@@ -63,6 +63,7 @@ def cards(
         one = Basis.load(run.reads(existing_file(basis)))
         text.check(source, run)
         model = source.load(run)
+        source.check_made(model, one.provenance)
         found = feature_cards(
             model,
             text.load(model, "heldout", source.slips),

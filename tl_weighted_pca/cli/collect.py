@@ -134,5 +134,5 @@ def collect(
         moments = some[points[0]]
         show(
             f"{moments.n_tokens:,} tokens in {moments.n_sequences:,} sequences at {len(points)} hook "
-            f"points.", highlight=False,
+            f"point{'s' * (len(points) > 1)}.", highlight=False,
         )  # fmt: skip

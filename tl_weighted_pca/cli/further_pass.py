@@ -46,16 +46,19 @@ class FurtherPass:
         source: ModelOptions,
         text: DataOptions,
         run: RunFolder,
+        collection: Collection,
         *,
         positions: Positions,
         batch_size: int,
         progress: bool,
     ) -> FurtherPass:
-        """What the options say, loaded."""
+        """What the options say, loaded; at the positions of the collection, if they say nothing of these."""
+        where = positions or _positions_of(collection)
         text.check(source, run)
         model = source.load(run)
+        source.check_made(model, *(moments.provenance for moments in collection.values()))
         data = text.load(model, "train", source.slips)
-        return cls(model, data, text.max_tokens, positions, batch_size, progress)
+        return cls(model, data, text.max_tokens, where, batch_size, progress)
 
     def path(self, moments: Moments, *, center: Any, damping: float, rounds: int) -> Basis:
         """PCA in the metric met along PCA's ablations, and along those of each basis that comes of it."""
@@ -83,7 +86,8 @@ class FurtherPass:
         """The joint basis, of the objective that the moments are of."""
         from tl_weighted_pca.joint import joint_pca
 
-        return joint_pca(moments, self._pairs(moments, seed), center=center, seed=seed)
+        pairs = self._pairs(moments, seed)
+        return joint_pca(moments, pairs, center=center, seed=seed, progress=self.progress)
 
     def _pairs(self, moments: Moments, seed: int) -> Iterator[dict[str, Pairs]]:
         from tqdm.auto import tqdm
@@ -109,7 +113,7 @@ class FurtherPass:
                 bar.update(sum(each.n_tokens for each in pairs.values()))
 
 
-def positions_of(collection: Collection) -> Positions:
+def _positions_of(collection: Collection) -> Positions:
     """The positions at which moments were collected."""
     kept = collection.settings.get("positions")
     if kept is None:

@@ -17,6 +17,7 @@ from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.errors import ARGUMENTS, DEBUG
 
 if TYPE_CHECKING:
+    from tl_weighted_pca.moments import Provenance
     from tl_weighted_pca.objectives import Objective
     from tl_weighted_pca.positions import Positions
     from tl_weighted_pca.run_folder import RunFolder
@@ -63,6 +64,10 @@ Ranks = Annotated[
 ]
 
 
+EMBEDDED_MODELS = {"embedded": "gpt2-stories", "embedded-slips": "gpt2-slips"}
+"""Their names on the command line, and their own."""
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where."""
@@ -96,12 +101,25 @@ class ModelOptions:
 
     @property
     def embedded(self) -> bool:
-        return self.model == "embedded" or self.slips
+        return self.model in EMBEDDED_MODELS
 
     @property
     def slips(self) -> bool:
         """Whether it is the embedded model of stories with slips."""
         return self.model == "embedded-slips"
+
+    def check_made(self, model: Any, *made: Provenance, unless: str = "") -> None:
+        """Refuse what was made with another model than the one that was loaded."""
+        from tl_weighted_pca.hook_points import model_name
+
+        mine = model_name(model)
+        for theirs in (each.model for each in made):
+            if mine and theirs and mine != theirs:
+                how = "".join(f" (--model {k})" for k, v in EMBEDDED_MODELS.items() if v == theirs)
+                raise ValueError(
+                    f"What was passed was made with {theirs}, and --model {self.model} is {mine}: name the "
+                    f"model that it was made with{how}{f', or add {unless}' if unless else ''}."
+                )
 
     def load(self, folder: RunFolder | None) -> Any:
         """The model, which the folder's manifest then knows."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tl_weighted_pca.cli.console import tell
-from tl_weighted_pca.cli.options import ModelOptions
+from tl_weighted_pca.cli.options import EMBEDDED_MODELS, ModelOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.run_folder import RunFolder
@@ -84,9 +85,11 @@ class DataOptions:
         from tl_weighted_pca.text import check_source
 
         if self.dataset is None and not model.embedded:
+            meant = get_close_matches(model.model, EMBEDDED_MODELS, 1)
             raise ValueError(
-                f"The stories are for the embedded models, and --model is {model.model!r}: pass a text "
-                "file or a data set with --dataset."
+                f"The stories are for the embedded models, and --model is {model.model!r}: "
+                + (f"did you mean {meant[0]!r}? If not, " if meant else "")
+                + "pass a text file or a data set with --dataset."
             )
         texts = (self.dataset, *others)
         for text in texts:
@@ -95,12 +98,21 @@ class DataOptions:
                 if folder is not None and Path(text).exists():
                     folder.reads(text)
         fitting = set().union(*map(_fitting, texts))
-        for field in fields(self):
-            if field.name in {*_FOR} - fitting and getattr(self, field.name) != field.default:
+        for field in self._given():
+            if field.name in {*_FOR} - fitting:
                 raise ValueError(
                     f"--{field.name.replace('_', '-')} is for {_FOR[field.name]}, not for "
                     f"{self.dataset or 'the stories'}: leave it out."
                 )
+
+    def _given(self) -> list[Field[Any]]:
+        """The options that are not as they would be by themselves."""
+        return [field for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def check_unused(self, reason: str) -> None:
+        """Refuse options of a text where none is read."""
+        for field in self._given():
+            raise ValueError(f"--{field.name.replace('_', '-')} {reason}")
 
     def load(self, model: Any, split: str, slips: bool = False) -> Any:
         """The sequences for a model; `split` is which stories, unless --split says otherwise."""
