@@ -351,3 +351,17 @@ def test_downstream_resumes_with_any_edit(best_model, tokens):
         run = downstream.start(next(batches(tokens, 10)))
         assert torch.allclose(downstream.resume(lambda f: f), run.output, atol=1e-4)
         assert not torch.allclose(downstream.resume(lambda f: 0 * f), run.output, atol=1e-2)
+
+
+def test_what_is_printed_is_a_line(best_model, heldout, moments):
+    bases = {"pca": wpca.pca(moments), "random": wpca.random_basis(moments)}
+    curves = wpca.ablation_curves(best_model, heldout, bases, HOOK, ranks=RANKS, progress=False)
+    n = len(heldout)
+    assert (
+        repr(curves)
+        == f"AblationCurves(pca, random at {HOOK!r}: 5 ranks from 0 to 64 of 64, {n} sequences)"
+    )
+    held = f"activation, gradient, weighted at {HOOK!r}"
+    assert repr(moments) == f"Moments({held}: {moments.n_tokens} tokens in {n} sequences)"
+    plain = wpca.collect(best_model, heldout, HOOK, objective=None, progress=False)[HOOK]
+    assert repr(plain).startswith(f"Moments(activation at {HOOK!r}: ")

@@ -419,6 +419,17 @@ def test_a_score_that_is_infinite_is_no_lack_of_gain(model, stories, moments):
         )
 
 
+def test_the_joint_basis_shows_its_steps_where_asked(best_model, stories, moments, capsys):
+    labels = wpca.sampled_token_loss()
+    pairs = [*wpca.stream_pairs(best_model, stories, HOOK, objective=labels, max_tokens=500)]
+    options = {"shrinkage": (0.3, 0.5), "steps": 3}
+    quiet = wpca.joint_pca(moments, pairs, **options)
+    assert not capsys.readouterr().err
+    shown = wpca.joint_pca(moments, pairs, **options, progress=True)
+    assert "Joint basis: 100%" in (said := capsys.readouterr().err) and "6/6" in said
+    assert torch.equal(quiet.encoder, shown.encoder)
+
+
 class TestPairsOfElsewhere:
     def stream(self, model, stories, hook_points=HOOK, **options):
         options = {"objective": wpca.sampled_token_loss(), "max_tokens": 1500} | options

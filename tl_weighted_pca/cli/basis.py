@@ -139,9 +139,10 @@ def basis(
                 Method.joint: partial(again.joint, center=about, seed=seed),
             }
         else:
-            text.check_unused(
-                "is for --method path or joint, and neither is asked for: leave it out."
-            )
+            reason = "is for --method path or joint, and neither is asked for: leave it out."
+            text.check_unused(reason)
+            if where is not None:
+                raise ValueError(f"--positions {reason}")
         jobs: dict[str, Callable[[], Basis]] = {}
         for each in asked:
             for label, collection in found.items():
