@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the tables here, as Markdown")
     parser.add_argument("--picture", type=Path, help="write the picture of the middle layer here")
     parser.add_argument("--train", type=int, default=120, help="sequences to make bases from")
-    parser.add_argument("--path", type=int, default=20, help="of these, for path_metric")
+    parser.add_argument(
+        "--path", type=int, default=20, help="of these, for path_metric; 0 leaves it out"
+    )
     parser.add_argument("--heldout", type=int, default=12, help="sequences to ablate on")
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--hook", action="append", help="only at this hook point")
@@ -99,8 +101,16 @@ def main() -> None:
             "fisher": wpca.metric_pca(fisher),
         }
         seconds = dict.fromkeys(bases, 0.0)
+        start = time.perf_counter()
+        pairs = wpca.stream_pairs(
+            model, train, hook_point, objective=objectives["fisher"],
+            positions=options["positions"], batch_size=options["batch_size"],
+        )  # fmt: skip
+        bases["joint"] = wpca.joint_pca(fisher, pairs, steps=200)
+        seconds["joint"] = time.perf_counter() - start
         metric: torch.Tensor | None = None
-        for name, basis in (("path", "pca"), ("path, twice", "path")):
+        rounds = (("path", "pca"), ("path, twice", "path")) if arguments.path else ()
+        for name, basis in rounds:
             start = time.perf_counter()
             few = train[: arguments.path]
             found = wpca.path_metric(model, few, hook_point, bases[basis], **options)
