@@ -35,12 +35,14 @@ def test_the_demo_prints_a_table_and_writes_what_it_says(tmp_path):
     assert "Keeping 24 of 64 directions at blocks.2.hook_resid_post" in plain(result.output)
     table = pd.read_csv(tmp_path / "out" / "ablation.csv")
     assert set(table["rank"]) == {0, 8, 16, 24, 32, 40, 48, 56, 64}
+    assert len(set(table["basis"])) == 8 and {"joint PCA", "path-metric PCA"} < set(table["basis"])
     full = table[table["rank"] == 64]["excess"]
     assert full.abs().max() < 1e-5
     assert (tmp_path / "out" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
     basis = wpca.Basis.load(tmp_path / "out" / "weighted_pca_uncentred.safetensors")
     assert basis.method == "weighted_pca"
     assert basis.center.abs().max() == 0
+    assert wpca.Basis.load(tmp_path / "out" / "joint_pca.safetensors").method == "joint_pca"
 
 
 def test_the_demo_of_stories_with_slips(tmp_path):

@@ -243,8 +243,8 @@ class _Coordinates:
         n = len(self.x[rows])
         first = rows.start or 0
         generator = torch.Generator().manual_seed(seed)
-        # Adam moves each of d² entries by about this, whatever the gradient: in a wide space a step of 0.01
-        # is all noise (at width 576 with 24,000 pairs no shrinkage then beats the start on held-out pairs).
+        # Adam moves each of d² entries by about this, however weak its gradient: rows grow by noise, and the
+        # more the wider the space.
         most = min(0.01, 0.64 / self.used)
         with torch.enable_grad():
             encoder = torch.eye(self.used, dtype=torch.float32).requires_grad_()
