@@ -313,8 +313,6 @@ def test_the_model_of_stories_with_slips_reads_those(tmp_path):
     works("collect", "--model", "embedded-slips", "--hook", POINT, *FEW, "--out", tmp_path / "run")
     works("basis", tmp_path / "run", "--method", "pca", "--out", tmp_path / "bases")
     basis = tmp_path / "bases" / f"{POINT}.pca.safetensors"
-    line = ["--model", "embedded-slips", *FEW]
-    works("cards", basis, *line, "-n", "2", "--out", tmp_path / "cards")
     model = embedded.load_model(device="cpu", slips=True)
     got = wpca.Collection.load(tmp_path / "run" / "moments.safetensors")[POINT].activation
     assert read_manifest(tmp_path / "run")["model"]["name"] == "gpt2-slips"
@@ -323,11 +321,11 @@ def test_the_model_of_stories_with_slips_reads_those(tmp_path):
     torch.testing.assert_close(got.mean, again.activation.mean, rtol=1e-4, atol=1e-4)
     again = ["basis", tmp_path / "run", "--method", "joint"]
     for command in (["cards", basis, "-n", "2"], ["ablate", basis], again):
-        result = run(*command, *FEW, "--out", tmp_path / "other")
+        result = run(*command, "--model", "embedded", *FEW, "--out", tmp_path / "other")
         assert result.exit_code == 1
         assert "made with (--model embedded-slips)" in plain(result.output)
         assert "or add --anywhere" in plain(result.output) or command[0] != "ablate"
-    line = ["ablate", basis, *FEW, "--ranks", "8", "--anywhere"]
+    line = ["ablate", basis, "--model", "embedded", *FEW, "--ranks", "8", "--anywhere"]
     works(*line, "--out", tmp_path / "anywhere")
 
 

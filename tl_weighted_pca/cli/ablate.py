@@ -9,10 +9,10 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
-    ModelOptions,
     OutputOptions,
     PositionSlice,
     Progress,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def ablate(
     context: typer.Context,
     output: OutputOptions,
-    source: ModelOptions,
+    same: SameModelOptions,
     text: SampleOptions,
     bases: Annotated[
         list[Path], typer.Argument(help="Files of bases, or folders of them made by `basis`.")
@@ -71,6 +71,7 @@ def ablate(
     steps, where = parsed_ranks(ranks), parsed_positions(positions)
     with output.folder(context) as run:
         by_place = _by_hook_point(bases, run)
+        source = same.of(run)
         text.check(source, run)
         model = source.load(run)
         if not anywhere:

@@ -8,10 +8,10 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
-    ModelOptions,
     ObjectiveName,
     OutputOptions,
     PositionSlice,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tl_weighted_pca.cli.command import command
-from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.further_pass import FurtherPass
+from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
-    ModelOptions,
     OutputOptions,
     PositionSlice,
     Progress,
@@ -52,7 +52,7 @@ _OF_A_FURTHER_PASS = (Method.path, Method.joint)
 def basis(
     context: typer.Context,
     output: OutputOptions,
-    source: ModelOptions,
+    same: SameModelOptions,
     text: SampleOptions,
     moments: Annotated[
         Path, typer.Argument(help="A folder made by `collect`, or one of its files of moments.")
@@ -114,6 +114,7 @@ def basis(
     with output.folder(context) as run:
         files = moments_files(moments)
         found = {name: Collection.load(run.reads(file)) for name, file in files.items()}
+        source = same.of(run)
         for name, collection in found.items():
             if not collection:
                 raise ValueError(f"{files[name]} holds no hook point: collect again.")
@@ -124,6 +125,12 @@ def basis(
             )
         names = _chosen(first, hook, moments)
         asked = list(dict.fromkeys(method or _possible(first[names[0]])))
+        if not method and Method.metric not in asked:
+            tell(
+                "The moments have no gradients, and so no weighted and no metric PCA are made: collect with "
+                "an --objective for these.",
+                head="Note", style="bold yellow",
+            )  # fmt: skip
         if rounds > 1 and Method.path not in asked:
             raise ValueError(
                 f"--rounds {rounds} is of --method path, which is not asked for: add it."

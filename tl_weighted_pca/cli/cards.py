@@ -9,10 +9,10 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import (
     BatchSize,
     Debug,
-    ModelOptions,
     OutputOptions,
     PositionSlice,
     Progress,
@@ -27,7 +27,7 @@ from tl_weighted_pca.cli.text_options import SampleOptions
 def cards(
     context: typer.Context,
     output: OutputOptions,
-    source: ModelOptions,
+    same: SameModelOptions,
     text: SampleOptions,
     basis: Annotated[Path, typer.Argument(help="A file made by `basis`, or by `interaction`.")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many components.")] = 20,
@@ -61,6 +61,7 @@ def cards(
     where = parsed_positions(positions)
     with output.folder(context) as run:
         one = Basis.load(run.reads(existing_file(basis)))
+        source = same.of(run)
         text.check(source, run)
         model = source.load(run)
         source.check_made(model, one.provenance)

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tl_weighted_pca.cli.options import ModelOptions, ObjectiveName, objective
+from tl_weighted_pca.cli.model_options import ModelOptions
+from tl_weighted_pca.cli.options import ObjectiveName, objective
 from tl_weighted_pca.cli.text_options import DataOptions
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,6 @@ from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.errors import ARGUMENTS, DEBUG
 
 if TYPE_CHECKING:
-    from tl_weighted_pca.moments import Provenance
     from tl_weighted_pca.objectives import Objective
     from tl_weighted_pca.positions import Positions
     from tl_weighted_pca.run_folder import RunFolder
@@ -62,86 +61,6 @@ Ranks = Annotated[
     str,
     typer.Option(help="Components to keep, such as '0,16,32'; by default nine, none to all."),
 ]
-
-
-EMBEDDED_MODELS = {"embedded": "gpt2-stories", "embedded-slips": "gpt2-slips"}
-"""Their names on the command line, and their own."""
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and where."""
-
-    model: Annotated[
-        str,
-        typer.Option(
-            help="'embedded', 'embedded-slips', a name that TransformerLens knows, or a local Hugging "
-            "Face folder.",
-            rich_help_panel="Model",
-        ),
-    ] = "embedded"
-    model_class: Annotated[
-        Literal["HookedTransformer", "TransformerBridge"] | None,
-        typer.Option(
-            help="By default HookedTransformer, where TransformerLens has it and it knows the model.",
-            rich_help_panel="Model",
-        ),
-    ] = None
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Such as cpu, cuda:1 or mps; by default a GPU if there is one.",
-            rich_help_panel="Model",
-        ),
-    ] = None
-    dtype: Annotated[
-        Literal["float32", "float64", "float16", "bfloat16"],
-        typer.Option(help="Of the weights.", rich_help_panel="Model"),
-    ] = "float32"
-
-    @property
-    def embedded(self) -> bool:
-        return self.model in EMBEDDED_MODELS
-
-    @property
-    def slips(self) -> bool:
-        """Whether it is the embedded model of stories with slips."""
-        return self.model == "embedded-slips"
-
-    def check_made(self, model: Any, *made: Provenance, unless: str = "") -> None:
-        """Refuse what was made with another model than the one that was loaded."""
-        from tl_weighted_pca.hook_points import model_name
-
-        mine = model_name(model)
-        for theirs in (each.model for each in made):
-            if mine and theirs and mine != theirs:
-                how = "".join(f" (--model {k})" for k, v in EMBEDDED_MODELS.items() if v == theirs)
-                raise ValueError(
-                    f"What was passed was made with {theirs}, and --model {self.model} is {mine}: name the "
-                    f"model that it was made with{how}{f', or add {unless}' if unless else ''}."
-                )
-
-    def load(self, folder: RunFolder | None) -> Any:
-        """The model, which the folder's manifest then knows."""
-        import torch
-
-        from tl_weighted_pca.checkpoint import fingerprint
-        from tl_weighted_pca.hook_points import model_name
-        from tl_weighted_pca.pretrained import load_pretrained
-
-        if self.embedded:
-            # It is so small that two threads only wait for each other.
-            torch.set_num_threads(1)
-        dtype = getattr(torch, self.dtype)
-        device = processes.device(self.device)
-        model = load_pretrained(self.model, self.model_class, device, dtype)
-        if folder is not None:
-            folder.manifest["model"] = {
-                "name": model_name(model),
-                "class": type(model).__name__,
-                "fingerprint": fingerprint(model),
-            }
-        return model
 
 
 @dataclass(frozen=True)

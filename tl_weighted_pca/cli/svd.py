@@ -8,7 +8,8 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
-from tl_weighted_pca.cli.options import Debug, ModelOptions, OutputOptions
+from tl_weighted_pca.cli.model_options import ModelOptions
+from tl_weighted_pca.cli.options import Debug, OutputOptions
 from tl_weighted_pca.cli.tables import table
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tl_weighted_pca.cli.console import tell
-from tl_weighted_pca.cli.options import EMBEDDED_MODELS, ModelOptions
+from tl_weighted_pca.cli.model_options import EMBEDDED_MODELS, ModelOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.run_folder import RunFolder
