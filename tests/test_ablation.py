@@ -1,6 +1,7 @@
 """Node ablation on the embedded model: the seed check of the method, ranks, masks, intervals."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -94,14 +95,12 @@ def test_only_what_lies_downstream_runs_again(tokens, moments):
         pytest.skip("which bridges can start at a layer is their own affair")
     model = embedded.load_model("HookedTransformer")
     first, last = [], []
-    hooks = [
-        ("blocks.0.hook_mlp_out", lambda t, hook: first.append(1)),
-        ("blocks.3.hook_mlp_out", lambda t, hook: last.append(1)),
-    ]
-    with model.hooks(fwd_hooks=hooks):
-        wpca.ablation_curves(
-            model, tokens, {"pca": wpca.pca(moments)}, HOOK, ranks=RANKS, progress=False
-        )
+    # Not at hook points: with hooks there, the whole model runs (tests/test_user_hooks.py).
+    model.blocks[0].mlp.register_forward_hook(lambda *_: first.append(1))
+    model.blocks[3].mlp.register_forward_hook(lambda *_: last.append(1))
+    wpca.ablation_curves(
+        model, tokens, {"pca": wpca.pca(moments)}, HOOK, ranks=RANKS, progress=False
+    )
     # One plain pass, two that ask whether the hook point feeds the model; then each rank downstream.
     assert len(first) == 3
     assert len(last) == 3 + 1 + len(RANKS)
@@ -138,8 +137,7 @@ def test_kl_is_the_divergence_written_out(best_model, tokens, moments):
         q = best_model.run_with_hooks(tokens, fwd_hooks=[(HOOK, basis.hook(16))]).log_softmax(-1)
     assert curves.baseline == pytest.approx(0.0, abs=1e-6)
     assert curves.scores["pca"][1] == pytest.approx(
-        float((p.exp() * (p - q))[:, :-1].sum(-1).mean()),
-        rel=1e-4,  # where there is a loss too
+        float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4
     )
     assert curves.scores["pca"][2] == pytest.approx(0.0, abs=1e-5)
 
@@ -361,7 +359,70 @@ def test_what_is_printed_is_a_line(best_model, heldout, moments):
         repr(curves)
         == f"AblationCurves(pca, random at {HOOK!r}: 5 ranks from 0 to 64 of 64, {n} sequences)"
     )
-    held = f"activation, gradient, weighted at {HOOK!r}"
+    held = f"activation, gradient, weighted at {HOOK!r} of next_token_loss"
     assert repr(moments) == f"Moments({held}: {moments.n_tokens} tokens in {n} sequences)"
     plain = wpca.collect(best_model, heldout, HOOK, objective=None, progress=False)[HOOK]
     assert repr(plain).startswith(f"Moments(activation at {HOOK!r}: ")
+
+
+def test_kl_sees_the_last_position(best_model, tokens, moments):
+    """Where an answer is; the loss has no target there, and that is told."""
+    last = [tokens.shape[1] - 1]
+    options = {"ranks": [0, 64], "positions": last, "progress": False}
+    basis = wpca.pca(moments)
+    curves = wpca.ablation_curves(best_model, tokens, {"a": basis}, HOOK, score="kl", **options)
+
+    def ablated(tensor, hook):
+        return torch.cat([tensor[:, :-1], basis.project(tensor[:, -1:], 0)], 1)
+
+    with torch.no_grad():
+        p = best_model(tokens).log_softmax(-1)
+        q = best_model.run_with_hooks(tokens, fwd_hooks=[(HOOK, ablated)]).log_softmax(-1)
+    expected = float((p.exp() * (p - q)).sum(-1).mean())
+    assert expected > 0.01
+    assert curves.scores["a"][0] == pytest.approx(expected, rel=1e-4)
+    with pytest.warns(UserWarning, match="No ablation changed any score.*use score='kl'"):
+        wpca.ablation_curves(best_model, tokens, {"a": basis}, HOOK, **options)
+    # Nothing is ablated at full rank, and so nothing is wrong.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wpca.ablation_curves(
+            best_model, tokens, {"a": basis}, HOOK, **options | {"ranks": [64], "score": "kl"}
+        )
+
+
+def test_kl_leaves_padding_out(best_model, heldout, moments):
+    basis = {"a": wpca.pca(moments)}
+    options = {"ranks": [8], "score": "kl", "progress": False}
+    alone = [torch.tensor([row]) for row in heldout["input_ids"]]
+    one = wpca.ablation_curves(best_model, alone, basis, HOOK, **options)
+    many = wpca.ablation_curves(best_model, heldout, basis, HOOK, batch_size=7, **options)
+    assert torch.equal(one.counts, many.counts)
+    assert one.counts.sum() == sum(map(len, heldout["input_ids"]))
+    assert one.scores["a"] == pytest.approx(many.scores["a"], rel=1e-4)
+
+
+def test_without_a_token_to_predict_there_is_no_loss(best_model, moments):
+    data = [{"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[1, 0]])}]
+    with pytest.raises(ValueError, match="no token to predict"):
+        wpca.ablation_curves(
+            best_model, data, {"a": wpca.pca(moments)}, HOOK, ranks=[8], progress=False
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_default_dtype_rounds_no_count(best_model, moments, dtype):
+    tokens = torch.randint(50, (7, 120), generator=torch.Generator().manual_seed(0))
+    options = {"ranks": [8], "progress": False}
+    expected = wpca.ablation_curves(best_model, tokens, {"a": wpca.pca(moments)}, HOOK, **options)
+    stats = wpca.collect(best_model, tokens, HOOK, batch_size=7, progress=False)[HOOK]
+    torch.set_default_dtype(dtype)
+    try:
+        found = wpca.ablation_curves(best_model, tokens, {"a": wpca.pca(moments)}, HOOK, **options)
+        again = wpca.collect(best_model, tokens, HOOK, batch_size=7, progress=False)[HOOK]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.counts, expected.counts)
+    assert found.scores["a"] == pytest.approx(expected.scores["a"], rel=1e-6)
+    assert float(again.activation.weight) == 840
+    torch.testing.assert_close(again.activation.second, stats.activation.second)

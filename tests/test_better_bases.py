@@ -406,7 +406,7 @@ class TestPastTheHook:
         with torch.no_grad():
             model.blocks[3].mlp.W_out.data[0, 0] = torch.nan
         with pytest.raises(ValueError, match="score of the unablated model is NaN in batch 0"):
-            wpca.ablation_curves(model, tokens, {"a": basis}, HOOK, progress=False)
+            wpca.ablation_curves(model, tokens, {"a": basis}, HOOK, anywhere=True, progress=False)
 
 
 def test_a_score_that_is_infinite_is_no_lack_of_gain(model, stories, moments):
@@ -438,10 +438,10 @@ class TestPairsOfElsewhere:
     def test_they_are_refused(self, best_model, stories, moments):
         other = "blocks.2.hook_resid_post"
         for options, said in (
-            ({"hook_points": other}, f"differ: hook point {other} and {HOOK}. Stream"),
+            ({"hook_points": other}, f"differ: hook point {other!r} and {HOOK!r}. Stream"),
             (
                 {"objective": wpca.next_token_loss},
-                "objective next_token_loss and sampled_token_loss",
+                "objective 'next_token_loss' and 'sampled_token_loss",
             ),
             ({"hook_points": "blocks.1.mlp.hook_post"}, "width 256 and 64"),
         ):
@@ -511,3 +511,27 @@ def test_a_basis_of_elsewhere_is_no_probe_s_coordinates(best_model, moments):
     with pytest.raises(ValueError, match=f"would be used at '{other}'.*anywhere=True"):
         wpca.hook_probe(other, wpca.pca(moments))
     assert wpca.hook_probe(other, wpca.pca(moments), anywhere=True).hook_points == (other,)
+
+
+def test_the_start_stays_as_it_was(best_model, stories, moments):
+    """In float32 too, which is not copied by being asked for in float32."""
+    made = wpca.pca(moments)
+    names = ("encoder", "decoder", "center", "eigenvalues", "total")
+    start = dataclasses.replace(made, **{name: getattr(made, name).float() for name in names})
+    before = {name: getattr(start, name).clone() for name in names}
+    trained = wpca.optimize_basis(best_model, stories, start, 8, steps=5, lr=0.1, progress=False)
+    for name in names:
+        assert torch.equal(getattr(start, name), before[name])
+        assert not getattr(start, name).requires_grad and not getattr(trained, name).requires_grad
+
+
+def test_autocast_is_for_the_model_alone(best_model, stories, moments):
+    basis, x = wpca.pca(moments), torch.randn(7, 64)
+    pairs = [*wpca.stream_pairs(best_model, stories, HOOK, objective=wpca.sampled_token_loss())]
+    options = {"steps": 20, "shrinkage": 0.5}
+    expected = wpca.joint_pca(moments, pairs, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert basis.encode(x).dtype == torch.float32
+        torch.testing.assert_close(basis.project(x), x, rtol=1e-5, atol=1e-5)
+        found = wpca.joint_pca(moments, pairs, **options)
+    assert torch.equal(found.encoder, expected.encoder) and found.method == "joint_pca"

@@ -271,3 +271,13 @@ def test_a_digest_is_of_values_and_not_of_how_torch_keeps_them():
     assert digest_of(x.conj()) == digest_of(x.conj().resolve_conj()) != digest_of(x)
     assert digest_of(x.conj().imag) == digest_of(x.conj().imag.resolve_neg())
     assert digest_of(x.T) == digest_of(x.T.contiguous())
+
+
+def test_leftovers_are_removed_and_those_of_others_are_not(best_model, tokens, tmp_path):
+    mine, others = tmp_path / ".run.abcd1234.tmp", tmp_path / ".run.fisher.abcd1234.tmp"
+    for file in (mine, others):
+        file.write_text("")
+    wpca.collect(
+        best_model, tokens, "blocks.1.hook_resid_post", checkpoint=tmp_path / "run", progress=False
+    )
+    assert not mine.exists() and others.exists()

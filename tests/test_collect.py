@@ -7,9 +7,11 @@ import torch
 from conftest import KINDS, TinyMLP
 from fancy_einsum import einsum
 from torch.utils.data import DataLoader, TensorDataset
+from transformer_lens.hook_points import HookedRootModule, HookPoint
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
+from tl_weighted_pca.pretrained import load_pretrained
 
 HOOK = "blocks.1.hook_resid_post"
 HOOK_POINTS = [
@@ -481,3 +483,41 @@ def test_saved_collections_come_back_to_the_bit(best_model, tokens, tmp_path):
     wpca.pca(stats[names[0]]).save(tmp_path / "basis.safetensors")
     with pytest.raises(ValueError, match="pass a file written by Collection.save"):
         wpca.Collection.load(tmp_path / "basis.safetensors")
+
+
+def test_a_collection_for_moments_is_told(best_model, tokens):
+    stats = wpca.collect(best_model, tokens, HOOK, progress=False)
+    for use in (wpca.pca, wpca.metric_pca, lambda s: s.n_tokens):
+        with pytest.raises(AttributeError, match=rf"take one, such as collection\['{HOOK}'\]"):
+            use(stats)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        stats.nonsense  # noqa: B018
+
+
+def test_a_sum_beyond_float16_is_not_infinite(tokens):
+    model = load_pretrained(dtype=torch.float16, device="cpu")
+    options = {"progress": False, "batch_size": 8}
+    near = wpca.collect(model, tokens, HOOK, objective=lambda run: run.output[:, -1, 0], **options)
+    far = wpca.collect(
+        model, tokens, HOOK, objective=lambda run: run.output[:, -1, 0] + 60_000, **options
+    )
+    torch.testing.assert_close(far[HOOK].gradient.second, near[HOOK].gradient.second)
+
+
+def test_a_buffer_at_a_hook_point_keeps_its_flag():
+    class Buffered(HookedRootModule):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(4, 5, 3))
+            self.hook_scale = HookPoint()
+            self.setup()
+
+        def forward(self, x):
+            return (self.hook_scale(self.scale) * x).sum((1, 2))
+
+    model = Buffered()
+    stats = wpca.collect(
+        model, torch.randn(4, 5, 3), "hook_scale", objective=lambda run: run.output, progress=False
+    )
+    assert stats["hook_scale"].gradient is not None
+    assert not model.scale.requires_grad

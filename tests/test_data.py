@@ -160,3 +160,22 @@ def test_text_and_dictionaries_of_splits_are_no_sequences():
     splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"input_ids": [[1, 2]]})})
     with pytest.raises(TypeError, match="The data is a DatasetDict; expected"):
         list(batches(splits))
+
+
+def test_a_loader_of_tokens_and_labels_says_what_it_is():
+    loader = DataLoader(TensorDataset(ROWS, torch.zeros(len(ROWS))), batch_size=2)
+    with pytest.raises(
+        ValueError, match="A batch of the data is a list of 2 tensors.*tokens alone"
+    ):
+        next(batches(loader, 2))
+    assert next(batches((batch[0] for batch in loader), 2)).inputs.shape == (2, ROWS.shape[1])
+
+
+def test_advice_on_text_names_what_there_is():
+    from transformer_lens.utilities import tokenize_and_concatenate
+
+    for text in (["Once upon a time"], [{"text": "Once"}]):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            next(batches(text, 2))
+        assert f"{tokenize_and_concatenate.__name__}" in str(caught.value)
+        assert "transformer_lens.utilities." in str(caught.value)

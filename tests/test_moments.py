@@ -1,13 +1,25 @@
 """The algebra of second moments, against the sums written out (float64)."""
 
+import dataclasses
+
 import pytest
 import torch
 from fancy_einsum import einsum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_weighted_pca import MomentAccumulator, Moments, SecondMoment
+from tl_weighted_pca import (
+    MomentAccumulator,
+    Moments,
+    Provenance,
+    SecondMoment,
+    gradient_pca,
+    metric_pca,
+    pca,
+    weighted_pca,
+)
 from tl_weighted_pca.accumulator import NonFiniteError
+from tl_weighted_pca.row_metric import row_metric_name
 
 
 def pairs(n=6, s=5, d=4, seed=0, mean=0.0):
@@ -231,3 +243,78 @@ def test_a_callable_sees_the_rows_that_count_and_no_others(heads):
         found, expected = padded.result().weighted, single.result().weighted
         for part in ("weight", "first", "second"):
             assert close(getattr(found, part), getattr(expected, part), 1e-10)
+
+
+def test_activations_alone_have_no_gradient_moments():
+    F, g = pairs()
+    alone = MomentAccumulator().update(F).update(F)
+    found = alone.result()
+    assert found.activation is not None and found.gradient is None and found.weighted is None
+    assert MomentAccumulator("identity").update(F).result().weighted is not None
+    with pytest.raises(ValueError, match="came with gradients and some without"):
+        alone.update(F, g)
+    with pytest.raises(ValueError, match="came with gradients and some without"):
+        MomentAccumulator().update(F, g).update(F)
+
+
+def test_a_mask_must_fit():
+    F, g = pairs()
+    for mask in (torch.ones(1, 5, dtype=torch.bool), torch.ones(6, 5, dtype=torch.long)):
+        accumulator = MomentAccumulator()
+        with pytest.raises(ValueError, match=r"expected torch.bool of shape \(6, 5\)"):
+            accumulator.update(F, g, mask)
+        assert accumulator.n_tokens == 0
+
+
+def test_statistics_have_names():
+    F, _ = pairs()
+    assert MomentAccumulator(statistics="activation").update(F).result().n_tokens == 30
+    for wrong in (["foo"], "foo", []):
+        with pytest.raises(ValueError, match="expected some of 'activation'"):
+            MomentAccumulator(statistics=wrong)
+
+
+def test_samples_take_the_memory_of_one():
+    """However many, one product of each kind waits for the batch to end; and their mean is the mean."""
+    F, g = pairs()
+    many = torch.randn(5, *g.shape, generator=torch.Generator().manual_seed(1)).double()
+    accumulator = MomentAccumulator()
+    accumulator.begin(F, gradients_to_come=5)
+    for each in many:
+        accumulator.gradient(each, scale=1 / 5)
+    assert all(sums._pending is not None for sums in accumulator._sums.values())
+    assert all(len(sums._pending) == 3 for sums in accumulator._sums.values())
+    assert len(accumulator.check()) == 2 * 3
+    accumulator.commit()
+    found = accumulator.result()
+    torch.testing.assert_close(
+        found.gradient.second, einsum("n b s i, n b s j -> i j", many, many) / 5
+    )
+
+
+def test_a_callable_is_not_taken_for_ours_by_its_name():
+    F, g = pairs()
+
+    def diagonal(F, g):
+        return -torch.eye(F.shape[1], dtype=F.dtype).expand(len(F), -1, -1)
+
+    wrong = MomentAccumulator(diagonal).update(F, g)
+    assert wrong.row_metric is diagonal and row_metric_name(diagonal) == "diagonal()"
+    moments = dataclasses.replace(
+        wrong.result(), provenance=Provenance(row_metric=row_metric_name(diagonal))
+    )
+    with pytest.raises(ValueError, match="is not positive semi-definite"):
+        weighted_pca(moments)
+
+
+def test_gradients_that_are_all_zero_make_no_basis():
+    F, g = pairs()
+    moments = MomentAccumulator().update(F, torch.zeros_like(g)).result()
+    for make in (weighted_pca, gradient_pca, metric_pca):
+        with pytest.raises(ValueError, match="are all zero: the objective does not depend on"):
+            make(moments)
+    assert pca(moments).width == metric_pca(moments, torch.eye(4)).width == 4
+    # Of two heads one may be unused.
+    heads = torch.stack([F, F], 2)
+    one_dead = torch.stack([g, torch.zeros_like(g)], 2)
+    assert weighted_pca(MomentAccumulator(per_head=True).update(heads, one_dead).result()).per_head

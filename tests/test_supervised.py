@@ -69,7 +69,7 @@ def test_other_targets_are_another_objective(kind, tmp_path):
     with pytest.raises(ValueError, match="was made with objective="):
         wpca.collect(model, x, "layers.0.hook_post", objective=kind(other), **options)
     second = wpca.collect(model, x, "layers.0.hook_post", objective=kind(other), progress=False)
-    with pytest.raises(ValueError, match="only collections of the same thing merge"):
+    with pytest.raises(ValueError, match="they differ in objective"):
         first + second
 
 

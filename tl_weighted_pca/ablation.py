@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ from tl_weighted_pca.counts import checked_counts
 from tl_weighted_pca.curves import AblationCurves
 from tl_weighted_pca.data import batches, count_tokens
 from tl_weighted_pca.downstream import Downstream
-from tl_weighted_pca.hook_points import model_name, resolve
+from tl_weighted_pca.hook_points import resolve
+from tl_weighted_pca.identity import made_at
 from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.scores import Score, Scorer
@@ -47,8 +49,8 @@ def ablation_curves(
         hook_point: one name.
         ranks: k, each within 0..d; nine of them, evenly spaced, by default. Per head, k in every head.
         score: "loss" (next-token loss in nats per predicted token), "kl" (Kullback-Leibler divergence
-            from the unablated model, per token), or a callable of a `Run` giving [batch], whose
-            `reference` is the unablated output.
+            from the unablated model, per position, the last included), or a callable of a `Run` giving
+            [batch], whose `reference` is the unablated output.
         positions: where to ablate; other positions are left as they are.
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens of data.
@@ -70,7 +72,7 @@ def ablation_curves(
     (hook_point,) = resolve(model, [hook_point])
     if not anywhere:
         for basis in bases.values():
-            basis.check_place(model_name(model), hook_point, "pass anywhere=True")
+            basis.check_place(made_at(model, hook_point), "pass anywhere=True")
     width = max(basis.width for basis in bases.values())
     steps = _checked_ranks(ranks, bases, width)
     edits = {name: [partial(basis.project, k=k) for k in steps] for name, basis in bases.items()}
@@ -122,6 +124,12 @@ def score_edits(
                     rows.append(scorer(run, downstream.resume(edit))[0])
                     bar.update(batch.n_tokens)
                 sums[name].append(torch.stack(rows))
+    if not bool(torch.cat(counts).any()):
+        raise ValueError(
+            "The data have no token to predict, and so no loss: pass sequences of two tokens or more."
+        )
+    partial_ranks = [i for i, k in enumerate(ranks) if k < width]
+    _note_where_nothing_changes([torch.cat(s, 1)[partial_ranks] for s in sums.values()], baseline)
     by_index = torch.cat(order).argsort(stable=True)
     return AblationCurves(
         ranks=list(ranks),
@@ -132,6 +140,17 @@ def score_edits(
         hook_point=hook_point,
         unit=scorer.unit,
     )
+
+
+def _note_where_nothing_changes(scores: Sequence[Tensor], baseline: Sequence[Tensor]) -> None:
+    """Warn where no edit, [rank, sequence] each, changes any score: it is not of what was ablated."""
+    unablated = torch.cat(list(baseline))
+    if all(len(one) and bool((one == unablated).all()) for one in scores):
+        warnings.warn(
+            "No ablation changed any score: the score does not see the positions that were ablated. The loss "
+            "at the last position of a sequence, for one, has no next token: use score='kl' or a callable.",
+            stacklevel=4,
+        )
 
 
 def _checked_ranks(

@@ -49,14 +49,18 @@ class MomentAccumulator:
         self,
         row_metric: RowMetric = "gradient",
         *,
-        statistics: Sequence[str] = STATISTICS,
+        statistics: str | Sequence[str] = STATISTICS,
         objectives: Sequence[str] = ("",),
         per_head: bool = False,
         provenance: Provenance | None = None,
     ) -> None:
         row_metric_name(row_metric)
         self.row_metric = row_metric
-        self.statistics = tuple(statistics)
+        self.statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+        if not self.statistics or not set(self.statistics) <= set(STATISTICS):
+            raise ValueError(
+                f"statistics is {statistics!r}; expected some of {', '.join(map(repr, STATISTICS))}."
+            )
         self.objectives = tuple(objectives)
         self.per_head = per_head
         self.provenance = provenance or Provenance()
@@ -66,6 +70,7 @@ class MomentAccumulator:
         self._sums: dict[tuple[str, str], Sums] = {}
         self._batch: _Batch | None = None
         self._counts = (0, 0)
+        self._ungraded = False  # whether `update` gave activations alone
 
     # -- one batch: begin, gradients as they arrive, then commit or discard -------------------------
 
@@ -83,6 +88,11 @@ class MomentAccumulator:
         """
         rows = self._to_rows(activations)
         n_sequences, n_positions = activations.shape[:2]
+        if mask is not None and (mask.shape != activations.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(
+                f"The mask is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape "
+                f"{tuple(activations.shape[:2])}, True where a position counts."
+            )
         n_tokens = n_sequences * n_positions if mask is None else int(mask.sum())
         self._counts = (n_tokens, n_sequences)
         if self.shift is None:
@@ -105,7 +115,7 @@ class MomentAccumulator:
                 rows.masked_fill_(~mask[..., None], 0.0)
             if ("activation", "") in self._sums:
                 flat = rows.flatten(-3, -2)
-                weight = torch.full(rows.shape[:-3], float(n_tokens), device=rows.device)
+                weight = rows.new_full(rows.shape[:-3], float(n_tokens))
                 self._sums["activation", ""].add(
                     weight, flat.sum(-2), symmetric_product(flat, flat), 1.0
                 )
@@ -125,7 +135,7 @@ class MomentAccumulator:
                 g = g.masked_fill(~batch.mask[..., None], 0.0)
             if "gradient" in self.statistics:
                 flat = g.flatten(-3, -2)
-                weight = torch.full(g.shape[:-3], float(self._counts[0]), device=g.device)
+                weight = g.new_full(g.shape[:-3], float(self._counts[0]))
                 self._sums["gradient", objective].add(
                     weight, flat.sum(-2), symmetric_product(flat, flat), scale
                 )
@@ -165,9 +175,18 @@ class MomentAccumulator:
     ) -> MomentAccumulator:
         """Fold one batch of (F, g) in, and return self.
 
+        Without gradients there are no gradient moments, and none weighted by them.
+
         Raises:
+            ValueError: for a mask of another shape, or gradients that come with some batches alone.
             NonFiniteError: on NaN or infinity at a position that counts; the batch is left out.
         """
+        if self.n_sequences and (gradients is None) != self._ungraded:
+            raise ValueError(
+                "Some batches came with gradients and some without, which are moments of different tokens: "
+                "pass gradients always, or never."
+            )
+        self._ungraded = gradients is None
         try:
             self.begin(activations, mask, gradients_to_come=0 if gradients is None else 1)
             if gradients is not None:
@@ -218,7 +237,7 @@ class MomentAccumulator:
             if name == "weighted" and self.row_metric == "identity":
                 return None if name not in self.statistics else moment("activation")
             sums = self._sums.get((name, "" if name == "activation" else objective))
-            if sums is None or self.shift is None:
+            if sums is None or self.shift is None or (self._ungraded and name != "activation"):
                 return None
             shift = self.shift.to(sums.first)
             return sums.result(torch.zeros_like(shift) if name == "gradient" else shift)

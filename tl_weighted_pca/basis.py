@@ -154,21 +154,24 @@ class Basis:
             )
         return rank
 
-    def check_place(self, model: str, hook_point: str, otherwise: str = "") -> None:
+    def check_place(self, here: Provenance, otherwise: str = "") -> None:
         """Raise ValueError if this basis was made from another model, or at another hook point.
 
         Args:
-            model: the model's name.
-            hook_point: one name.
+            here: the model and the hook point where it is to be used.
             otherwise: what to do where it is meant, such as "pass anywhere=True".
         """
         made = self.provenance
-        if made.agrees_with(dataclasses.replace(made, model=model, hook_point=hook_point)):
+        here = dataclasses.replace(here, objective="", row_metric="")
+        if made.agrees_with(here):
             return
         meant = f", or {otherwise} if it is meant" if otherwise else ""
+        other = (
+            " with other weights" if made.agrees_with(dataclasses.replace(here, weights="")) else ""
+        )
         raise ValueError(
-            f"This basis was made at {made.hook_point!r} of {made.model!r}, and would be used at "
-            f"{hook_point!r} of {model!r}: make one there{meant}."
+            f"This basis was made at {made.hook_point!r} of {made.model!r}{other}, and would be used at "
+            f"{here.hook_point!r} of {here.model!r}: make one there{meant}."
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -228,6 +231,7 @@ def _aligned(x: Tensor, *others: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 def _apply(x: Tensor, matrix: Float[Tensor, "*head d k"]) -> Tensor:
     """x @ matrix, or head by head for x [..., head, d]."""
-    if matrix.ndim == 2:
-        return x @ matrix
-    return torch.einsum("...hd,hdk->...hk", x, matrix)
+    with torch.autocast(x.device.type, enabled=False):
+        if matrix.ndim == 2:
+            return x @ matrix
+        return torch.einsum("...hd,hdk->...hk", x, matrix)

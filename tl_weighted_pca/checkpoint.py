@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from tl_weighted_pca.accumulator import MomentAccumulator
 from tl_weighted_pca.counts import checked_count
@@ -159,13 +158,3 @@ class Checkpoint:
                     "must not shuffle), or another path."
                 )
             self._expected = ""
-
-
-def fingerprint(model: Any) -> str:
-    """A digest of a model's parameters: names, shapes, and the first values of each."""
-    digest = hashlib.blake2b(digest_size=16)
-    if isinstance(model, nn.Module):
-        for name, parameter in model.named_parameters():
-            digest.update(repr((name, tuple(parameter.shape), parameter.dtype)).encode())
-            update_digest(digest, parameter.flatten()[:16])
-    return digest.hexdigest()

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any, overload
 
 from tl_weighted_pca.accumulator import STATISTICS, MomentAccumulator
-from tl_weighted_pca.checkpoint import Checkpoint, fingerprint
+from tl_weighted_pca.checkpoint import Checkpoint
 from tl_weighted_pca.collection import Collection
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import batches, is_share
-from tl_weighted_pca.hook_points import NamesFilter, hooked, model_name, resolve
-from tl_weighted_pca.moments import Provenance
+from tl_weighted_pca.hook_points import NamesFilter, hooked, resolve
+from tl_weighted_pca.identity import fingerprint, made_at
 from tl_weighted_pca.objectives import (
     Objective,
     check_objective,
@@ -157,7 +157,7 @@ def collect(
         )
         for name in first_of.values()
     }
-    metric, whose = row_metric_name(row_metric), model_name(model)
+    metric, here = row_metric_name(row_metric), made_at(model, "")
     settings = {
         "row_metric": metric,
         "statistics": list(kept),
@@ -170,7 +170,8 @@ def collect(
         found = {}
         for name in names:
             moments = accumulators[leader[name]].result(key)
-            found[name] = replace(moments, provenance=Provenance(whose, name, what, metric))
+            provenance = replace(here, hook_point=name, objective=what, row_metric=metric)
+            found[name] = replace(moments, provenance=provenance)
         return Collection(found, settings)
 
     def result() -> Collection | dict[str, Collection]:
@@ -183,7 +184,7 @@ def collect(
     if checkpoint is not None:
         asked = {
             **settings,
-            "model": whose,
+            "model": here.model,
             "weights": fingerprint(model),
             "hook_points": names,
             "objective": {key: objective_name(value) for key, value in objectives.items()},

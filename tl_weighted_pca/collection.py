@@ -39,6 +39,14 @@ class Collection(Mapping[str, Moments]):
                 f"{hook_point!r} was not collected; this collection holds {', '.join(self)}."
             ) from None
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("require", *(field.name for field in dataclasses.fields(Moments))):
+            raise AttributeError(
+                f"A Collection has the moments of several hook points, and no {name!r}: take one, such as "
+                f"collection[{next(iter(self), '')!r}]."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._moments)
 

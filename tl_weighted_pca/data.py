@@ -256,7 +256,17 @@ def _unpacked(item: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(item, Mapping):
         keep = item.get("attention_mask")
         item = item[_token_key(item)]
-    elif isinstance(item, (list, tuple)) and len(item) == 1 and isinstance(item[0], Tensor):
+    elif (
+        isinstance(item, (list, tuple))
+        and item
+        and isinstance(item[0], Tensor)
+        and item[0].ndim > 1
+    ):
+        if len(item) > 1:
+            raise ValueError(
+                f"A batch of the data is a {type(item).__name__} of {len(item)} tensors; expected the tokens "
+                "alone, such as (batch[0] for batch in loader), or a dict with an `attention_mask`."
+            )
         item = item[0]  # a DataLoader over a TensorDataset
     inputs = _as_tensor(item)
     if keep is None:
@@ -276,7 +286,7 @@ def _token_key(row: Mapping[str, Any]) -> str:
             return key
     raise ValueError(
         f"The data has the columns {', '.join(map(repr, row))}; expected `input_ids` or `tokens`: "
-        "tokenise text first, for example with transformer_lens.utils.tokenize_and_concatenate."
+        "tokenise text first, for example with transformer_lens.utilities.tokenize_and_concatenate."
     )
 
 
@@ -284,7 +294,7 @@ def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, (str, bytes)):
         raise TypeError(
             "The data holds text; expected token ids: tokenise it first, for example with "
-            "transformer_lens.utils.tokenize_and_concatenate."
+            "transformer_lens.utilities.tokenize_and_concatenate."
         )
     try:
         tensor = torch.as_tensor(value)

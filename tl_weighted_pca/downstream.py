@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.data import Batch
-from tl_weighted_pca.hook_points import check_activation, hooked
+from tl_weighted_pca.hook_points import check_activation, has_hooks, hooked
 from tl_weighted_pca.objectives import Run
 from tl_weighted_pca.positions import Positions, checked_positions, selected
 from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
@@ -42,6 +42,10 @@ class Downstream:
         self._model, self._hook_point = model, hook_point
         self._positions = checked_positions(positions)
         self._entry, self._layer, self._direct = _entry(model, hook_point)
+        if has_hooks(
+            model
+        ):  # the user's own, which an entry half-way may meet twice, or not at all
+            self._entry = None
         self._restarts: dict[bool, bool] = {}
         self._checked = False
         self._run: Run

@@ -16,7 +16,8 @@ from tl_weighted_pca.counts import checked_counts
 from tl_weighted_pca.curves import AblationCurves
 from tl_weighted_pca.data import batches, count_tokens
 from tl_weighted_pca.downstream import Downstream
-from tl_weighted_pca.hook_points import hooked, model_name
+from tl_weighted_pca.hook_points import hooked
+from tl_weighted_pca.identity import made_at
 from tl_weighted_pca.interaction_graph import InteractionGraph, top_edges
 from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
@@ -79,7 +80,7 @@ def edge_ablation_curves(
         if not anywhere:
             for hook_point in between:
                 graph.bases[hook_point].check_place(
-                    model_name(model), hook_point, "pass anywhere=True"
+                    made_at(model, hook_point), "pass anywhere=True"
                 )
     counts = sorted(set(checked_counts("n_edges", n_edges)))
     if not counts:

@@ -93,9 +93,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove the temporary files of processes that were killed while they wrote `path`."""
+    """Remove the temporary files of processes that were killed while they wrote `path`.
+
+    Their names have eight random characters, and no more: those of `path.other` are another's.
+    """
     target = Path(path)
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
 

@@ -83,6 +83,11 @@ def matching(model: Any, patterns: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def has_hooks(model: Any) -> bool:
+    """Whether somebody has added forward hooks to the model's hook points."""
+    return any(getattr(point, "fwd_hooks", None) for point in model.hook_dict.values())
+
+
 @contextmanager
 def hooked(model: Any, hooks: Sequence[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
     """Attach forward hooks, and take exactly those off again, also where Ctrl-C comes while that is done.
@@ -131,13 +136,3 @@ def check_activation(name: str, tensor: Any, n_sequences: int, n_positions: int 
             f"Hook point {name!r} carries shape {shape} for a batch of {n_sequences}; expected "
             "[batch, d], [batch, pos, d] or [batch, pos, head, d_head]."
         )
-
-
-def model_name(model: Any) -> str:
-    """The last part of the name in the model's configuration, or its class.
-
-    The two model classes, and a local folder and the hub, put different things before it.
-    """
-    name = getattr(getattr(model, "cfg", None), "model_name", None)
-    name = name.rstrip("/").rsplit("/", 1)[-1] if isinstance(name, str) else ""
-    return name or type(model).__name__

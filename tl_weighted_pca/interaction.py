@@ -27,7 +27,8 @@ from tl_weighted_pca.basis import Basis, check_bases
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import check_rereadable, count_batches
-from tl_weighted_pca.hook_points import NamesFilter, model_name, resolve
+from tl_weighted_pca.hook_points import NamesFilter, resolve
+from tl_weighted_pca.identity import made_at
 from tl_weighted_pca.interaction_graph import InteractionGraph
 from tl_weighted_pca.jacobian_probe import coordinate_probe, jacobian_probe
 from tl_weighted_pca.moments import Moments
@@ -159,7 +160,7 @@ def interaction_edges(
     names = _several(model, list(bases))
     if not anywhere:
         for name in names:
-            bases[name].check_place(model_name(model), name, "pass anywhere=True")
+            bases[name].check_place(made_at(model, name), "pass anywhere=True")
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold is {threshold}; expected a share from 0 to 1.")
     chunk = checked_count("chunk", chunk)

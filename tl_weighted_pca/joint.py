@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,7 +89,8 @@ def joint_pca(
     start = metric_pca(moments, center=center)
     if start.per_head:
         raise ValueError("These moments are per head; a joint basis is of one space at a time.")
-    with torch.inference_mode(False):  # what is trained here needs a graph
+    # What is trained here needs a graph, and float32.
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
         F, G = _sampled(_of_one_place(pairs, moments, start), max_pairs, seed)
         if len(F) < 2:
             raise ValueError(
@@ -141,10 +142,13 @@ def _of_one_place(
             )
         made = _whatever_was_drawn(batch.provenance)
         width = batch.activations.shape[-1]
-        if not made.agrees_with(place) or width != start.width:
+        different = made.differences(place)
+        if width != start.width:
+            different = f"{different}, width {width} and {start.width}".removeprefix(", ")
+        if different:
             raise ValueError(
-                f"The pairs and the moments differ: {_differences(made, place, width, start.width)}. Stream "
-                "pairs of the same model, hook point and objective."
+                f"The pairs and the moments differ: {different}. Stream pairs of the same model, hook point "
+                "and objective."
             )
         # Of the positions that count: what a model makes of padding is its own affair.
         if not all(bool(part.isfinite().all()) for part in batch.rows()):
@@ -152,13 +156,6 @@ def _of_one_place(
                 f"The pairs of {made.hook_point!r} hold NaN or infinity in batch {number}."
             )
         yield batch
-
-
-def _differences(pairs: Provenance, moments: Provenance, *widths: int) -> str:
-    """What the pairs and the moments are of, as far as it is not the same."""
-    names = [field.name.replace("_", " ") for field in fields(Provenance)]
-    both = [*zip(names, astuple(pairs), astuple(moments), strict=True), ("width", *widths)]
-    return ", ".join(f"{what} {a} and {b}" for what, a, b in both if a and b and a != b)
 
 
 def _whatever_was_drawn(made: Provenance) -> Provenance:

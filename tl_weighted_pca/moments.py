@@ -133,20 +133,43 @@ class Provenance:
     """What the gradients are of; empty where no gradients were collected."""
     row_metric: str = ""
     """The row metric M of the weighted moment."""
+    weights: str = ""
+    """Class and dtype of the model, and a digest of its weights, to be compared where these are the same."""
 
     def agrees_with(self, other: Provenance) -> bool:
         """Whether both say the same wherever both say anything."""
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return all(not a or not b or a == b for a, b in zip(mine, theirs, strict=True))
+        return not self.differences(other)
+
+    def differences(self, other: Provenance) -> str:
+        """What the two say differently: "hook point 'a' and 'b'"; empty where they agree."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        # The same weights in another dtype or class have another digest.
+        if self.weights.split()[:-1] != other.weights.split()[:-1]:
+            mine["weights"] = ""
+        return ", ".join(
+            f"{name.replace('_', ' ')} {a!r} and {theirs[name]!r}"
+            for name, a in mine.items()
+            if a and theirs[name] and a != theirs[name]
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """All that `collect` keeps of one hook point: three second moments and two counts.
 
+    `a + b` is of both streams together; `print` says what is held.
+
+    Attributes:
+        activation: Σ FᵀF, a `SecondMoment`, or None where it was not collected.
+        gradient: Σ gᵀg, averaged over the objective's samples, or None.
+        weighted: Σ FᵀMF with the row metric that was asked for, or None.
+        n_tokens: positions counted: neither padding nor outside `positions`.
+        n_sequences: sequences seen.
+        provenance: of which model, hook point, objective and row metric.
+
     Raises:
-        ValueError: on `a + b`, if the two come from different hook points, models, objectives or
-            row metrics, or hold different statistics.
+        ValueError: on `a + b`, if the two come from different hook points, models (by name or by weights),
+            objectives or row metrics, or hold different statistics.
     """
 
     activation: SecondMoment | None
@@ -166,16 +189,14 @@ class Moments:
         held = [name for name in kinds if getattr(self, name) is not None]
         made = self.provenance
         place = f" at {made.hook_point!r}" if made.hook_point else ""
+        place += f" of {made.objective}" if made.objective else ""
         return f"Moments({', '.join(held)}{place}: {self.n_tokens} tokens in {self.n_sequences} sequences)"
 
     def __add__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):
             return NotImplemented
-        if not self.provenance.agrees_with(other.provenance):
-            raise ValueError(
-                f"Cannot add moments of {self.provenance} to moments of {other.provenance}: "
-                "only collections of the same thing merge."
-            )
+        if different := self.provenance.differences(other.provenance):
+            raise ValueError(f"Cannot add moments of different things: they differ in {different}.")
 
         def merged(name: str) -> SecondMoment | None:
             mine, theirs = getattr(self, name), getattr(other, name)

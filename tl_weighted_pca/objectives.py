@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -217,8 +217,8 @@ class hook_probe:
         checked_count("n_probes", self.n_probes)
         checked_count("seed", self.seed, least=0)
         if self.basis is not None and not self.anywhere:
-            made = self.basis.provenance.model
-            self.basis.check_place(made, self.hook_point, "pass anywhere=True")
+            here = replace(self.basis.provenance, hook_point=self.hook_point)
+            self.basis.check_place(here, "pass anywhere=True")
 
     def __repr__(self) -> str:
         """Of the basis a digest: moments under another one are others."""

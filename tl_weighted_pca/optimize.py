@@ -17,7 +17,8 @@ from tl_weighted_pca.basis import Basis
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import Batch, batches
 from tl_weighted_pca.downstream import Downstream
-from tl_weighted_pca.hook_points import model_name, resolve
+from tl_weighted_pca.hook_points import resolve
+from tl_weighted_pca.identity import made_at
 from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
 from tl_weighted_pca.scores import Scorer
@@ -74,7 +75,7 @@ def optimize_basis(
     if not place:
         raise ValueError("This basis does not know where it was made: say where with hook_point.")
     (place,) = resolve(model, [place])
-    basis.check_place(model_name(model), place)
+    basis.check_place(made_at(model, place))
     k = checked_count("k", k, least=0)
     if not 1 <= k <= basis.n_components:
         raise ValueError(
@@ -128,7 +129,7 @@ class _Bottleneck:
         # Unit rows of D, so that a step means the same in every component.
         self.encoder = (start.encoder * norms.mT).float().to(device).requires_grad_()
         self.decoder = (start.decoder / norms).float().to(device).requires_grad_()
-        self.center = start.center.float().to(device).requires_grad_()
+        self.center = start.center.to(device, torch.float32, copy=True).requires_grad_()
         self.parameters = [self.encoder, self.decoder, self.center]
 
     def __call__(self, f: Tensor) -> Tensor:

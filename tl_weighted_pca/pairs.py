@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import batches, is_share
-from tl_weighted_pca.hook_points import NamesFilter, hooked, model_name, resolve
+from tl_weighted_pca.hook_points import NamesFilter, hooked, resolve
+from tl_weighted_pca.identity import made_at
 from tl_weighted_pca.moments import Provenance
 from tl_weighted_pca.objectives import (
     Objective,
@@ -82,7 +83,7 @@ def stream_pairs(
     skip = checked_count("skip", skip, least=0)
     names = resolve(model, hook_points)
     what = "" if objective is None else objective_name(objective)
-    made = {name: Provenance(model_name(model), name, what) for name in names}
+    made = {name: made_at(model, name, what) for name in names}
     n_tokens = 0
     sinks = {name: _PairSink() for name in names}
     recorder = Recorder(sinks, {} if objective is None else {"": objective}, positions)

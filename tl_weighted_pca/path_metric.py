@@ -16,7 +16,8 @@ from tl_weighted_pca.collect import collect
 from tl_weighted_pca.counts import checked_counts
 from tl_weighted_pca.data import Batch, batches, check_rereadable, count_tokens
 from tl_weighted_pca.downstream import Downstream, edited_at
-from tl_weighted_pca.hook_points import hooked, model_name, resolve
+from tl_weighted_pca.hook_points import hooked, resolve
+from tl_weighted_pca.identity import made_at
 from tl_weighted_pca.objectives import Objective, next_token_loss
 from tl_weighted_pca.positions import Positions
 from tl_weighted_pca.quiet_model import quiet
@@ -70,7 +71,7 @@ def path_metric(
             "path_metric takes one objective, not a dict of them: call it once for each, and average."
         )
     (hook_point,) = resolve(model, [hook_point])
-    basis.check_place(model_name(model), hook_point)
+    basis.check_place(made_at(model, hook_point))
     check_rereadable(data, "every rank takes a pass")
     most = basis.n_components
     chosen = (

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.moments import Moments
+from tl_weighted_pca.moments import Moments, SecondMoment
 from tl_weighted_pca.row_metric import ROW_METRICS
 
 Center = bool | Literal["row_metric"] | Tensor
@@ -55,9 +55,10 @@ def weighted_pca(moments: Moments, *, center: Center = True) -> Basis:
         An orthonormal basis; eigenvalues are in units of (activation · gradient)² per token.
 
     Raises:
-        ValueError: where the row metric was not positive semi-definite.
+        ValueError: where the row metric was not positive semi-definite, or all gradients are zero.
     """
     weighted = moments.require("weighted")
+    _require_gradient(moments, weighted)
     mu = _center(moments, center)
     matrix = weighted.about(mu) / moments.n_tokens
     _check_semidefinite(matrix, moments)
@@ -73,8 +74,12 @@ def gradient_pca(moments: Moments, *, center: Center = True) -> Basis:
 
     Returns:
         An orthonormal basis; eigenvalues are squared gradient per token.
+
+    Raises:
+        ValueError: where all gradients are zero.
     """
     gradient = moments.require("gradient")
+    _require_gradient(moments, gradient)
     mu = _center(moments, center)
     return _orthonormal(gradient.second / moments.n_tokens, mu, "gradient_pca", moments)
 
@@ -107,7 +112,7 @@ def metric_pca(
 
     Raises:
         ValueError: if `metric` is not square of the right width, symmetric, finite and positive
-            semi-definite, or `damping` is negative.
+            semi-definite, `damping` is negative, or all gradients are zero where they are the metric.
     """
     mu = _center(moments, center)
     source = moments.require("weighted" if weighted else "activation")
@@ -115,7 +120,9 @@ def metric_pca(
     if weighted:
         _check_semidefinite(covariance, moments)
     if metric is None:
-        metric = moments.require("gradient").second / moments.n_tokens
+        gradient = moments.require("gradient")
+        _require_gradient(moments, gradient)
+        metric = gradient.second / moments.n_tokens
     metric = _checked_metric(torch.as_tensor(metric).detach().to(covariance), covariance)
     if not 0 <= damping < math.inf:
         raise ValueError(f"damping is {damping}; expected a finite number not below zero.")
@@ -153,6 +160,18 @@ def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> B
     return Basis(
         axes, axes.mT, mu, variances, variances.sum(-1), "random_basis", moments.provenance
     )
+
+
+def _require_gradient(moments: Moments, moment: SecondMoment) -> None:
+    """Raise ValueError where no gradient reached what counts: no direction is more than another then."""
+    if not bool(moment.shifted_second.any() | moment.weight.any()) or (
+        moments.gradient is not None and not bool(moments.gradient.shifted_second.any())
+    ):
+        raise ValueError(
+            f"The gradients at {moments.provenance.hook_point or 'this hook point'!r} are all zero: the "
+            "objective does not depend on the positions that count (the loss not on the last of a sequence, "
+            "which has no next token)."
+        )
 
 
 def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:

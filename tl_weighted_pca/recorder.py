@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_weighted_pca.accumulator import NonFiniteError
 from tl_weighted_pca.data import Batch
-from tl_weighted_pca.hook_points import check_activation, resolve
+from tl_weighted_pca.hook_points import check_activation, has_hooks, resolve
 from tl_weighted_pca.interrupts import uninterrupted
 from tl_weighted_pca.objectives import Objective, Run, objective_name
 from tl_weighted_pca.positions import Positions, checked_positions, selected
@@ -56,6 +56,7 @@ class _Site:
     def __init__(self) -> None:
         self.passed: list[Tensor] = []
         self.handed_on: list[Tensor] = []
+        self.version = 0
         self.missing = 0
         self.gradient: Tensor | None = None
 
@@ -92,6 +93,8 @@ class Recorder:
         self._batch: Batch | None = None
         self._number = -1
         self._now: tuple[str, float] = ("", 1.0)
+        # A hook of the user's may edit in place what it gets: it then gets a copy.
+        self._copies = False
         self.again = SecondRun()
         """While part of the model is computed again, its hooks show nothing new."""
 
@@ -99,6 +102,7 @@ class Recorder:
         """Forward hooks for the sinks' hook points, and for those that objectives look at."""
         looked_at = [p for o in self._objectives.values() for p in getattr(o, "hook_points", ())]
         names = dict.fromkeys([*self._sinks, *(resolve(model, looked_at) if looked_at else ())])
+        self._copies = has_hooks(model)
         return [(name, self._hook(name)) for name in names]
 
     def skip(self) -> None:
@@ -122,6 +126,8 @@ class Recorder:
                 sink.discard()
             raise
         finally:
+            for leaf in self._leaves:
+                leaf.requires_grad_(False)  # it may be a buffer of the model's
             self._sites, self._leaves, self._batch = {}, [], None
         return batch.n_tokens
 
@@ -146,10 +152,17 @@ class Recorder:
                 )
         if not self._objectives:
             return
+        for name in self._sinks:
+            if self._sites[name].passed[0]._version != self._sites[name].version:
+                raise ValueError(
+                    f"What follows hook point {name!r} changes its activations in place, so that they are "
+                    "lost: let it make a new tensor."
+                )
         activations = {name: site.passed[0] for name, site in self._sites.items()}
         run = Run(output, inputs, mask, index, activations)
         values = {
-            key: self._values(key, objective(run)) for key, objective in self._objectives.items()
+            key: self._values(key, self._asked(objective, run))
+            for key, objective in self._objectives.items()
         }
         del output, run, activations
         left = sum(len(samples) for samples in values.values())
@@ -159,6 +172,14 @@ class Recorder:
             for sample in samples:
                 left -= 1
                 self._backward(key, sample.sum(), 1.0 / len(samples), last=left == 0)
+
+    def _asked(self, objective: Objective, run: Run) -> Any:
+        """The objective's values; runs of the model of its own are not recorded."""
+        batch, self._batch = self._batch, None
+        try:
+            return objective(run)
+        finally:
+            self._batch = batch
 
     def _values(self, key: str, values: Any) -> Tensor:
         """An objective's values [samples, batch], checked."""
@@ -176,7 +197,7 @@ class Recorder:
                 f"The objective {objective_name(objective)} carries no gradient to "
                 f"{', '.join(self._sinks)}: they do not influence it, or it was detached."
             )
-        if not bool(torch.isfinite(values.detach().sum())):
+        if not bool(torch.isfinite(values.detach().double().sum())):
             self._name_first_non_finite()
             raise NonFiniteError(
                 f"The objective {objective_name(objective)} is NaN or infinite in batch {self._number}, "
@@ -209,12 +230,14 @@ class Recorder:
             if batch is None:
                 return None
             if self.again.now:  # what follows must be what followed the first time
-                return tensor.view_as(tensor) if recorded else None
+                return self._handed_on(tensor) if recorded else None
             site = self._sites.setdefault(name, _Site())
             if any(tensor is ours for ours in site.handed_on):
                 return None  # one firing, told under several names
             again = bool(site.passed)
             site.passed.append(tensor)
+            if not again:
+                site.version = tensor._version
             if not recorded:
                 return None
             if not again:
@@ -225,7 +248,7 @@ class Recorder:
                 self._check_same(name, site, tensor)
             if not self._objectives:
                 if not again:
-                    self._sinks[name].begin(*self._cut(tensor))
+                    self._sinks[name].begin(*self._cut(tensor.clone() if self._copies else tensor))
                 if all(known in self._sites for known in self._sinks):
                     raise _AllSeen
                 return None
@@ -236,10 +259,13 @@ class Recorder:
                 tensor.requires_grad_()
                 self._leaves.append(tensor)
             tensor.register_hook(lambda gradient: self._arrive(name, gradient))
-            site.handed_on.append(tensor.view_as(tensor))
+            site.handed_on.append(self._handed_on(tensor))
             return site.handed_on[-1]
 
         return see
+
+    def _handed_on(self, tensor: Tensor) -> Tensor:
+        return tensor.clone() if self._copies else tensor.view_as(tensor)
 
     def _arrive(self, name: str, gradient: Tensor) -> None:
         if self._sites[name].arrive(gradient):

@@ -52,7 +52,8 @@ def row_metric_name(row_metric: RowMetric) -> str:
             f"row_metric is a {type(row_metric).__name__}; expected one of "
             f"{', '.join(ROW_METRICS)}, or a callable (F, g) -> [batch, pos, pos]."
         )
-    return getattr(row_metric, "__name__", None) or type(row_metric).__name__
+    name: str = getattr(row_metric, "__name__", None) or type(row_metric).__name__
+    return f"{name}()" if name in ROW_METRICS else name
 
 
 def weighted_sums(

@@ -41,7 +41,7 @@ class Sums:
         self.weight = torch.zeros(lead, dtype=torch.float64, device=home)
         self.first = torch.zeros((*lead, width), dtype=torch.float64, device=home)
         self.second = torch.zeros((*lead, width, width), dtype=torch.float64, device=home)
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
 
     def move(self, device: torch.device) -> None:
         """Bring the sums to where activations on `device` are summed."""
@@ -53,25 +53,33 @@ class Sums:
         """Put `scale` times (c, b, G) beside what the batch has given so far."""
         if scale != 1.0:
             weight, first, second = weight * scale, first * scale, second.mul_(scale)
-        self._pending.append((weight, first, second))
+        if self._pending is None:
+            self._pending = weight, first, second
+        else:  # in place, so that many samples take no more memory than one
+            for mine, theirs in zip(self._pending, (weight, first, second), strict=True):
+                mine += theirs
 
     def check(self) -> list[Tensor]:
         """Scalars that are finite exactly when all that is pending is (but for off-diagonal overflow)."""
-        diagonals = [second.diagonal(dim1=-2, dim2=-1).sum() for _, _, second in self._pending]
-        return diagonals + [first.sum() + weight.sum() for weight, first, _ in self._pending]
+        if self._pending is None:
+            return []
+        weight, first, second = self._pending
+        return [second.diagonal(dim1=-2, dim2=-1).sum(), first.sum() + weight.sum()]
 
     def commit(self) -> None:
-        for weight, first, second in self._pending:
-            self.weight += weight.to(self.weight)
-            self.first += first.to(self.first.device)
-            second = second.to(self.second.device)
-            # Strip by strip: a float64 copy of the whole would go through memory twice more.
-            for start, stop in _strips(self.second.shape[-1]):
-                self.second[..., start:stop, start:] += second[..., start:stop, start:]
-        self._pending.clear()
+        if self._pending is None:
+            return
+        weight, first, second = self._pending
+        self.weight += weight.to(self.weight)
+        self.first += first.to(self.first.device)
+        second = second.to(self.second.device)
+        # Strip by strip: a float64 copy of the whole would go through memory twice more.
+        for start, stop in _strips(self.second.shape[-1]):
+            self.second[..., start:stop, start:] += second[..., start:stop, start:]
+        self._pending = None
 
     def discard(self) -> None:
-        self._pending.clear()
+        self._pending = None
 
     def result(self, shift: Tensor) -> SecondMoment:
         whole = self.second.clone()

@@ -51,13 +51,13 @@ class Scorer:
                 got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise ValueError(f"The score gave {got}; expected one scalar a sequence, ({n},).")
             return values.cpu().double(), torch.ones(n, dtype=torch.float64)
-        counted = counted_targets(run)
         if self.score == "loss":
-            values = target_losses(run)
-        else:  # over the tokens that have a loss
-            logits = F.log_softmax(language_logits(run)[:, :-1], -1)
-            reference = F.log_softmax(run.reference[:, :-1].to(logits), -1)
+            counted, values = counted_targets(run), target_losses(run)
+        else:  # of every position: what it predicts differs, whether or not the next token is known
+            counted = run.mask
+            logits = F.log_softmax(language_logits(run, at_least=1), -1)
+            reference = F.log_softmax(run.reference.to(logits), -1)
             values = F.kl_div(logits, reference, reduction="none", log_target=True).sum(-1)
             values = values if counted is None else values.masked_fill(~counted, 0.0)
-        terms = torch.full((n,), float(values.shape[1])) if counted is None else counted.sum(1)
+        terms = torch.full((n,), values.shape[1]) if counted is None else counted.sum(1)
         return values.cpu().double().sum(1), terms.cpu().double()

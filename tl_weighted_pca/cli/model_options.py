@@ -60,7 +60,7 @@ class ModelOptions:
 
     def check_made(self, model: Any, *made: Provenance, unless: str = "") -> None:
         """Refuse what was made with another model than the one that was loaded."""
-        from tl_weighted_pca.hook_points import model_name
+        from tl_weighted_pca.identity import model_name
 
         mine = model_name(model)
         for theirs in (each.model for each in made):
@@ -75,8 +75,7 @@ class ModelOptions:
         """The model, which the folder's manifest then knows."""
         import torch
 
-        from tl_weighted_pca.checkpoint import fingerprint
-        from tl_weighted_pca.hook_points import model_name
+        from tl_weighted_pca.identity import fingerprint, model_name
         from tl_weighted_pca.pretrained import load_pretrained
 
         if self.embedded:

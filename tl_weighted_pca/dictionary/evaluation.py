@@ -14,7 +14,8 @@ from tl_weighted_pca.data import batches, check_rereadable
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 from tl_weighted_pca.dictionary.scores import CodeSums, Scores, share
 from tl_weighted_pca.downstream import Downstream
-from tl_weighted_pca.hook_points import model_name, resolve
+from tl_weighted_pca.hook_points import resolve
+from tl_weighted_pca.identity import made_at
 from tl_weighted_pca.objectives import Objective, next_token_loss
 from tl_weighted_pca.pairs import stream_pairs
 from tl_weighted_pca.positions import Positions
@@ -90,11 +91,11 @@ def evaluate_dictionary(
     if hook_point is None and not made.hook_point:
         raise ValueError("The dictionary does not say where it was trained: pass `hook_point`.")
     (hook_point,) = resolve(model, [hook_point or made.hook_point])
-    here = (model_name(model), hook_point)
-    if (made.model and made.model != here[0]) or (made.hook_point and made.hook_point != here[1]):
+    here = made_at(model, hook_point)
+    if different := made.differences(here):
         raise ValueError(
-            f"The dictionary was trained at {made.hook_point!r} of {made.model!r}, but is to be used at "
-            f"{here[1]!r} of {here[0]!r}: evaluate it where it was trained."
+            f"The dictionary was trained elsewhere than it would be used: they differ in {different}: "
+            "evaluate it where it was trained."
         )
     bases = dict(bases or {})
     if "dictionary" in bases:
@@ -102,7 +103,7 @@ def evaluate_dictionary(
             "A basis is named 'dictionary', which is the dictionary's own row: rename it."
         )
     for basis in bases.values():
-        basis.check_place(*here)
+        basis.check_place(here)
     check_rereadable(data, "an evaluation goes through it up to three times")
 
     def summed(codes: Mapping[str, SparseAutoencoder | Basis]) -> dict[str, CodeSums]:
@@ -143,7 +144,7 @@ def evaluate_dictionary(
     }
     edits |= {name: basis.project for name, basis in cut.items()}
     losses, divergences = dict.fromkeys(edits, 0.0), dict.fromkeys(edits, 0.0)
-    clean = terms = 0.0
+    clean = terms = positions_scored = 0.0
     of_loss, of_kl = Scorer("loss"), Scorer("kl")
     with quiet(model, gradients=False):
         downstream = Downstream(model, hook_point, positions)
@@ -154,11 +155,14 @@ def evaluate_dictionary(
             for name, edit in edits.items():
                 output = downstream.resume(edit)
                 losses[name] += float(of_loss(run, output)[0].sum())
-                divergences[name] += float(of_kl(run, output)[0].sum())
+                kl, of_positions = of_kl(run, output)
+                divergences[name] += float(kl.sum())
+            positions_scored += float(of_positions.sum())
     loss, ablated = clean / terms, losses["mean"] / terms
     scores = {
         name: one.scores(
-            share(ablated - losses[name] / terms, ablated - loss), divergences[name] / terms
+            share(ablated - losses[name] / terms, ablated - loss),
+            divergences[name] / positions_scored,
         )
         for name, one in sums.items()
     }

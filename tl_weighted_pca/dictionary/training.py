@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.checkpoint import fingerprint
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.data import is_one_shot
 from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, check_settings
@@ -25,7 +24,8 @@ from tl_weighted_pca.dictionary.shuffle_buffer import (
 )
 from tl_weighted_pca.dictionary.trainer import Trainer
 from tl_weighted_pca.files import check_writable, reading, write_atomically
-from tl_weighted_pca.hook_points import model_name, resolve
+from tl_weighted_pca.hook_points import resolve
+from tl_weighted_pca.identity import fingerprint, made_at
 from tl_weighted_pca.moments import Moments, Provenance
 from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
 from tl_weighted_pca.positions import Positions
@@ -107,15 +107,16 @@ def train_dictionary(
     check_settings(kind, n_features)
     gradients = recipe.needs_gradients
     what = objective_name(objective) if gradients else ""
-    provenance = Provenance(model_name(model), hook_point, what)
+    provenance = made_at(model, hook_point, what)
     if basis is not None:
-        basis.check_place(provenance.model, hook_point)
+        basis.check_place(provenance)
     if moments is not None:
         _check_moments(moments, provenance)
     # What a checkpoint must agree with. The data itself is the user's word.
     run = {
         "recipe": asdict(recipe), "n_features": n_features, "n_tokens": n_tokens, "kind": kind,
-        "tied": tied, "relu_where_positive": relu_where_positive, "provenance": asdict(provenance),
+        "tied": tied, "relu_where_positive": relu_where_positive,
+        "provenance": asdict(replace(provenance, weights="")),
         "positions": repr(positions), "batch_size": batch_size, "buffer_tokens": buffer_tokens,
         "weights": fingerprint(model), "basis": None if basis is None else basis.digest,
     }  # fmt: skip
@@ -185,7 +186,7 @@ def train_dictionary(
 def _check_moments(moments: Moments, provenance: Provenance) -> None:
     """Raise ValueError if moments are not of this model and hook point, or lack the gradients needed."""
     made = moments.provenance
-    if not made.agrees_with(Provenance(provenance.model, provenance.hook_point)):
+    if not made.agrees_with(replace(provenance, objective="")):
         raise ValueError(
             f"These moments were collected at {made.hook_point!r} of {made.model!r}, but the dictionary is "
             f"to be trained at {provenance.hook_point!r} of {provenance.model!r}: collect them there."

@@ -21,7 +21,8 @@ from tl_weighted_pca.feature_cards.facts import FactSums
 from tl_weighted_pca.feature_cards.histogram import HistogramSums
 from tl_weighted_pca.feature_cards.single_ablation import single_ablations
 from tl_weighted_pca.feature_cards.token_text import TokenText
-from tl_weighted_pca.hook_points import hooked, model_name, resolve
+from tl_weighted_pca.hook_points import hooked, resolve
+from tl_weighted_pca.identity import made_at, model_name
 from tl_weighted_pca.positions import Positions, selected
 from tl_weighted_pca.progress import Progress
 from tl_weighted_pca.quiet_model import quiet
@@ -95,7 +96,7 @@ def cards(
         raise ValueError("The basis does not say where it was made: pass hook_point=.")
     (hook_point,) = resolve(model, [hook_point])
     if not anywhere:
-        basis.check_place(model_name(model), hook_point, "pass anywhere=True")
+        basis.check_place(made_at(model, hook_point), "pass anywhere=True")
     counts = {"contexts": contexts, "n_promoted": n_promoted, "batch_size": batch_size}
     for name, count in counts.items():
         checked_count(name, count)
