@@ -1,11 +1,12 @@
 """The local interaction basis and its edges: closed forms, the paper's own steps, and invariances."""
 
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from conftest import HookedRootModule
+from conftest import KINDS, HookedRootModule
 from datasets import Dataset
 from fancy_einsum import einsum
 from transformer_lens.hook_points import HookPoint
@@ -13,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from tl_weighted_pca import (
     MomentAccumulator,
     ablation_curves,
+    embedded,
     pca,
     random_basis,
     shard,
@@ -23,6 +25,7 @@ from tl_weighted_pca.edge_ablation import edge_ablation_curves
 from tl_weighted_pca.hooked_mlp import HookedMLP
 from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis, used
 from tl_weighted_pca.jacobian_probe import jacobian_probe
+from tl_weighted_pca.pretrained import load_pretrained
 from tl_weighted_pca.supervised import squared_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -595,3 +598,43 @@ def test_heads_are_read_flattened(model, tokens, exact):
     names = ["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"]
     bases = local_interaction_basis(model, tokens[:2, :3], names, exact=exact, **QUIET)
     assert bases[names[0]].width == 64 and used(bases[names[0]]).n_components > 1
+
+
+class TestWhatGoesPast:
+    """A hook point beside a skip path has not all that reaches the next, and no Jacobian to it."""
+
+    def lib(self, model, data, names, **options):
+        return local_interaction_basis(model, data, names, n_probes=1, progress=False, **options)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_skip_path_is_told(self, kind):
+        model = embedded.load_model(kind)
+        data = embedded.stories("train", 4)
+        past = ["blocks.1.mlp.hook_post", "blocks.2.hook_resid_post"]
+        for names in (past, ["blocks.1.hook_mlp_out", "blocks.1.hook_resid_post"]):
+            with pytest.warns(UserWarning, match=f"{names[0]!r} does not carry all that reaches"):
+                self.lib(model, data, names)
+        bases = {
+            name: pca(collect(model, data, name, objective=None, progress=False)[name])
+            for name in past
+        }
+        with pytest.warns(UserWarning, match="does not carry all that reaches"):
+            interaction_edges(model, data, bases, progress=False)
+
+    @pytest.mark.parametrize("n", [1, 5])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_residual_stream_is_not(self, kind, n):
+        """Of sequences of different lengths, and of one alone; positions are no way past."""
+        model = embedded.load_model(kind)
+        data = embedded.stories("train", n)
+        names = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.3.hook_resid_post"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert list(self.lib(model, data, names)) == names
+
+    def test_in_half_precision_too(self):
+        model = load_pretrained(dtype=torch.bfloat16, device="cpu")
+        data = embedded.stories("train", 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert self.lib(model, data, ["blocks.2.hook_resid_post", "blocks.3.hook_resid_post"])

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_weighted_pca.basis import Basis, check_bases
+from tl_weighted_pca.carrying import note_what_goes_past
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.data import check_rereadable, count_batches
@@ -63,8 +64,9 @@ def local_interaction_basis(
     Args:
         model: as for `collect`.
         batches: data, as for `collect`, but it is read once a hook point: no iterator.
-        hook_points: from first to last, each of which must carry all that reaches the next: the
-            residual stream does, an MLP's hidden layer beside a skip path does not.
+        hook_points: from first to last, each of which should carry all that reaches the next: the
+            residual stream does. An MLP's hidden layer beside a skip path does not, and a warning says so:
+            Jacobians are then of the part that goes through it.
         n_probes: random sign probes a sequence, where Jacobians are estimated.
         exact: give each coordinate at each position a unit probe, so that Q is exact; None does so
             where a sequence has at most 128 of them.
@@ -106,6 +108,7 @@ def local_interaction_basis(
         metric = gradient.require("gradient").second / gradient.n_tokens
         basis = metric_pca(stats[here], metric, center=center)
         bases[here] = _named(basis, f"Jacobian to the basis at {there}")
+    note_what_goes_past(model, batches, names, batch_size, max_tokens)
     return {name: bases[name] for name in names}
 
 
@@ -196,6 +199,7 @@ def interaction_edges(
                 pairs = (found[here] for found in stream)
                 parts.append(_squared_slopes(pairs, kept[here], stop - start, bar))
             edges[here, there] = variances[here][:, None] * torch.cat(parts, dim=1)
+    note_what_goes_past(model, batches, names, batch_size, max_tokens)
     return InteractionGraph(variances, edges, kept, n_tokens)
 
 
