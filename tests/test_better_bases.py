@@ -80,7 +80,10 @@ class TestJoint:
 
     def test_shrunk_all_the_way_it_is_the_fisher_basis(self, data):
         m, f, g = data
-        joint = wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=1.0)
+        with pytest.warns(
+            UserWarning, match="4,000 pairs were too few, or there is nothing to gain"
+        ):
+            joint = wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=1.0)
         assert joint.method == "metric_pca"
 
     def test_what_it_is_shrunk_toward_is_the_fisher_objective_of_every_rank(self, data):
@@ -432,7 +435,7 @@ def test_the_joint_basis_shows_its_steps_where_asked(best_model, stories, moment
 
 class TestPairsOfElsewhere:
     def stream(self, model, stories, hook_points=HOOK, **options):
-        options = {"objective": wpca.sampled_token_loss(), "max_tokens": 1500} | options
+        options = {"objective": wpca.sampled_token_loss()} | options
         return wpca.stream_pairs(model, stories, hook_points, **options)
 
     def test_they_are_refused(self, best_model, stories, moments):
@@ -452,8 +455,9 @@ class TestPairsOfElsewhere:
             wpca.joint_pca(moments, several)
 
     def test_a_stream_is_taken_as_it_is(self, best_model, stories, moments):
-        options = {"shrinkage": 0.5, "steps": 3}
+        options = {"shrinkage": 0.5, "steps": 30}
         direct = wpca.joint_pca(moments, self.stream(best_model, stories), **options)
+        assert direct.method == "joint_pca"  # and not the basis that it starts from
         picked = wpca.joint_pca(
             moments, (p[HOOK] for p in self.stream(best_model, stories)), **options
         )
@@ -484,11 +488,12 @@ class TestPairsOfElsewhere:
                 wpca.joint_pca(moments, [pairs], **options)
 
     def test_another_default_dtype(self, best_model, stories, moments):
-        (pairs, *_) = [p[HOOK] for p in self.stream(best_model, stories)]
-        expected = wpca.joint_pca(moments, pairs, shrinkage=0.5, steps=3)
+        pairs = [p[HOOK] for p in self.stream(best_model, stories)]
+        expected = wpca.joint_pca(moments, pairs, shrinkage=0.5, steps=30)
+        assert expected.method == "joint_pca"
         torch.set_default_dtype(torch.float64)
         try:
-            found = wpca.joint_pca(moments, pairs, shrinkage=0.5, steps=3)
+            found = wpca.joint_pca(moments, pairs, shrinkage=0.5, steps=30)
         finally:
             torch.set_default_dtype(torch.float32)
         torch.testing.assert_close(found.encoder, expected.encoder)

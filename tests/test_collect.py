@@ -1,5 +1,7 @@
 """The collector against runs of one sequence at a time with `retain_grad`, on both model classes."""
 
+import warnings
+
 import datasets
 import numpy as np
 import pytest
@@ -521,3 +523,33 @@ def test_a_buffer_at_a_hook_point_keeps_its_flag():
     )
     assert stats["hook_scale"].gradient is not None
     assert not model.scale.requires_grad
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_without_a_mask_is_told(best_model, side):
+    """What `model.to_tokens` makes of strings."""
+    strings = [
+        text[:n]
+        for text, n in zip(embedded.stories("train", 3)["text"], (60, 90, 120), strict=True)
+    ]
+    padded = best_model.tokenizer(strings, padding=True, padding_side=side, return_tensors="pt")
+    alone = padded["input_ids"]
+    with pytest.warns(UserWarning, match="begin or end in padding tokens, and count as text"):
+        wpca.collect(best_model, alone, HOOK, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = wpca.collect(best_model, [dict(padded)], HOOK, progress=False)
+        # One such token is a BOS, or ends a text; and a row in the midst may have any.
+        one = alone[-1:].clone()
+        one[0, 0] = one[0, -1] = one[0, 3] = one[0, 4] = best_model.tokenizer.pad_token_id
+        wpca.collect(best_model, one, HOOK, progress=False)
+    assert found[HOOK].n_tokens == int(padded["attention_mask"].sum()) < alone.numel()
+
+
+def test_collections_sum_and_say_what_they_are_of(best_model, tokens):
+    parts = [wpca.collect(best_model, part, HOOK, progress=False) for part in tokens.split(3)]
+    whole = sum(parts)
+    assert whole[HOOK].n_tokens == tokens.numel()
+    assert repr(whole) == f"Collection({HOOK} of next_token_loss; {tokens.numel()} tokens)"
+    with pytest.raises(TypeError):
+        sum(parts, 1)

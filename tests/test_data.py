@@ -179,3 +179,8 @@ def test_advice_on_text_names_what_there_is():
             next(batches(text, 2))
         assert f"{tokenize_and_concatenate.__name__}" in str(caught.value)
         assert "transformer_lens.utilities." in str(caught.value)
+
+
+def test_a_mask_by_another_name_is_not_overlooked():
+    with pytest.raises(ValueError, match="rename it to `attention_mask`"):
+        next(batches([{"input_ids": ROWS, "mask": torch.ones_like(ROWS)}], 2))

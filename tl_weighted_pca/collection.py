@@ -55,7 +55,9 @@ class Collection(Mapping[str, Moments]):
 
     def __repr__(self) -> str:
         tokens = {m.n_tokens for m in self.values()}
-        return f"Collection({', '.join(self)}; {'/'.join(map(str, sorted(tokens)))} tokens)"
+        made = sorted({m.provenance.objective for m in self.values()} - {""})
+        about = f" of {', '.join(made)}" if made else ""
+        return f"Collection({', '.join(self)}{about}; {'/'.join(map(str, sorted(tokens)))} tokens)"
 
     def __add__(self, other: Collection) -> Collection:
         if not isinstance(other, Collection):
@@ -73,6 +75,10 @@ class Collection(Mapping[str, Moments]):
                 "of one kind. Collect both at the same positions."
             )
         return Collection({n: _merged(self[n], other[n]) for n in self}, self.settings)
+
+    def __radd__(self, other: Any) -> Collection:
+        """`sum(collections)` begins with 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def all_reduce(self, timeout: float | None = None) -> Collection:
         """The sum of every process's collection, in every process; this one is left as it is.

@@ -162,7 +162,8 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
     elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise TypeError(
             f"The data is a {type(data).__name__}; expected a tensor [n, pos] of tokens, a DataLoader, "
-            "an iterable of batches, or a datasets.Dataset with a column `input_ids` or `tokens`."
+            "an iterable of batches (a list, if it is one), or a datasets.Dataset with a column `input_ids` "
+            "or `tokens`."
         )
     else:
         start = 0
@@ -255,6 +256,8 @@ def _unpacked(item: Any) -> tuple[Tensor, Tensor | None]:
     keep = None
     if isinstance(item, Mapping):
         keep = item.get("attention_mask")
+        if keep is None and "mask" in item:
+            raise ValueError("The data has a column 'mask'; rename it to `attention_mask`.")
         item = item[_token_key(item)]
     elif (
         isinstance(item, (list, tuple))

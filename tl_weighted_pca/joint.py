@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -112,6 +113,11 @@ def joint_pca(
         scores = {alpha: problem.score(encoder, heldout) for alpha, encoder in fits.items()}
         best = min(scores, key=lambda alpha: scores[alpha])
         if not scores[best] < problem.score(identity, heldout):
+            warnings.warn(
+                "No joint basis was better than the metric basis on the pairs held out, and so that is what "
+                f"is returned: {len(F):,} pairs were too few, or there is nothing to gain.",
+                stacklevel=2,
+            )
             return start
         return problem.basis(fits[best])
 

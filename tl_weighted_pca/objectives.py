@@ -25,7 +25,16 @@ from tl_weighted_pca.sign_probes import SignProbes
 
 @dataclass(frozen=True)
 class Run:
-    """One forward pass over a batch, as an objective or a score sees it."""
+    """One forward pass over a batch, as an objective or a score sees it.
+
+    Attributes:
+        output: what the model returned: logits [batch, pos, vocab] for a language model.
+        inputs: what the model was fed, [batch, …].
+        mask: [batch, pos], True at real tokens; None where there is no padding.
+        sequence_index: [batch], the place of each sequence in the data: the seed of what is random.
+        activations: those of the hook points that are collected, by name, as part of the graph.
+        reference: for a score of an ablated run: the unablated model's output. Else None.
+    """
 
     output: Any
     """What the model returned: logits [batch, pos, vocab] for a language model."""

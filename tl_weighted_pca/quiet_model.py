@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -64,8 +65,8 @@ def _parameters(model: Any) -> list[nn.Parameter]:
     return list({id(parameter): parameter for parameter in found}.values())
 
 
-def check_tokens(model: Any, inputs: torch.Tensor) -> None:
-    """Raise ValueError for token ids outside the model's vocabulary."""
+def check_tokens(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Raise ValueError for token ids outside the model's vocabulary, and warn of padding without a mask."""
     size = _vocabulary(model)
     if inputs.is_floating_point() or inputs.numel() == 0 or size is None:
         return
@@ -75,6 +76,16 @@ def check_tokens(model: Any, inputs: torch.Tensor) -> None:
         raise ValueError(
             f"The data holds token {wrong}, but the model's vocabulary is 0..{size - 1}: "
             "tokenise with the model's own tokenizer."
+        )
+    pad = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+    if mask is not None or pad is None or inputs.ndim != 2 or inputs.shape[1] < 2:
+        return
+    # Two of them: one may be a BOS, or end a text.
+    if bool(((inputs[:, -2:] == pad).all(1) | (inputs[:, :2] == pad).all(1)).any()):
+        warnings.warn(
+            "Sequences begin or end in padding tokens, and count as text, since no mask leaves them out: "
+            "pass dicts with `input_ids` and `attention_mask`, or a datasets.Dataset of unpadded rows.",
+            stacklevel=2,
         )
 
 

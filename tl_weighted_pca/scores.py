@@ -25,7 +25,11 @@ class Scorer:
         self.score = score
         self._n_batches = 0
         units = {"loss": "next-token loss (nats)", "kl": "KL from the unablated model (nats)"}
-        self.unit = units[score] if isinstance(score, str) else getattr(score, "__name__", "score")
+        self.unit = (
+            units[score]
+            if isinstance(score, str)
+            else getattr(score, "__name__", "score").replace("<lambda>", "score")
+        )
 
     def unablated(self, run: Run) -> tuple[Tensor, Tensor]:
         """The score of the run as it was.
