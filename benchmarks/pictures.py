@@ -96,6 +96,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
         wpca.FactoredMatrix(model().OV), columns=2, title="OV circuits of the embedded model"
     ),
     "ablation": lambda: ablation(methods(), STREAM).plot(),
+    "ablation-relative": lambda: ablation(methods(), STREAM).plot(relative_to="PCA"),
     "ablation-heads": lambda: ablation(heads(), HEADS).plot(),
     "feature-ansatz": ansatz,
     "interaction-graph": interactions,

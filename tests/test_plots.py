@@ -317,3 +317,41 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(stats):
         singular_value_spectra(torch.ones(1, 1, 1, 4))
     with pytest.raises(ValueError, match="All singular values are zero"):
         singular_value_spectra(torch.zeros(2, 4))
+
+
+class TestRelativeExcess:
+    @pytest.fixture(scope="class")
+    def curves(self, best_model, heldout, stats):
+        m = stats[PLACES[0]]
+        bases = {"pca": wpca.pca(m), "metric": wpca.metric_pca(m), "random": wpca.random_basis(m)}
+        return wpca.ablation_curves(
+            best_model, heldout, bases, PLACES[0], ranks=[0, 16, 32, 64], progress=False
+        )
+
+    def test_it_is_the_ratio_of_excesses(self, curves):
+        ax = drawn(curves.plot(relative_to="pca")).axes[0]
+        found = dict(lines(ax))
+        assert list(found) == ["metric", "random", "pca"]  # the last is the line at 1
+        assert list(found["pca"]) == [1, 1]
+        for name in ("metric", "random"):
+            slow = [a / b for a, b in zip(curves.excess(name), curves.excess("pca"), strict=True)]
+            assert found[name] == pytest.approx(slow[:3])  # all is kept at the last
+        assert found["metric"][0] == pytest.approx(1)  # nothing is kept at the first
+        assert "over that of pca" in ax.get_ylabel()
+        low, high = ax.collections[0].get_datalim(ax.transData).intervaly
+        each = [curves.relative_excess("metric", ranks=[k]) for k in (0, 16, 32)]
+        assert (low, high) == pytest.approx((min(e.low for e in each), max(e.high for e in each)))
+
+    def test_names_and_axes_of_ones_own(self, curves):
+        figure = curves.plot(relative_to="random", names={"pca": "PCA", "random": "by chance"})
+        found = dict(lines(drawn(figure).axes[0]))
+        assert list(found) == ["PCA", "by chance"] and max(found["PCA"]) == pytest.approx(1)
+
+    def test_what_cannot_be_compared(self, curves):
+        with pytest.raises(ValueError, match="There is no curve 'fisher'"):
+            curves.plot(relative_to="fisher")
+        with pytest.raises(ValueError, match="nothing to compare 'pca' with"):
+            curves.plot(relative_to="pca", names={"pca": "PCA"})
+        falling = curves_of([0.2, 0.3, 0.75])
+        with pytest.raises(ValueError, match="nothing to compare 'pca' with"):
+            falling.plot(relative_to="pca")

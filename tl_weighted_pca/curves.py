@@ -186,10 +186,18 @@ class AblationCurves:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
-    def plot(self, **options: Any) -> Any:
-        """A matplotlib figure of the curves, with the baseline and confidence bands."""
-        from tl_weighted_pca.plots import plot_ablation_curves
+    def plot(self, *, relative_to: str | None = None, **options: Any) -> Any:
+        """A matplotlib figure of the curves, with the baseline and confidence bands.
 
+        Args:
+            relative_to: a basis's name: draw every excess over that basis's own, rank by rank.
+            options: `names`, `level`, `title`, `ax` and, without `relative_to`, `excess`: those of
+                `plots.plot_ablation_curves` and `plots.plot_relative_excess`.
+        """
+        from tl_weighted_pca.plots import plot_ablation_curves, plot_relative_excess
+
+        if relative_to is not None:
+            return plot_relative_excess(self, relative_to=relative_to, **options)
         return plot_ablation_curves(self, **options)
 
     def _draws(self, seed: int) -> Float[Tensor, "sequence resample"]:

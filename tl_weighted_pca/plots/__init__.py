@@ -1,6 +1,6 @@
 """Pictures. Each function returns a matplotlib figure, to restyle or save as you like."""
 
-from tl_weighted_pca.plots.curves import plot_ablation_curves
+from tl_weighted_pca.plots.curves import plot_ablation_curves, plot_relative_excess
 from tl_weighted_pca.plots.overlap import basis_overlap
 from tl_weighted_pca.plots.picture import MARKERS, PALETTE, Picture, styles
 from tl_weighted_pca.plots.spectra import eigenvalue_spectra, singular_value_spectra
@@ -12,6 +12,7 @@ __all__ = [
     "basis_overlap",
     "eigenvalue_spectra",
     "plot_ablation_curves",
+    "plot_relative_excess",
     "singular_value_spectra",
     "styles",
 ]

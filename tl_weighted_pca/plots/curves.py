@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.curves import AblationCurves, Estimate
 from tl_weighted_pca.plots.picture import canvas, styles
 
 _FLOOR = 1e-5
@@ -73,6 +75,74 @@ def plot_ablation_curves(
     else:
         ax.axhline(curves.baseline, color="0.4", linestyle="--", linewidth=1, label="unablated")
         ax.set_ylabel(curves.unit)
+    ax.set_xlabel(f"components kept (of {curves.width})")
+    ax.set_xticks(curves.ranks)
+    ax.set_title(title if title is not None else f"Node ablation at {curves.hook_point}")
+    ax.legend(frameon=False)
+    return figure
+
+
+def plot_relative_excess(
+    curves: AblationCurves,
+    *,
+    relative_to: str,
+    names: Mapping[str, str] | None = None,
+    level: float = 0.95,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """(score_b(k) − baseline) / (score_to(k) − baseline) by rank, with paired bootstrap bands.
+
+    Where curves that fall over decades lie on each other, what one basis gains on another shows here: below
+    the line at 1 it is better, and a band that does not reach the line is sure of it. Ranks at which an
+    excess is zero to rounding, as at full rank, have no ratio and are left out.
+
+    Args:
+        curves: from `ablation_curves`.
+        relative_to: the basis that the others are compared with.
+        names: which curves, and what to call them; all by default.
+        level: of the bands.
+        title: above the axes; the hook point by default.
+        ax: to draw into; a new figure by default.
+
+    Raises:
+        ValueError: if there is no such basis, or nothing to compare it with.
+    """
+    labels = dict(names) if names is not None else {name: name for name in curves.per_sequence}
+    points = {name: curves.excess(name, level=level) for name in {*labels, relative_to}}
+    floor = _ROUNDING * abs(curves.baseline)
+    shown = {
+        name: [i for i in range(len(curves.ranks)) if min(mine[i], points[relative_to][i]) > floor]
+        for name, mine in points.items()
+    }
+    if not any(shown[name] for name in labels if name != relative_to):
+        raise ValueError(
+            f"There is nothing to compare {relative_to!r} with: no other basis has an excess above the "
+            "unablated score at a rank where it has one."
+        )
+
+    def ratio(name: str, k: int) -> Estimate:
+        with warnings.catch_warnings():  # what resampling floors is in the band
+            warnings.simplefilter("ignore")
+            return curves.relative_excess(name, to=relative_to, ranks=[k], level=level)
+
+    figure, ax = canvas(ax, (7.0, 4.5))
+    for name, style in styles(list(labels)).items():
+        if name == relative_to:
+            continue
+        ranks = [curves.ranks[i] for i in shown[name]]
+        ratios = [ratio(name, k) for k in ranks]
+        ax.plot(ranks, ratios, label=labels[name], linewidth=1.6, markersize=5, **style)
+        low, high = [r.low for r in ratios], [r.high for r in ratios]
+        ax.fill_between(ranks, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    reference = labels.get(relative_to, relative_to)
+    ax.axhline(1, color="0.4", linestyle="--", linewidth=1, label=reference)
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 3)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylabel(f"excess {curves.unit},\nover that of {reference}")
     ax.set_xlabel(f"components kept (of {curves.width})")
     ax.set_xticks(curves.ranks)
     ax.set_title(title if title is not None else f"Node ablation at {curves.hook_point}")
