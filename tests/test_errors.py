@@ -332,3 +332,54 @@ def test_a_model_whose_own_score_is_nan(model, tokens):
             model, tokens[:4], {"pca": wpca.pca(m)}, name, batch_size=2, progress=False,
             score=lambda run: torch.where(run.sequence_index > 2, torch.nan, 1.0),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [None, 3])
+def test_hook_points_that_are_none(model, tokens, given):
+    with pytest.raises(
+        TypeError, match=f"hook_points is {given}; expected a name, several, or a pred"
+    ):
+        wpca.collect(model, tokens, given, progress=False)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    for load in (wpca.Basis.load, wpca.Collection.load):
+        with pytest.raises(ValueError, match="is a folder: pass a file written by"):
+            load(tmp_path)
+
+
+class TestNumbersThatAreNone:
+    @pytest.fixture(scope="class")
+    def curves(self, best_model, tokens):
+        name = "blocks.1.hook_resid_post"
+        m = wpca.collect(best_model, tokens, name, objective=None, progress=False)[name]
+        bases = {"pca": wpca.pca(m), "random": wpca.random_basis(m)}
+        return wpca.ablation_curves(best_model, tokens, bases, name, ranks=[8, 16], progress=False)
+
+    def test_a_level_is_a_share(self, curves):
+        for level in (95, 0, 1):
+            with pytest.raises(
+                ValueError, match=f"level is {level}; expected a share between 0 and 1"
+            ):
+                curves.excess("pca", level=level)
+
+    def test_ranks_are_several(self, curves):
+        with pytest.raises(ValueError, match="ranks is 8; expected a list of whole numbers"):
+            curves.relative_excess("random", ranks=8)
+
+    @pytest.mark.parametrize(
+        ("given", "what"),
+        [
+            (np.zeros(64), "a ndarray"),
+            ([0.0] * 64, "a list"),
+            (torch.tensor(1.0), "a single number"),
+        ],
+    )
+    def test_activations_are_a_tensor(self, best_model, tokens, given, what):
+        name = "blocks.1.hook_resid_post"
+        m = wpca.collect(best_model, tokens, name, objective=None, progress=False)[name]
+        for use in (wpca.pca(m).encode, wpca.pca(m).project):
+            with pytest.raises(
+                TypeError, match=f"The activations are {what}; expected a torch tensor"
+            ):
+                use(given)

@@ -45,3 +45,4 @@ def test_every_public_name_is_there():
     assert wpca.embedded.FACTS
     assert callable(wpca.plots.plot_ablation_curves)
     assert set(wpca.__all__) <= set(dir(wpca))
+    assert not {"Any", "sys", "importlib"} & set(dir(wpca))

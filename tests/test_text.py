@@ -255,3 +255,11 @@ def test_words_that_the_model_does_not_know_are_counted(tmp_path, best_model):
     rows = tokenized_text("a.txt", best_model.tokenizer, 128)
     assert unknown_share(rows, best_model.tokenizer.unk_token_id) == pytest.approx(1 / 5)
     assert unknown_share(rows, None) == 0
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
+    plain.write_text("One two\n\nthree four", encoding="utf-8")
+    marked.write_text("One two\n\nthree four", encoding="utf-8-sig")
+    one, two = ([*tokenized_text(str(f), Words(), 8)] for f in (plain, marked))
+    assert [r["input_ids"] for r in one] == [r["input_ids"] for r in two]

@@ -47,4 +47,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBMODULES, *__getattr__("__all__")})
+    return sorted({*_SUBMODULES, *__getattr__("__all__"), *(n for n in globals() if n[:2] == "__")})

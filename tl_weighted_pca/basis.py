@@ -199,6 +199,11 @@ class Basis:
         return x if self.per_head or x.shape[-1] == self.width else x.flatten(-2)
 
     def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.ndim:
+            what = "a single number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise TypeError(
+                f"The activations are {what}; expected a torch tensor [..., {self.width}]."
+            )
         heads = self.encoder.shape[:-2]
         fits = x.shape[-1] == self.width and (not self.per_head or x.shape[-2:-1] == heads)
         # A column is no space of heads, unless it comes with a batch and positions.

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.counts import checked_counts
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -135,7 +137,7 @@ class AblationCurves:
         if ranks is None:
             chosen = [k for k in self.ranks if self.width / 8 <= k <= 7 * self.width / 8]
         else:
-            chosen = list(ranks)
+            chosen = checked_counts("ranks", ranks)
             missing = [k for k in chosen if k not in self.ranks]
             if missing:
                 raise ValueError(f"Ranks {missing} were not evaluated; these were: {self.ranks}.")
@@ -229,6 +231,8 @@ def _bootstrap(n: int, seed: int) -> Float[Tensor, "sequence resample"]:
 
 def _interval(resampled: Float[Tensor, "*rank resample"], level: float) -> tuple[Tensor, Tensor]:
     """The percentile interval; the whole line where there was nothing to resample."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a share between 0 and 1, such as 0.95.")
     if not resampled.shape[-1]:
         unknown = torch.full(resampled.shape[:-1], torch.inf, dtype=resampled.dtype)
         return -unknown, unknown

@@ -55,6 +55,8 @@ def reading(
         ValueError: if it is something else, or is damaged: what is not found in it counts as that.
     """
     name = repr(os.fspath(path))
+    if os.path.isdir(path):
+        raise ValueError(f"{name} is a folder: pass a file written by {writer}.")
     torch.empty(0, device=device)  # a device that is not there is no damage to the file
     try:
         with safe_open(path, "pt", device=str(device)) as file:

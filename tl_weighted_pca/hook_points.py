@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,6 +44,10 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
                 f"{', '.join(list(known)[:5])}, …"
             )
         return names
+    if not isinstance(hook_points, Iterable):
+        raise TypeError(
+            f"hook_points is {hook_points!r}; expected a name, several, or a predicate on names."
+        )
     given = [hook_points] if isinstance(hook_points, str) else list(hook_points)
     for name in given:
         if not isinstance(name, str):

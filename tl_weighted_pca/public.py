@@ -8,6 +8,7 @@ from tl_weighted_pca.circuits import use_linalg_svd
 from tl_weighted_pca.collect import collect
 from tl_weighted_pca.collection import Collection
 from tl_weighted_pca.curves import AblationCurves, Estimate
+from tl_weighted_pca.edge_ablation import edge_ablation_curves
 from tl_weighted_pca.factored import FactoredMatrix
 from tl_weighted_pca.feature_cards import FeatureCards, cards
 from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis
@@ -53,6 +54,7 @@ __all__ = [
     "ablation_curves",
     "cards",
     "collect",
+    "edge_ablation_curves",
     "feature_ansatz",
     "gradient_pca",
     "hook_probe",

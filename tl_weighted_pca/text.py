@@ -174,7 +174,9 @@ def _opened(source: str, split: str | None, config: str | None, sample_by: str) 
                 return _split(rows, split or "train", source)
             return rows
         if path.is_file():
-            options = {"sample_by": sample_by} if path.suffix == ".txt" else {}
+            # Some editors begin a file with a byte-order mark, which is no part of the text.
+            text = {"sample_by": sample_by, "encoding": "utf-8-sig"}
+            options = text if path.suffix == ".txt" else {}
             return datasets.load_dataset(
                 _READERS[path.suffix], data_files=source, split="train", streaming=True, **options
             )
