@@ -93,3 +93,30 @@ def test_it_is_saved(best_model, tokens, tmp_path):
     loaded = wpca.Collection.load(tmp_path / "stats")
     assert loaded[HOOK].provenance == stats[HOOK].provenance
     assert loaded[HOOK].provenance.weights.startswith(type(best_model).__name__)
+
+
+def test_what_cannot_be_read_is_left_out(monkeypatch):
+    """Parameters that wait on disk, or are spread over processes: names and shapes must do."""
+    model = torch.nn.Linear(7, 5)
+    assert fingerprint(torch.nn.Linear(7, 5, device="meta"))
+
+    def unreadable(*tensors):
+        raise NotImplementedError
+
+    monkeypatch.setattr("tl_weighted_pca.identity.update_digest", unreadable)
+    assert fingerprint(model) != fingerprint(torch.nn.Linear(5, 7))
+
+
+def test_curves_ask_once_for_all_bases(best_model, tokens, monkeypatch):
+    """It takes a pass over the weights."""
+    asked = []
+    monkeypatch.setattr(
+        "tl_weighted_pca.identity.fingerprint", lambda m: asked.append(1) or fingerprint(m)
+    )
+    basis = wpca.pca(collected(best_model, tokens)[HOOK])
+    asked.clear()
+    bases = {name: basis for name in "abcd"}
+    wpca.ablation_curves(best_model, tokens, bases, HOOK, ranks=[8], **QUIET)
+    assert len(asked) == 1
+    [*wpca.stream_pairs(best_model, tokens, [HOOK, "blocks.0.hook_resid_post"])]
+    assert len(asked) == 2

@@ -71,8 +71,9 @@ def ablation_curves(
         raise ValueError("No bases were given; pass a dict such as {'pca': wpca.pca(moments)}.")
     (hook_point,) = resolve(model, [hook_point])
     if not anywhere:
+        here = made_at(model, hook_point)
         for basis in bases.values():
-            basis.check_place(made_at(model, hook_point), "pass anywhere=True")
+            basis.check_place(here, "pass anywhere=True")
     width = max(basis.width for basis in bases.values())
     steps = _checked_ranks(ranks, bases, width)
     edits = {name: [partial(basis.project, k=k) for k in steps] for name, basis in bases.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -32,8 +33,12 @@ def fingerprint(model: Any) -> str:
     if isinstance(model, nn.Module):
         for name, parameter in model.named_parameters():
             digest.update(repr((name, tuple(parameter.shape), parameter.dtype)).encode())
-            if not parameter.is_meta:
+            if parameter.is_meta:
+                continue
+            # Some kinds of tensor, spread over processes or packed, can't be read like this.
+            with contextlib.suppress(NotImplementedError, RuntimeError):
                 values = parameter.detach().flatten()
+                values = values.cpu() if values.is_mps else values
                 whole = len(values) // 8 * 8  # that eight bytes at a time can read
                 summed = values[:whole]
                 if summed.data_ptr() % 8:

@@ -162,8 +162,9 @@ def interaction_edges(
     check_bases(bases, "from hook points to Basis, such as local_interaction_basis returns")
     names = _several(model, list(bases))
     if not anywhere:
+        mine = made_at(model, "")
         for name in names:
-            bases[name].check_place(made_at(model, name), "pass anywhere=True")
+            bases[name].check_place(replace(mine, hook_point=name), "pass anywhere=True")
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold is {threshold}; expected a share from 0 to 1.")
     chunk = checked_count("chunk", chunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -83,7 +83,8 @@ def stream_pairs(
     skip = checked_count("skip", skip, least=0)
     names = resolve(model, hook_points)
     what = "" if objective is None else objective_name(objective)
-    made = {name: made_at(model, name, what) for name in names}
+    here = made_at(model, "", what)
+    made = {name: replace(here, hook_point=name) for name in names}
     n_tokens = 0
     sinks = {name: _PairSink() for name in names}
     recorder = Recorder(sinks, {} if objective is None else {"": objective}, positions)

@@ -197,7 +197,7 @@ class Recorder:
                 f"The objective {objective_name(objective)} carries no gradient to "
                 f"{', '.join(self._sinks)}: they do not influence it, or it was detached."
             )
-        if not bool(torch.isfinite(values.detach().double().sum())):
+        if not bool(values.detach().isfinite().all()):
             self._name_first_non_finite()
             raise NonFiniteError(
                 f"The objective {objective_name(objective)} is NaN or infinite in batch {self._number}, "
