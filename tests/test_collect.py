@@ -6,10 +6,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, TinyMLP
+from conftest import KINDS, HookedRootModule, TinyMLP
 from fancy_einsum import einsum
 from torch.utils.data import DataLoader, TensorDataset
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded

@@ -20,7 +20,7 @@ def other():
     """The same but for one neuron, which was knocked out."""
     model = wpca.embedded.load_model()
     with torch.no_grad():
-        next(p for n, p in model.named_parameters() if n.endswith("W_out"))[100] = 0
+        next(p for n, p in model.named_parameters() if "mlp" in n and p.ndim == 2)[50] = 0
     return model
 
 

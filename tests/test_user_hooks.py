@@ -59,12 +59,15 @@ def test_nor_into_pairs(model, tokens):
 
 
 def test_what_a_module_changes_in_place_is_refused_where_it_is_read_later(tokens):
+    if "HookedTransformer" not in KINDS:
+        pytest.skip("the bridge's hook points are not modules that can be wrapped")
+
     class Spoils(torch.nn.Module):
         def forward(self, x):
             x[..., 0] = 0
             return x
 
-    model = wpca.embedded.load_model()
+    model = wpca.embedded.load_model("HookedTransformer")
     model.blocks[1].hook_resid_pre = torch.nn.Sequential(model.blocks[1].hook_resid_pre, Spoils())
     points = ["blocks.0.hook_resid_pre", HERE]
     with pytest.raises(
