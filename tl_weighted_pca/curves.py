@@ -60,7 +60,7 @@ class AblationCurves:
     baseline_per_sequence: Float[Tensor, " sequence"]
     """The same of the unablated model."""
     counts: Float[Tensor, " sequence"]
-    """n(x): predicted tokens for "loss" and "kl", 1 for a callable score."""
+    """n(x): predicted tokens for "loss", positions for "kl", 1 for a callable score."""
     hook_point: str = ""
     """Where was ablated."""
     unit: str = "score"

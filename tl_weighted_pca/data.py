@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from tl_weighted_pca.columns import as_list, token_key, unpacked
 from tl_weighted_pca.counts import checked_count
 from tl_weighted_pca.sharding import Shard
 
@@ -171,7 +172,7 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
             if isinstance(item, Batch):  # already cut, and numbered
                 yield item
                 continue
-            inputs, mask = _unpacked(item)
+            inputs, mask = unpacked(item)
             if len(inputs) and turn % share.world_size == share.rank:
                 yield Batch(inputs, mask, torch.arange(start, start + len(inputs)))
             start += len(inputs)
@@ -201,7 +202,7 @@ def _numbered_rows(share: Shard) -> Iterator[_Row]:
         dataset = split_dataset_by_node(dataset, share.rank, share.world_size)
     for number, row in zip(itertools.count(first, step), _read(dataset), strict=False):
         keep = row.get("attention_mask")
-        yield number, _as_list(row[_token_key(row)]), None if keep is None else _as_list(keep)
+        yield number, as_list(row[token_key(row)]), None if keep is None else as_list(keep)
 
 
 def _read(dataset: Any) -> Iterator[Any]:
@@ -249,65 +250,3 @@ def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:
                 mask[i, : len(tokens)] = True if keep is None else torch.as_tensor(keep).bool()
             index = torch.tensor([number for number, _, _ in chunk])
             yield Batch(inputs, None if bool(mask.all()) else mask, index)
-
-
-def _unpacked(item: Any) -> tuple[Tensor, Tensor | None]:
-    """Inputs and mask of one batch, as an iterable gave it."""
-    keep = None
-    if isinstance(item, Mapping):
-        keep = item.get("attention_mask")
-        if keep is None and "mask" in item:
-            raise ValueError("The data has a column 'mask'; rename it to `attention_mask`.")
-        item = item[_token_key(item)]
-    elif (
-        isinstance(item, (list, tuple))
-        and item
-        and isinstance(item[0], Tensor)
-        and item[0].ndim > 1
-    ):
-        if len(item) > 1:
-            raise ValueError(
-                f"A batch of the data is a {type(item).__name__} of {len(item)} tensors; expected the tokens "
-                "alone, such as (batch[0] for batch in loader), or a dict with an `attention_mask`."
-            )
-        item = item[0]  # a DataLoader over a TensorDataset
-    inputs = _as_tensor(item)
-    if keep is None:
-        return inputs, None
-    mask = _as_tensor(keep).bool()
-    if mask.shape != inputs.shape[:2]:
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}, but the inputs have {tuple(inputs.shape)}: "
-            "expected one entry a token."
-        )
-    return inputs, None if bool(mask.all()) else mask
-
-
-def _token_key(row: Mapping[str, Any]) -> str:
-    for key in ("input_ids", "tokens"):
-        if key in row:
-            return key
-    raise ValueError(
-        f"The data has the columns {', '.join(map(repr, row))}; expected `input_ids` or `tokens`: "
-        "tokenise text first, for example with transformer_lens.utilities.tokenize_and_concatenate."
-    )
-
-
-def _as_tensor(value: Any) -> Tensor:
-    if isinstance(value, (str, bytes)):
-        raise TypeError(
-            "The data holds text; expected token ids: tokenise it first, for example with "
-            "transformer_lens.utilities.tokenize_and_concatenate."
-        )
-    try:
-        tensor = torch.as_tensor(value)
-        return tensor if tensor.ndim != 1 or tensor.is_floating_point() else tensor[None]
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            "The data has sequences of mixed lengths in one batch and no mask: pad them and pass "
-            "dicts with an `attention_mask`, or pass a datasets.Dataset, which is padded here."
-        ) from error
-
-
-def _as_list(value: Any) -> list[int]:
-    return value.tolist() if hasattr(value, "tolist") else list(value)

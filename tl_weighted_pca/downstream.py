@@ -42,9 +42,8 @@ class Downstream:
         self._model, self._hook_point = model, hook_point
         self._positions = checked_positions(positions)
         self._entry, self._layer, self._direct = _entry(model, hook_point)
-        if has_hooks(
-            model
-        ):  # the user's own, which an entry half-way may meet twice, or not at all
+        # Hooks of the user's an entry half-way would meet twice, or not at all.
+        if has_hooks(model):
             self._entry = None
         self._restarts: dict[bool, bool] = {}
         self._checked = False

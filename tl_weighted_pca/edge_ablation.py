@@ -71,17 +71,15 @@ def edge_ablation_curves(
             "{'LIB': interaction_edges(…)}."
         )
     here, there = between = (between[0], between[1])
+    places = {} if anywhere else {hook_point: made_at(model, hook_point) for hook_point in between}
     for name, graph in graphs.items():
         if between not in graph.edges:
             raise ValueError(
                 f"The graph {name!r} has no edges between {here!r} and {there!r}; it has them between "
                 f"{', '.join(map(str, graph.edges))}."
             )
-        if not anywhere:
-            for hook_point in between:
-                graph.bases[hook_point].check_place(
-                    made_at(model, hook_point), "pass anywhere=True"
-                )
+        for hook_point, at in places.items():
+            graph.bases[hook_point].check_place(at, "pass anywhere=True")
     counts = sorted(set(checked_counts("n_edges", n_edges)))
     if not counts:
         raise ValueError("n_edges is empty; expected at least one number of edges.")

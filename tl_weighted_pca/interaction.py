@@ -96,6 +96,7 @@ def local_interaction_basis(
         "progress": progress,
     }  # fmt: skip
     stats = collect(model, batches, names, objective=None, **options)
+    note_what_goes_past(model, batches, names, batch_size, max_tokens)
     width = stats[names[-1]].require("activation").width
     identity = torch.eye(width, dtype=torch.float64)
     bases = {names[-1]: _named(metric_pca(stats[names[-1]], identity, center=center), "")}
@@ -108,7 +109,6 @@ def local_interaction_basis(
         metric = gradient.require("gradient").second / gradient.n_tokens
         basis = metric_pca(stats[here], metric, center=center)
         bases[here] = _named(basis, f"Jacobian to the basis at {there}")
-    note_what_goes_past(model, batches, names, batch_size, max_tokens)
     return {name: bases[name] for name in names}
 
 
@@ -179,6 +179,7 @@ def interaction_edges(
         raise ValueError(
             "This process's share of the data is empty: use fewer processes, or more sequences."
         )
+    note_what_goes_past(model, batches, names, batch_size, max_tokens)
     variances = {name: _variances(kept[name], stats[name]) for name in names}
     starts = {there: range(0, kept[there].n_components, chunk) for there in names[1:]}
     n_batches = count_batches(batches, batch_size) if max_tokens is None else None
@@ -200,7 +201,6 @@ def interaction_edges(
                 pairs = (found[here] for found in stream)
                 parts.append(_squared_slopes(pairs, kept[here], stop - start, bar))
             edges[here, there] = variances[here][:, None] * torch.cat(parts, dim=1)
-    note_what_goes_past(model, batches, names, batch_size, max_tokens)
     return InteractionGraph(variances, edges, kept, n_tokens)
 
 

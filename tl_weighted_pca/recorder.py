@@ -19,6 +19,7 @@ from tl_weighted_pca.objectives import Objective, Run, objective_name
 from tl_weighted_pca.positions import Positions, checked_positions, selected
 from tl_weighted_pca.quiet_model import check_tokens, device_of, run_model
 from tl_weighted_pca.recompute import SecondRun
+from tl_weighted_pca.site import Site
 
 
 class Sink(Protocol):
@@ -46,30 +47,6 @@ class _AllSeen(Exception):
     """Ends a forward pass whose last hook point has fired."""
 
 
-class _Site:
-    """What one hook point shows of one batch: the tensors that passed, and the gradient so far.
-
-    A hook point may fire several times in one pass, with one value (`ln1.hook_normalized` of
-    HookedTransformer does, for Q, K and V): the activation counts once, the gradients add up.
-    """
-
-    def __init__(self) -> None:
-        self.passed: list[Tensor] = []
-        self.handed_on: list[Tensor] = []
-        self.version = 0
-        self.missing = 0
-        self.gradient: Tensor | None = None
-
-    def expect(self) -> None:
-        self.missing, self.gradient = len(self.passed), None
-
-    def arrive(self, gradient: Tensor) -> bool:
-        """Take the gradient of one firing; whether it was the last."""
-        self.gradient = gradient if self.gradient is None else self.gradient + gradient
-        self.missing -= 1
-        return self.missing == 0
-
-
 class Recorder:
     """Runs batches through a hooked model and hands what the hook points see to sinks.
 
@@ -88,7 +65,7 @@ class Recorder:
         self._sinks = dict(sinks)
         self._objectives = dict(objectives)
         self._positions = checked_positions(positions)
-        self._sites: dict[str, _Site] = {}
+        self._sites: dict[str, Site] = {}
         self._leaves: list[Tensor] = []
         self._batch: Batch | None = None
         self._number = -1
@@ -126,7 +103,7 @@ class Recorder:
                 sink.discard()
             raise
         finally:
-            for leaf in self._leaves:
+            for leaf in filter(lambda tensor: tensor.is_leaf, self._leaves):
                 leaf.requires_grad_(False)  # it may be a buffer of the model's
             self._sites, self._leaves, self._batch = {}, [], None
         return batch.n_tokens
@@ -153,7 +130,7 @@ class Recorder:
         if not self._objectives:
             return
         for name in self._sinks:
-            if self._sites[name].passed[0]._version != self._sites[name].version:
+            if self._sites[name].was_edited:
                 raise ValueError(
                     f"What follows hook point {name!r} changes its activations in place, so that they are "
                     "lost: let it make a new tensor."
@@ -231,13 +208,11 @@ class Recorder:
                 return None
             if self.again.now:  # what follows must be what followed the first time
                 return self._handed_on(tensor) if recorded else None
-            site = self._sites.setdefault(name, _Site())
+            site = self._sites.setdefault(name, Site())
             if any(tensor is ours for ours in site.handed_on):
                 return None  # one firing, told under several names
             again = bool(site.passed)
-            site.passed.append(tensor)
-            if not again:
-                site.version = tensor._version
+            site.see(tensor)
             if not recorded:
                 return None
             if not again:
@@ -289,7 +264,7 @@ class Recorder:
         mask = selected(positions, mask, (tensor.shape[0], tensor.shape[1]))
         return tensor, None if mask is None else mask.to(tensor.device)
 
-    def _check_same(self, name: str, site: _Site, tensor: Tensor) -> None:
+    def _check_same(self, name: str, site: Site, tensor: Tensor) -> None:
         first = site.passed[0]
         if tensor.shape != first.shape or not torch.equal(tensor.detach(), first.detach()):
             raise ValueError(
