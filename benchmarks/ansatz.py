@@ -11,9 +11,8 @@ import torch
 
 from tl_weighted_pca import logit_probe, next_token_loss, sampled_token_loss
 from tl_weighted_pca.ansatz import feature_ansatz
-from tl_weighted_pca.hooked_mlp import HookedMLP
-from tl_weighted_pca.small_networks import low_rank_regression, train
-from tl_weighted_pca.supervised import squared_error
+from tl_weighted_pca.objectives import squared_error
+from tl_weighted_pca.toy import HookedMLP, low_rank_regression, train
 
 COLUMNS = [
     "cosine", "identity", "rotated", "centred", "other_layers", "replaced", "left", "left_identity",

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import tl_weighted_pca as wpca
-from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.ablation.curves import AblationCurves
 
 HOOK_POINTS = [
     "blocks.0.hook_resid_post",

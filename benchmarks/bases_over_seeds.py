@@ -23,7 +23,7 @@ from page import write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.embedded.score import score
-from tl_weighted_pca.pretrained import load_pretrained
+from tl_weighted_pca.models.pretrained import load_pretrained
 
 RESIDUAL = HOOK_POINTS[:3]
 SHOWN = ["joint", "fisher", "weighted"]

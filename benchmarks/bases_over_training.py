@@ -21,8 +21,8 @@ from page import write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.embedded.score import score
-from tl_weighted_pca.plots.picture import new_figure, plain, styles
-from tl_weighted_pca.pretrained import load_pretrained
+from tl_weighted_pca.models.pretrained import load_pretrained
+from tl_weighted_pca.support.figure import new_figure, plain, styles
 
 RESIDUAL = HOOK_POINTS[:3]
 RANGES = {"d/8 to 7d/8": range(1, 8), "d/8 to d/2": range(1, 5)}

@@ -16,7 +16,7 @@ import time
 import torch
 from torch import Tensor
 
-from tl_weighted_pca.running_sums import symmetric_product
+from tl_weighted_pca.moments.running_sums import symmetric_product
 
 
 def short(rows: Tensor, g: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
-from tl_weighted_pca.data import batches
+from tl_weighted_pca.data.batches import batches
 from tl_weighted_pca.dictionary import (
     Recipe,
     SparseAutoencoder,
@@ -30,10 +30,11 @@ from tl_weighted_pca.dictionary import (
     train_dictionary,
 )
 from tl_weighted_pca.dictionary.scores import CodeSums
-from tl_weighted_pca.downstream import Downstream
-from tl_weighted_pca.moments import Moments, SecondMoment
-from tl_weighted_pca.objectives import Run, target_losses
-from tl_weighted_pca.quiet_model import quiet
+from tl_weighted_pca.models.downstream import Downstream
+from tl_weighted_pca.models.frozen import quiet
+from tl_weighted_pca.models.run import Run
+from tl_weighted_pca.moments.second_moment import Moments, SecondMoment
+from tl_weighted_pca.objectives.losses import target_losses
 
 HOOK = "blocks.2.hook_resid_post"
 POSITIONS = slice(1, None)

@@ -13,11 +13,13 @@ import time
 import torch
 
 from tl_weighted_pca import ablation_curves, collect, pca
-from tl_weighted_pca.edge_ablation import edge_ablation_curves
-from tl_weighted_pca.hooked_mlp import HookedMLP
-from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis
-from tl_weighted_pca.small_networks import modular_addition, train
-from tl_weighted_pca.supervised import classification_loss
+from tl_weighted_pca.interaction import (
+    edge_ablation_curves,
+    interaction_edges,
+    local_interaction_basis,
+)
+from tl_weighted_pca.objectives import classification_loss
+from tl_weighted_pca.toy import HookedMLP, modular_addition, train
 
 P, WIDTHS = 31, (48, 96)
 

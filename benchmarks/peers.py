@@ -42,7 +42,7 @@ from torch import Tensor  # noqa: E402
 from transformers import GPT2Config  # noqa: E402
 
 import tl_weighted_pca as wpca  # noqa: E402
-from tl_weighted_pca.overlap import subspace_angles  # noqa: E402
+from tl_weighted_pca.bases.overlap import subspace_angles  # noqa: E402
 
 SHAPES = {
     "embedded": None,

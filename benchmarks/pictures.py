@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import plots
-from tl_weighted_pca.hooked_mlp import HookedMLP
-from tl_weighted_pca.small_networks import modular_addition, train
+from tl_weighted_pca.toy import HookedMLP, modular_addition, train
 
 STREAM = "blocks.2.hook_resid_post"
 HEADS = "blocks.0.attn.hook_z"

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 import transformer_lens
 
-from tl_weighted_pca.svd import svd
+from tl_weighted_pca.factored.thin_svd import svd
 
 
 class Case(NamedTuple):

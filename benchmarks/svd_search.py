@@ -15,7 +15,7 @@ import torch
 import transformer_lens
 from svd import errors
 
-from tl_weighted_pca.svd import svd
+from tl_weighted_pca.factored.thin_svd import svd
 
 
 def contrived(l: int, m: int, choose: random.Random) -> tuple[torch.Tensor, str]:

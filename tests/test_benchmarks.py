@@ -11,7 +11,7 @@ import pytest
 from tl_weighted_pca import embedded
 from tl_weighted_pca.embedded.score import score
 from tl_weighted_pca.embedded.vocabulary import MODEL_FOLDER, SLIPS_FOLDER
-from tl_weighted_pca.pretrained import load_pretrained
+from tl_weighted_pca.models.pretrained import load_pretrained
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -44,4 +44,4 @@ def test_it_brings_nothing_that_only_some_need(cost):
         "tl_weighted_pca.embedded", "tl_weighted_pca.dictionary", "tl_weighted_pca.feature_cards.page",
     )  # fmt: skip
     assert not [m for m in modules if any(m == h or m.startswith(f"{h}.") for h in heavy)]
-    assert "tl_weighted_pca.collect" in modules
+    assert "tl_weighted_pca.streaming.one_pass" in modules

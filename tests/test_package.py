@@ -3,6 +3,7 @@
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import tl_weighted_pca as wpca
 
@@ -28,15 +29,17 @@ def test_importing_waits_for_neither_torch_nor_transformer_lens():
         assert not {"torch", "transformer_lens", "datasets"} & set(imported(statement))
 
 
-def test_a_function_is_not_hidden_by_the_submodule_that_holds_it():
-    """Importing a submodule binds it to its package, whichever of the two was there first."""
-    submodules = {module.name for module in pkgutil.iter_modules(wpca.__path__)}
-    shared = submodules & set(wpca.__all__)
-    assert shared == set(wpca._OVER_SUBMODULES)
-    checked = "; ".join(f"assert w.{n}.__name__ == '{n}' and callable(w.{n})" for n in shared)
-    loaded = "; ".join(f"from tl_weighted_pca.{name} import {name}" for name in shared)
-    imported(f"{loaded}; import tl_weighted_pca as w; {checked}")
-    imported(f"import tl_weighted_pca as w; w.pca; {loaded}; {checked}")
+def test_no_room_or_module_has_the_name_of_a_public_function():
+    """Importing a submodule binds it to its package, in the place of a function of that name."""
+    modules = [
+        m for m in pkgutil.walk_packages(wpca.__path__, "tl_weighted_pca.") if ".cli." not in m.name
+    ]
+    assert not {module.name.rpartition(".")[2] for module in modules} & set(wpca.__all__)
+
+
+def test_the_top_of_the_package_is_rooms():
+    files = sorted(path.name for path in Path(wpca.__path__[0]).glob("*.py"))
+    assert files == ["__init__.py", "__main__.py", "public.py"]
 
 
 def test_every_public_name_is_there():
@@ -45,4 +48,4 @@ def test_every_public_name_is_there():
     assert wpca.embedded.FACTS
     assert callable(wpca.plots.plot_ablation_curves)
     assert set(wpca.__all__) <= set(dir(wpca))
-    assert not {"Any", "sys", "importlib"} & set(dir(wpca))
+    assert not {"Any", "importlib", "TYPE_CHECKING"} & set(dir(wpca))

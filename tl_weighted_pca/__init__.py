@@ -1,8 +1,6 @@
 """Find the directions a transformer uses: PCA that sees gradients, and torch's SVD."""
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,30 +12,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("dictionary", "embedded", "plots", "toy")
-"""Those that are attributes unimported."""
-
-_OVER_SUBMODULES = ("collect", "path_metric", "svd")
-"""Functions that are called as the submodules that hold them."""
-
-
-class _Package(ModuleType):
-    """This package, which imports torch and TransformerLens only when a public name is used.
-
-    The command line's help and completion, and whoever only asks for the version, need not wait.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the submodule `collect` would bind it here, in the place of the function.
-        if not (name in _OVER_SUBMODULES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+_ROOMS = ("dictionary", "embedded", "plots", "toy")
+"""Subpackages that users reach as attributes, without importing them."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
+    """Import torch and TransformerLens only when a public name is used: `--help` need not wait."""
+    if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
     public = importlib.import_module(f"{__name__}.public")
     if name == "__all__" or name in public.__all__:
@@ -47,4 +28,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*_SUBMODULES, *__getattr__("__all__"), *(n for n in globals() if n[:2] == "__")})
+    return sorted({*_ROOMS, *__getattr__("__all__"), *(n for n in globals() if n[:2] == "__")})

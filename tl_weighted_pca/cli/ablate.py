@@ -25,8 +25,8 @@ from tl_weighted_pca.cli.tables import ablation_table
 from tl_weighted_pca.cli.text_options import SampleOptions
 
 if TYPE_CHECKING:
-    from tl_weighted_pca.basis import Basis
-    from tl_weighted_pca.run_folder import RunFolder
+    from tl_weighted_pca.bases.basis import Basis
+    from tl_weighted_pca.runs.run_folder import RunFolder
 
 
 @command
@@ -66,7 +66,7 @@ def ablate(
     """
     import pandas as pd
 
-    from tl_weighted_pca.ablation import ablation_curves
+    from tl_weighted_pca.ablation.node_ablation import ablation_curves
 
     steps, where = parsed_ranks(ranks), parsed_positions(positions)
     with output.folder(context) as run:
@@ -106,7 +106,7 @@ def _by_hook_point(paths: list[Path], run: RunFolder) -> dict[str, dict[str, Bas
     Raises:
         ValueError: if there are none, or two of one name.
     """
-    from tl_weighted_pca.basis import Basis
+    from tl_weighted_pca.bases.basis import Basis
 
     found: dict[str, dict[str, Basis]] = {}
     for path in paths:

@@ -70,7 +70,7 @@ def ansatz(
       tl-weighted-pca ansatz --out ansatz
       tl-weighted-pca ansatz --layer 0 --layer 1 --objective loss --out ansatz
     """
-    from tl_weighted_pca.ansatz import feature_ansatz
+    from tl_weighted_pca.ansatz.model_ansatz import feature_ansatz
 
     where = parsed_positions(positions)
     with output.folder(context) as run:

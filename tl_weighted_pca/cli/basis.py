@@ -13,7 +13,7 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show, tell
-from tl_weighted_pca.cli.further_pass import FurtherPass
+from tl_weighted_pca.cli.model_bases import FurtherPass
 from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import (
     BatchSize,
@@ -28,8 +28,8 @@ from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import SampleOptions
 
 if TYPE_CHECKING:
-    from tl_weighted_pca.basis import Basis
-    from tl_weighted_pca.moments import Moments
+    from tl_weighted_pca.bases.basis import Basis
+    from tl_weighted_pca.moments.second_moment import Moments
 
 
 class Method(str, Enum):
@@ -106,7 +106,7 @@ def basis(
       tl-weighted-pca basis run/moments.fisher.safetensors --method metric \\
           --method joint --out fisher
     """
-    from tl_weighted_pca.collection import Collection
+    from tl_weighted_pca.moments.collection import Collection
     from tl_weighted_pca.plots import eigenvalue_spectra
 
     where = parsed_positions(positions)
@@ -210,7 +210,7 @@ def _chosen(collection: Any, patterns: list[str] | None, path: Path) -> list[str
 
 def _makers(center: Any, damping: float, seed: int) -> dict[Method, Callable[[Moments], Basis]]:
     """What makes a basis of moments alone."""
-    from tl_weighted_pca import principal_components as components
+    from tl_weighted_pca.bases import principal_components as components
 
     return {
         Method.pca: partial(components.pca, center=center),

@@ -55,7 +55,7 @@ def cards(
           --dataset notes.txt -n 10 --out cards
     """
     from tl_weighted_pca import embedded
-    from tl_weighted_pca.basis import Basis
+    from tl_weighted_pca.bases.basis import Basis
     from tl_weighted_pca.feature_cards import cards as feature_cards
 
     where = parsed_positions(positions)

@@ -80,9 +80,9 @@ def collect(
           --objective loss --objective fisher --out run
       torchrun --nproc-per-node 2 -m tl_weighted_pca collect --out run
     """
-    from tl_weighted_pca.collect import collect as collect_moments
-    from tl_weighted_pca.hook_points import matching
-    from tl_weighted_pca.run_folder import partial_of
+    from tl_weighted_pca.models.hook_points import matching
+    from tl_weighted_pca.runs.run_folder import partial_of
+    from tl_weighted_pca.streaming.one_pass import collect as collect_moments
 
     where = parsed_positions(positions)
     names = list(dict.fromkeys(objectives))

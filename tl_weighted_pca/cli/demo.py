@@ -70,7 +70,7 @@ def demo(
     """
     # Not at the top: `--help` should not wait for torch.
     from tl_weighted_pca import embedded
-    from tl_weighted_pca.demo import run_demo
+    from tl_weighted_pca.cli.demo_run import run_demo
 
     steps = parsed_ranks(ranks)
     source = ModelOptions("embedded-slips" if slips else "embedded", model_class)

@@ -84,16 +84,16 @@ def dictionary(
       tl-weighted-pca dictionary --kind relu --penalty log --sparsity 0.004 \\
           --attribution 0.0005 --unexplained 0.02 --out few
     """
-    from tl_weighted_pca.basis import Basis
-    from tl_weighted_pca.collect import collect
+    from tl_weighted_pca.bases.basis import Basis
+    from tl_weighted_pca.bases.principal_components import pca
     from tl_weighted_pca.dictionary import (
         Recipe,
         evaluate_dictionary,
         plot_biases,
         train_dictionary,
     )
-    from tl_weighted_pca.hook_points import resolve
-    from tl_weighted_pca.principal_components import pca
+    from tl_weighted_pca.models.hook_points import resolve
+    from tl_weighted_pca.streaming.one_pass import collect
 
     where = parsed_positions(positions)
     recipe = Recipe(

@@ -30,7 +30,7 @@ def info(
       tl-weighted-pca info run
       tl-weighted-pca info bases/blocks.2.hook_resid_post.pca.safetensors
     """
-    from tl_weighted_pca.manifest import MANIFEST
+    from tl_weighted_pca.runs.manifest import MANIFEST
 
     path = existing(file)
     if path.is_dir():
@@ -103,7 +103,7 @@ def _moments(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> li
 def _basis(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> list[RenderableType]:
     import pandas as pd
 
-    from tl_weighted_pca.basis import Basis
+    from tl_weighted_pca.bases.basis import Basis
 
     basis = Basis.load(path)
     heads = {"heads": basis.encoder.shape[0]} if basis.per_head else {}
@@ -162,7 +162,7 @@ def _dictionary_checkpoint(
 
 
 def _run(folder: Path) -> RenderableType:
-    from tl_weighted_pca.manifest import read_manifest
+    from tl_weighted_pca.runs.manifest import read_manifest
 
     manifest = read_manifest(folder)
     facts = {

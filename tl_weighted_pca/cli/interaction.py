@@ -23,7 +23,7 @@ from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import SampleOptions
 
 if TYPE_CHECKING:
-    from tl_weighted_pca.interaction_graph import InteractionGraph
+    from tl_weighted_pca.interaction.graph import InteractionGraph
 
 
 @command
@@ -62,8 +62,8 @@ def interaction(
       tl-weighted-pca interaction --hook blocks.1.hook_resid_post \\
           --hook blocks.2.hook_resid_post --out lib
     """
-    from tl_weighted_pca.hook_points import matching
-    from tl_weighted_pca.interaction import interaction_edges, local_interaction_basis
+    from tl_weighted_pca.interaction.local_basis import interaction_edges, local_interaction_basis
+    from tl_weighted_pca.models.hook_points import matching
 
     where = parsed_positions(positions)
     with output.folder(context) as run:

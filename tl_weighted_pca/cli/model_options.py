@@ -13,8 +13,8 @@ import typer
 from tl_weighted_pca.cli import processes
 
 if TYPE_CHECKING:
-    from tl_weighted_pca.moments import Provenance
-    from tl_weighted_pca.run_folder import RunFolder
+    from tl_weighted_pca.moments.second_moment import Provenance
+    from tl_weighted_pca.runs.run_folder import RunFolder
 
 EMBEDDED_MODELS = {"embedded": "gpt2-stories", "embedded-slips": "gpt2-slips"}
 """Their names on the command line, and their own."""
@@ -60,7 +60,7 @@ class ModelOptions:
 
     def check_made(self, model: Any, *made: Provenance, unless: str = "") -> None:
         """Refuse what was made with another model than the one that was loaded."""
-        from tl_weighted_pca.identity import model_name
+        from tl_weighted_pca.models.fingerprint import model_name
 
         mine = model_name(model)
         for theirs in (each.model for each in made):
@@ -75,8 +75,8 @@ class ModelOptions:
         """The model, which the folder's manifest then knows."""
         import torch
 
-        from tl_weighted_pca.identity import fingerprint, model_name
-        from tl_weighted_pca.pretrained import load_pretrained
+        from tl_weighted_pca.models.fingerprint import fingerprint, model_name
+        from tl_weighted_pca.models.pretrained import load_pretrained
 
         if self.embedded:
             # It is so small that two threads only wait for each other.
@@ -143,7 +143,7 @@ class SameModelOptions:
 
 def _made_with(files: Iterable[Path]) -> dict[str, ModelOptions]:
     """By --model, what the folders of the files were made with, as far as they say it."""
-    from tl_weighted_pca.manifest import read_manifest
+    from tl_weighted_pca.runs.manifest import read_manifest
 
     found = {}
     for folder in dict.fromkeys(file.parent for file in files):

@@ -17,9 +17,9 @@ from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.errors import ARGUMENTS, DEBUG
 
 if TYPE_CHECKING:
-    from tl_weighted_pca.objectives import Objective
-    from tl_weighted_pca.positions import Positions
-    from tl_weighted_pca.run_folder import RunFolder
+    from tl_weighted_pca.data.positions import Positions
+    from tl_weighted_pca.objectives.losses import Objective
+    from tl_weighted_pca.runs.run_folder import RunFolder
 
 
 class ObjectiveName(str, Enum):
@@ -102,7 +102,7 @@ class OutputOptions:
 
     def stop_if_done(self, context: typer.Context) -> None:
         """End well where --resume finds the same run finished: a job script can always have it."""
-        from tl_weighted_pca.manifest import read_manifest, sha256
+        from tl_weighted_pca.runs.manifest import read_manifest, sha256
 
         try:
             earlier = read_manifest(self.out)
@@ -123,7 +123,7 @@ class OutputOptions:
             raise typer.Exit
 
     def _run(self, context: typer.Context, *, resume: bool = False) -> RunFolder:
-        from tl_weighted_pca.run_folder import RunFolder
+        from tl_weighted_pca.runs.run_folder import RunFolder
 
         settings = {k: v for k, v in context.params.items() if k != "debug"}
         given = context.meta.get(ARGUMENTS, [])
@@ -176,7 +176,7 @@ def parsed_positions(text: str) -> Positions:
 
 def objective(name: ObjectiveName, n_samples: int, seed: int) -> Objective | None:
     """What to differentiate, by its name here."""
-    from tl_weighted_pca.objectives import logit_probe, next_token_loss, sampled_token_loss
+    from tl_weighted_pca.objectives.losses import logit_probe, next_token_loss, sampled_token_loss
 
     if name is ObjectiveName.loss:
         return next_token_loss

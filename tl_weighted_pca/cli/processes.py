@@ -59,8 +59,8 @@ def share(data: Any, max_tokens: int) -> tuple[Any, int | None]:
     A stream of several files is not read ahead to see where the limit falls: of each share, which may
     be files of its own, only the first part is taken.
     """
-    from tl_weighted_pca.data import batches
-    from tl_weighted_pca.sharding import shard
+    from tl_weighted_pca.data.batches import batches
+    from tl_weighted_pca.data.sharding import shard
 
     which: dict[str, int] = {"rank": rank(), "world_size": world_size()}
     if world_size() == 1:

@@ -43,7 +43,7 @@ def svd(
     import pandas as pd
     import torch
 
-    from tl_weighted_pca.circuits import use_linalg_svd
+    from tl_weighted_pca.factored.svd_switch import use_linalg_svd
     from tl_weighted_pca.plots import singular_value_spectra
 
     with output.folder(context) as run:

@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tl_weighted_pca.curves import AblationCurves
+    from tl_weighted_pca.ablation.curves import AblationCurves
 
 
 def table(frame: pd.DataFrame, title: str | None = None, *, digits: int = 4) -> Table:

@@ -13,7 +13,7 @@ from tl_weighted_pca.cli.console import tell
 from tl_weighted_pca.cli.model_options import EMBEDDED_MODELS, ModelOptions
 
 if TYPE_CHECKING:
-    from tl_weighted_pca.run_folder import RunFolder
+    from tl_weighted_pca.runs.run_folder import RunFolder
 
 
 _FOR = {
@@ -82,7 +82,7 @@ class DataOptions:
 
         `others` are further texts that the options are for.
         """
-        from tl_weighted_pca.text import check_source
+        from tl_weighted_pca.data.text import check_source
 
         if self.dataset is None and not model.embedded:
             meant = get_close_matches(model.model, EMBEDDED_MODELS, 1)
@@ -117,7 +117,7 @@ class DataOptions:
     def load(self, model: Any, split: str, slips: bool = False) -> Any:
         """The sequences for a model; `split` is which stories, unless --split says otherwise."""
         from tl_weighted_pca import embedded
-        from tl_weighted_pca.text import tokenized_text, unknown_share
+        from tl_weighted_pca.data.text import tokenized_text, unknown_share
 
         if self.dataset is None:
             wanted: Any = self.split or split

@@ -2,7 +2,7 @@
 
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 from tl_weighted_pca.dictionary.evaluation import Evaluation, evaluate_dictionary
-from tl_weighted_pca.dictionary.pictures import plot_biases
+from tl_weighted_pca.dictionary.picture import plot_biases
 from tl_weighted_pca.dictionary.prolu import prolu
 from tl_weighted_pca.dictionary.recipe import Recipe, Units
 from tl_weighted_pca.dictionary.sae_lens import to_sae_lens

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.counts import checked_count
+from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.dictionary.prolu import GradientRule, prolu
-from tl_weighted_pca.files import reading, write_atomically
-from tl_weighted_pca.moments import Provenance
+from tl_weighted_pca.moments.second_moment import Provenance
+from tl_weighted_pca.support.files import reading, write_atomically
+from tl_weighted_pca.support.whole_numbers import checked_count
 
 _FORMAT = "tl_weighted_pca.SparseAutoencoder/1"
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.data import batches, check_rereadable
+from tl_weighted_pca.ablation.scores import Scorer
+from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.data.batches import batches, check_rereadable
+from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 from tl_weighted_pca.dictionary.scores import CodeSums, Scores, share
-from tl_weighted_pca.downstream import Downstream
-from tl_weighted_pca.hook_points import resolve
-from tl_weighted_pca.identity import made_at
-from tl_weighted_pca.objectives import Objective, next_token_loss
-from tl_weighted_pca.pairs import stream_pairs
-from tl_weighted_pca.positions import Positions
-from tl_weighted_pca.quiet_model import quiet
-from tl_weighted_pca.scores import Scorer
+from tl_weighted_pca.models.downstream import Downstream
+from tl_weighted_pca.models.fingerprint import made_at
+from tl_weighted_pca.models.frozen import quiet
+from tl_weighted_pca.models.hook_points import resolve
+from tl_weighted_pca.objectives.losses import Objective, next_token_loss
+from tl_weighted_pca.streaming.pairs import stream_pairs
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
-from tl_weighted_pca.moments import Moments
+from tl_weighted_pca.moments.second_moment import Moments
 
 Penalty = Literal["l1", "sqrt", "log"]
 """What is summed over features: |v|, √|v| or log(1 + |v|/0.03). The last two punish one large value

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 
 _HELD = 0.99

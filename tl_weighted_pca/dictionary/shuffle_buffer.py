@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.data import is_one_shot
-from tl_weighted_pca.objectives import Objective
-from tl_weighted_pca.pairs import stream_pairs
-from tl_weighted_pca.positions import Positions
+from tl_weighted_pca.data.batches import is_one_shot
+from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.objectives.losses import Objective
+from tl_weighted_pca.streaming.pairs import stream_pairs
 
 Rows = tuple[Float[Tensor, "tokens d"], Float[Tensor, "tokens d"] | None]
 """Activations, and gradients where there are any."""

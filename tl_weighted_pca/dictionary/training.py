@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.collect import collect
-from tl_weighted_pca.data import is_one_shot
+from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.data.batches import is_one_shot
+from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, check_settings
 from tl_weighted_pca.dictionary.recipe import Recipe, Units
 from tl_weighted_pca.dictionary.shuffle_buffer import (
@@ -23,13 +23,13 @@ from tl_weighted_pca.dictionary.shuffle_buffer import (
     shuffled_blocks,
 )
 from tl_weighted_pca.dictionary.trainer import Trainer
-from tl_weighted_pca.files import check_writable, reading, write_atomically
-from tl_weighted_pca.hook_points import resolve
-from tl_weighted_pca.identity import fingerprint, made_at
-from tl_weighted_pca.moments import Moments, Provenance
-from tl_weighted_pca.objectives import Objective, next_token_loss, objective_name
-from tl_weighted_pca.positions import Positions
-from tl_weighted_pca.quiet_model import device_of
+from tl_weighted_pca.models.fingerprint import fingerprint, made_at
+from tl_weighted_pca.models.frozen import device_of
+from tl_weighted_pca.models.hook_points import resolve
+from tl_weighted_pca.moments.second_moment import Moments, Provenance
+from tl_weighted_pca.objectives.losses import Objective, next_token_loss, objective_name
+from tl_weighted_pca.streaming.one_pass import collect
+from tl_weighted_pca.support.files import check_writable, reading, write_atomically
 
 _FORMAT = "tl_weighted_pca.DictionaryCheckpoint/1"
 _DEFAULT = Recipe()

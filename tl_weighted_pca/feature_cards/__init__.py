@@ -3,6 +3,6 @@
 from tl_weighted_pca.feature_cards.card import Context, FeatureCard, FeatureCards
 from tl_weighted_pca.feature_cards.facts import FactScore
 from tl_weighted_pca.feature_cards.histogram import Histogram
-from tl_weighted_pca.feature_cards.survey import cards
+from tl_weighted_pca.feature_cards.streamed_cards import cards
 
 __all__ = ["Context", "FactScore", "FeatureCard", "FeatureCards", "Histogram", "cards"]

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
-from tl_weighted_pca.curves import AblationCurves, Estimate
+from tl_weighted_pca.ablation.curves import AblationCurves, Estimate
 from tl_weighted_pca.feature_cards.facts import SIGNIFICANT, FactScore
 from tl_weighted_pca.feature_cards.histogram import Histogram
-from tl_weighted_pca.files import write_text_atomically
+from tl_weighted_pca.support.files import write_text_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_weighted_pca.basis import Basis
+from tl_weighted_pca.bases.basis import Basis
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_weighted_pca.data import Batch
+from tl_weighted_pca.data.batches import Batch
 
 _SAME = 1e-5
 """Coordinates closer than this are one number, rounded differently in batches of other shapes."""

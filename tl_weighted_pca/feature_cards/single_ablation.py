@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tl_weighted_pca.ablation import score_edits
-from tl_weighted_pca.curves import AblationCurves
+from tl_weighted_pca.ablation.curves import AblationCurves
+from tl_weighted_pca.ablation.node_ablation import score_edits
 from tl_weighted_pca.feature_cards.components import Components
 
 

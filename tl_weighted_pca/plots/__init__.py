@@ -1,9 +1,9 @@
 """Pictures. Each function returns a matplotlib figure, to restyle or save as you like."""
 
-from tl_weighted_pca.plots.curves import plot_ablation_curves, plot_relative_excess
-from tl_weighted_pca.plots.overlap import basis_overlap
-from tl_weighted_pca.plots.picture import MARKERS, PALETTE, Picture, styles
+from tl_weighted_pca.ablation.picture import plot_ablation_curves, plot_relative_excess
+from tl_weighted_pca.bases.overlap_picture import basis_overlap
 from tl_weighted_pca.plots.spectra import eigenvalue_spectra, singular_value_spectra
+from tl_weighted_pca.support.figure import MARKERS, PALETTE, Picture, styles
 
 __all__ = [
     "MARKERS",

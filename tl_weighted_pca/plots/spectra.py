@@ -13,9 +13,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tl_weighted_pca.basis import Basis
-from tl_weighted_pca.plots.picture import PALETTE, SEQUENCE, figure_of, new_figure, plain, styles
-from tl_weighted_pca.svd import svdvals
+from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.factored.thin_svd import svdvals
+from tl_weighted_pca.support.figure import PALETTE, SEQUENCE, figure_of, new_figure, plain, styles
 
 _UNITS = {
     "pca": "activation²",

@@ -1,0 +1,245 @@
+"""Ablation curves: scores by rank, kept per sequence, so that every comparison has an interval."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_weighted_pca.support.whole_numbers import checked_counts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RESAMPLES = 1000
+
+
+class Estimate(float):
+    """A number with its bootstrap interval: compares and computes as the number."""
+
+    low: float
+    """The interval's lower end."""
+    high: float
+    """The interval's upper end."""
+
+    def __new__(cls, value: float, low: float, high: float) -> Estimate:
+        self = super().__new__(cls, value)
+        self.low, self.high = low, high
+        return self
+
+    def __repr__(self) -> str:
+        return f"{float(self):.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> tuple[type[Estimate], tuple[float, float, float]]:
+        return Estimate, (float(self), self.low, self.high)
+
+
+@dataclass(frozen=True, eq=False)
+class AblationCurves:
+    """score_b(k) = Σ_x s_b(k, x) / Σ_x n(x): what is left of a model's score at rank k of basis b.
+
+    Intervals are paired percentile bootstraps over sequences: every basis and rank sees the same
+    resampled sequences, so that what the sequences share cancels out of a comparison. Of a single
+    sequence nothing can be resampled, and its intervals are the whole line.
+    """
+
+    ranks: list[int]
+    """k, ascending."""
+    width: int
+    """d: at rank d every complete basis is the identity."""
+    per_sequence: dict[str, Float[Tensor, "rank sequence"]]
+    """s_b(k, x) by basis, summed over the positions of each sequence, in the order of the data."""
+    baseline_per_sequence: Float[Tensor, " sequence"]
+    """The same of the unablated model."""
+    counts: Float[Tensor, " sequence"]
+    """n(x): predicted tokens for "loss", positions for "kl", 1 for a callable score."""
+    hook_point: str = ""
+    """Where was ablated."""
+    unit: str = "score"
+    """What a score is, for tables and pictures."""
+
+    def __repr__(self) -> str:
+        place = f" at {self.hook_point!r}" if self.hook_point else ""
+        return (
+            f"AblationCurves({', '.join(self.per_sequence)}{place}: {len(self.ranks)} ranks from "
+            f"{min(self.ranks)} to {max(self.ranks)} of {self.width}, {len(self.counts)} sequences)"
+        )
+
+    @property
+    def baseline(self) -> float:
+        """The unablated model's score."""
+        return float(self.baseline_per_sequence.sum() / self.counts.sum())
+
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """Scores by basis, one a rank."""
+        total = self.counts.sum()
+        return {name: (s.sum(1) / total).tolist() for name, s in self.per_sequence.items()}
+
+    def excess(self, name: str, *, level: float = 0.95, seed: int = 0) -> list[Estimate]:
+        """score_b(k) − baseline at each rank, with its interval."""
+        draws = self._draws(seed)
+        resampled = self._excess(name, draws)
+        point = self._excess(name, None)[:, 0]
+        return [_estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
+
+    def difference(
+        self, name: str, *, to: str = "pca", level: float = 0.95, seed: int = 0
+    ) -> list[Estimate]:
+        """score_name(k) − score_to(k) at each rank, with its paired interval."""
+        draws = self._draws(seed)
+        point = (self._excess(name, None) - self._excess(to, None))[:, 0]
+        resampled = self._excess(name, draws) - self._excess(to, draws)
+        return [_estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
+
+    def area(self, name: str, *, level: float = 0.95, seed: int = 0) -> Estimate:
+        """∫ (score_b(k) − baseline) dk over the ranks, by trapezoids, divided by their range.
+
+        The mean excess over ranks. Ranks where every basis is hopeless dominate it: to compare
+        bases where it matters, use `relative_excess`.
+        """
+        if len(self.ranks) < 2:
+            raise ValueError(f"An area needs at least two ranks; these curves have {self.ranks}.")
+        at = torch.tensor(self.ranks, dtype=torch.float64)
+
+        def integral(excess: Tensor) -> Tensor:
+            return torch.trapezoid(excess, at, dim=0) / (at[-1] - at[0])
+
+        point = integral(self._excess(name, None))[0]
+        return _estimate(point, integral(self._excess(name, self._draws(seed))), level)
+
+    def relative_excess(
+        self,
+        name: str,
+        *,
+        to: str = "pca",
+        ranks: Sequence[int] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+    ) -> Estimate:
+        """exp mean_k log[(score_b(k) − baseline) / (score_to(k) − baseline)]: below 1 beats `to`.
+
+        The geometric mean over ranks, by default those from d/8 to 7d/8 that were evaluated. An
+        excess that is not positive is floored at its interval's half-width, with a warning, and any at
+        the rounding of float32, a millionth of the baseline.
+
+        Raises:
+            ValueError: if no such rank was evaluated.
+        """
+        if ranks is None:
+            chosen = [k for k in self.ranks if self.width / 8 <= k <= 7 * self.width / 8]
+        else:
+            chosen = checked_counts("ranks", ranks)
+            missing = [k for k in chosen if k not in self.ranks]
+            if missing:
+                raise ValueError(f"Ranks {missing} were not evaluated; these were: {self.ranks}.")
+        if not chosen:
+            raise ValueError(
+                f"No rank between {self.width}/8 and 7·{self.width}/8 was evaluated; these were: "
+                f"{self.ranks}."
+            )
+        rows = [self.ranks.index(k) for k in chosen]
+        draws = self._draws(seed)
+        logs, floored = [], []
+        for which in (name, to):
+            point, resampled = self._excess(which, None)[rows], self._excess(which, draws)[rows]
+            low, high = _interval(resampled, level)
+            # Below the rounding of float32 scores an excess is nothing, and its logarithm is noise.
+            rounding = max(1e-6 * abs(self.baseline), torch.finfo(torch.float64).tiny)
+            # Of a single sequence the half-width is unknown: that would floor at infinity.
+            half = ((high - low) / 2).nan_to_num(posinf=rounding)
+            floor = half.clamp(min=rounding)[:, None]
+            floored += [(which, k) for k, p in zip(chosen, point[:, 0], strict=True) if p <= 0]
+            logs.append(
+                [
+                    torch.where(e > 0, e.clamp(min=rounding), floor).log().mean(0)
+                    for e in (point, resampled)
+                ]
+            )
+        if floored:
+            where = ", ".join(f"{which} at rank {k}" for which, k in floored)
+            warnings.warn(
+                f"The excess of {where} is not positive; it was floored at its interval's half-width.",
+                stacklevel=2,
+            )
+        point, resampled = ((mine - theirs).exp() for mine, theirs in zip(*logs, strict=True))
+        return _estimate(point[0], resampled, level)
+
+    def to_pandas(self, *, level: float = 0.95) -> pd.DataFrame:
+        """A tidy table: hook_point, basis, rank, score, excess, and the excess's interval."""
+        import pandas as pd
+
+        scores = self.scores
+        rows = [
+            {
+                "hook_point": self.hook_point, "basis": name, "rank": k, "score": scores[name][i],
+                "excess": float(e), "excess_low": e.low, "excess_high": e.high,
+            }
+            for name in self.per_sequence
+            for i, (k, e) in enumerate(zip(self.ranks, self.excess(name, level=level), strict=True))
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def plot(self, *, relative_to: str | None = None, **options: Any) -> Any:
+        """A matplotlib figure of the curves, with the baseline and confidence bands.
+
+        Args:
+            relative_to: a basis's name: draw every excess over that basis's own, rank by rank.
+            options: `names`, `level`, `title`, `ax` and, without `relative_to`, `excess`: those of
+                `plots.plot_ablation_curves` and `plots.plot_relative_excess`.
+        """
+        from tl_weighted_pca.ablation.picture import plot_ablation_curves, plot_relative_excess
+
+        if relative_to is not None:
+            return plot_relative_excess(self, relative_to=relative_to, **options)
+        return plot_ablation_curves(self, **options)
+
+    def _draws(self, seed: int) -> Float[Tensor, "sequence resample"]:
+        """How often each sequence appears in each bootstrap sample: none for fewer than two sequences."""
+        if int((self.counts > 0).sum()) < 2:
+            return torch.zeros(len(self.counts), 0, dtype=torch.float64)
+        draws = _bootstrap(len(self.counts), seed)
+        counted = self.counts @ draws > 0
+        return draws if bool(counted.all()) else draws[:, counted]
+
+    def _excess(self, name: str, draws: Tensor | None) -> Float[Tensor, "rank resample"]:
+        if name not in self.per_sequence:
+            raise ValueError(
+                f"There is no curve {name!r}; these curves are of {', '.join(self.per_sequence)}."
+            )
+        over = self.per_sequence[name] - self.baseline_per_sequence
+        if draws is None:
+            return over.sum(1, keepdim=True) / self.counts.sum()
+        return (over @ draws) / (self.counts @ draws)
+
+
+@lru_cache(maxsize=1)  # one set of curves asks for it once a basis, or a component
+def _bootstrap(n: int, seed: int) -> Float[Tensor, "sequence resample"]:
+    """How often each of n sequences appears in each of the samples of n."""
+    drawn = torch.randint(n, (n, _RESAMPLES), generator=torch.Generator().manual_seed(seed))
+    one = torch.ones((), dtype=torch.float64).expand(drawn.shape)
+    return torch.zeros(n, _RESAMPLES, dtype=torch.float64).scatter_add_(0, drawn, one)
+
+
+def _interval(resampled: Float[Tensor, "*rank resample"], level: float) -> tuple[Tensor, Tensor]:
+    """The percentile interval; the whole line where there was nothing to resample."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a share between 0 and 1, such as 0.95.")
+    if not resampled.shape[-1]:
+        unknown = torch.full(resampled.shape[:-1], torch.inf, dtype=resampled.dtype)
+        return -unknown, unknown
+    tail = (1 - level) / 2
+    return resampled.quantile(tail, -1), resampled.quantile(1 - tail, -1)
+
+
+def _estimate(point: Tensor, resampled: Tensor, level: float) -> Estimate:
+    low, high = _interval(resampled, level)
+    return Estimate(float(point), float(low), float(high))

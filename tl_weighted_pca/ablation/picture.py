@@ -1,0 +1,151 @@
+"""The picture of ablation curves."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from tl_weighted_pca.ablation.curves import AblationCurves, Estimate
+from tl_weighted_pca.support.figure import canvas, styles
+
+_FLOOR = 1e-5
+"""Share of the largest excess below which a logarithmic axis would show little but noise."""
+
+_ROUNDING = 1e-6
+"""Share of the baseline that is the rounding of float32 scores."""
+
+
+def plot_ablation_curves(
+    curves: AblationCurves,
+    *,
+    excess: bool | None = None,
+    names: Mapping[str, str] | None = None,
+    level: float = 0.95,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Score by rank for each basis, with bootstrap bands and the unablated baseline.
+
+    Args:
+        curves: from `ablation_curves`.
+        excess: draw score − baseline on a logarithmic axis, where the middle ranks can be told apart,
+            with the baseline's value in words; otherwise the scores themselves, and the baseline as a
+            dashed line. By default the former, unless the scores fall rather than rise, as an accuracy
+            does: a logarithm has no place for that.
+        names: which curves, and what to call them; all by default.
+        level: of the bands.
+        title: above the axes; the hook point by default.
+        ax: to draw into; a new figure by default.
+
+    Raises:
+        ValueError: if the excess is asked for, and is nowhere above zero.
+    """
+    labels = dict(names) if names is not None else {name: name for name in curves.per_sequence}
+    estimates = {name: curves.excess(name, level=level) for name in labels}
+    every = [e for mine in estimates.values() for e in mine]
+    # A logarithm has no place for what is zero to rounding, as at full rank: the line breaks there.
+    floor = max(_FLOOR * max(every), _ROUNDING * abs(curves.baseline))
+    if excess is None:
+        excess = max(every) > max(floor, -min(every))
+    if excess and max(every) <= floor:
+        raise ValueError(
+            f"No {curves.unit} lies above the unablated {curves.baseline:.3f}, so a logarithmic axis of the "
+            "excess would be empty: pass excess=False to draw the scores themselves."
+        )
+    offset = 0.0 if excess else curves.baseline
+    floor = floor if excess else -math.inf
+    figure, ax = canvas(ax, (7.0, 4.5))
+    for name, style in styles(list(labels)).items():
+        mine = estimates[name]
+        values = [e + offset if e > floor else math.nan for e in mine]
+        low, high = [max(e.low, floor) + offset for e in mine], [e.high + offset for e in mine]
+        ax.plot(curves.ranks, values, label=labels[name], linewidth=1.6, markersize=5, **style)
+        ax.fill_between(
+            curves.ranks, low, high, where=[e > floor for e in mine], color=style["color"],
+            alpha=0.15, linewidth=0,
+        )  # fmt: skip
+    if excess:
+        ax.set_yscale("log")
+        ax.set_ylabel(f"excess {curves.unit}\nover the unablated {curves.baseline:.3f}")
+    else:
+        ax.axhline(curves.baseline, color="0.4", linestyle="--", linewidth=1, label="unablated")
+        ax.set_ylabel(curves.unit)
+    ax.set_xlabel(f"components kept (of {curves.width})")
+    ax.set_xticks(curves.ranks)
+    ax.set_title(title if title is not None else f"Node ablation at {curves.hook_point}")
+    ax.legend(frameon=False)
+    return figure
+
+
+def plot_relative_excess(
+    curves: AblationCurves,
+    *,
+    relative_to: str,
+    names: Mapping[str, str] | None = None,
+    level: float = 0.95,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """(score_b(k) − baseline) / (score_to(k) − baseline) by rank, with paired bootstrap bands.
+
+    Where curves that fall over decades lie on each other, what one basis gains on another shows here: below
+    the line at 1 it is better, and a band that does not reach the line is sure of it. Ranks at which an
+    excess is zero to rounding, as at full rank, have no ratio and are left out.
+
+    Args:
+        curves: from `ablation_curves`.
+        relative_to: the basis that the others are compared with.
+        names: which curves, and what to call them; all by default.
+        level: of the bands.
+        title: above the axes; the hook point by default.
+        ax: to draw into; a new figure by default.
+
+    Raises:
+        ValueError: if there is no such basis, or nothing to compare it with.
+    """
+    labels = dict(names) if names is not None else {name: name for name in curves.per_sequence}
+    points = {name: curves.excess(name, level=level) for name in {*labels, relative_to}}
+    floor = _ROUNDING * abs(curves.baseline)
+    shown = {
+        name: [i for i in range(len(curves.ranks)) if min(mine[i], points[relative_to][i]) > floor]
+        for name, mine in points.items()
+    }
+    if not any(shown[name] for name in labels if name != relative_to):
+        raise ValueError(
+            f"There is nothing to compare {relative_to!r} with: no other basis has an excess above the "
+            "unablated score at a rank where it has one."
+        )
+
+    def ratio(name: str, k: int) -> Estimate:
+        with warnings.catch_warnings():  # what resampling floors is in the band
+            warnings.simplefilter("ignore")
+            return curves.relative_excess(name, to=relative_to, ranks=[k], level=level)
+
+    figure, ax = canvas(ax, (7.0, 4.5))
+    for name, style in styles(list(labels)).items():
+        if name == relative_to:
+            continue
+        ranks = [curves.ranks[i] for i in shown[name]]
+        ratios = [ratio(name, k) for k in ranks]
+        ax.plot(ranks, ratios, label=labels[name], linewidth=1.6, markersize=5, **style)
+        low, high = [r.low for r in ratios], [r.high for r in ratios]
+        ax.fill_between(ranks, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    reference = labels.get(relative_to, relative_to)
+    ax.axhline(1, color="0.4", linestyle="--", linewidth=1, label=reference)
+    ax.set_yscale("log")
+    bottom, top = ax.get_ylim()
+    steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if top < 20 * bottom else (1.0, 3.0)
+    ax.yaxis.set_major_locator(LogLocator(subs=steps))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylabel(f"excess {curves.unit},\nover that of {reference}")
+    ax.set_xlabel(f"components kept (of {curves.width})")
+    ax.set_xticks(curves.ranks)
+    ax.set_title(title if title is not None else f"Node ablation at {curves.hook_point}")
+    ax.legend(frameon=False)
+    return figure

@@ -1,0 +1,22 @@
+"""Bases of a hidden space: the one eigenproblem that computes them, and how alike two of them are."""
+
+from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.bases.overlap import principal_angles, subspace_overlap
+from tl_weighted_pca.bases.principal_components import (
+    gradient_pca,
+    metric_pca,
+    pca,
+    random_basis,
+    weighted_pca,
+)
+
+__all__ = [
+    "Basis",
+    "gradient_pca",
+    "metric_pca",
+    "pca",
+    "principal_angles",
+    "random_basis",
+    "subspace_overlap",
+    "weighted_pca",
+]

@@ -1,0 +1,144 @@
+"""One more pass over the text: what 'path' and 'joint' need beyond the moments."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tl_weighted_pca.cli.model_options import ModelOptions
+from tl_weighted_pca.cli.options import ObjectiveName, objective
+from tl_weighted_pca.cli.text_options import DataOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tl_weighted_pca.bases.basis import Basis
+    from tl_weighted_pca.data.positions import Positions
+    from tl_weighted_pca.moments.collection import Collection
+    from tl_weighted_pca.moments.second_moment import Moments
+    from tl_weighted_pca.objectives.losses import Objective
+    from tl_weighted_pca.runs.run_folder import RunFolder
+    from tl_weighted_pca.streaming.pairs import Pairs
+
+_OBJECTIVES = {
+    "next_token_loss": ObjectiveName.loss,
+    "sampled_token_loss": ObjectiveName.fisher,
+    "logit_probe": ObjectiveName.logits,
+}
+"""By the function that the moments name."""
+
+
+@dataclass(frozen=True)
+class FurtherPass:
+    """The model, the text, and how to go over it."""
+
+    model: Any
+    data: Any
+    max_tokens: int
+    positions: Positions
+    batch_size: int
+    progress: bool
+
+    @classmethod
+    def of(
+        cls,
+        source: ModelOptions,
+        text: DataOptions,
+        run: RunFolder,
+        collection: Collection,
+        *,
+        positions: Positions,
+        batch_size: int,
+        progress: bool,
+    ) -> FurtherPass:
+        """What the options say, loaded; at the positions of the collection, if they say nothing of these."""
+        where = positions or _positions_of(collection)
+        text.check(source, run)
+        model = source.load(run)
+        source.check_made(model, *(moments.provenance for moments in collection.values()))
+        data = text.load(model, "train", source.slips)
+        return cls(model, data, text.max_tokens, where, batch_size, progress)
+
+    def path(self, moments: Moments, *, center: Any, damping: float, rounds: int) -> Basis:
+        """PCA in the metric met along PCA's ablations, and along those of each basis that comes of it."""
+        import torch
+
+        from tl_weighted_pca.bases.principal_components import metric_pca, pca
+        from tl_weighted_pca.fitted.path_gradients import path_metric
+
+        basis, metric = pca(moments, center=center), torch.zeros(())
+        for _ in range(rounds):
+            metric = metric + path_metric(
+                self.model,
+                self.data,
+                moments.provenance.hook_point,
+                basis,
+                positions=self.positions,
+                batch_size=self.batch_size,
+                max_tokens=self.max_tokens,
+                progress=self.progress,
+            )
+            basis = metric_pca(moments, metric, center=center, damping=damping)
+        return basis
+
+    def joint(self, moments: Moments, *, center: Any, seed: int) -> Basis:
+        """The joint basis, of the objective that the moments are of."""
+        from tl_weighted_pca.fitted.joint import joint_pca
+
+        pairs = self._pairs(moments, seed)
+        return joint_pca(moments, pairs, center=center, seed=seed, progress=self.progress)
+
+    def _pairs(self, moments: Moments, seed: int) -> Iterator[dict[str, Pairs]]:
+        from tqdm.auto import tqdm
+
+        from tl_weighted_pca.data.batches import count_tokens
+        from tl_weighted_pca.streaming.pairs import stream_pairs
+
+        bar = tqdm(
+            total=count_tokens(self.data, self.max_tokens), unit="tok", unit_scale=True,
+            desc="Pairs", dynamic_ncols=True, disable=not self.progress,
+        )  # fmt: skip
+        with bar:
+            for pairs in stream_pairs(
+                self.model,
+                self.data,
+                moments.provenance.hook_point,
+                objective=_objective_of(moments, seed),
+                positions=self.positions,
+                batch_size=self.batch_size,
+                max_tokens=self.max_tokens,
+            ):
+                yield pairs
+                bar.update(sum(each.n_tokens for each in pairs.values()))
+
+
+def _positions_of(collection: Collection) -> Positions:
+    """The positions at which moments were collected."""
+    kept = collection.settings.get("positions")
+    if kept is None:
+        return None
+    found = re.fullmatch(r"slice\((\S+), (\S+), (\S+)\)", kept)
+    if found is None:
+        raise ValueError(
+            f"The moments were collected at positions={kept}: say which a further pass is to use with "
+            "--positions."
+        )
+    return slice(*map(ast.literal_eval, found.groups()))
+
+
+def _objective_of(moments: Moments, seed: int) -> Objective | None:
+    """The objective of the moments' gradients, one label or probe a sequence.
+
+    Raises:
+        ValueError: if the moments are of another than the command line knows.
+    """
+    made = moments.provenance.objective
+    name = _OBJECTIVES.get(made.partition("(")[0])
+    if name is None:
+        raise ValueError(
+            f"The moments have gradients of {made or 'nothing'}, and a joint basis takes pairs of the same "
+            "objective: collect with --objective fisher, or call wpca.joint_pca from Python."
+        )
+    return objective(name, 1, seed)

@@ -1,0 +1,133 @@
+"""The ablation-path metric: what the model's gradient is on the way down, not only at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.data.batches import Batch, batches, check_rereadable, count_tokens
+from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.models.downstream import Downstream, edited_at
+from tl_weighted_pca.models.fingerprint import made_at
+from tl_weighted_pca.models.frozen import quiet
+from tl_weighted_pca.models.hook_points import hooked, resolve
+from tl_weighted_pca.objectives.losses import Objective, next_token_loss
+from tl_weighted_pca.streaming.one_pass import collect
+from tl_weighted_pca.support.whole_numbers import checked_counts
+
+
+def path_metric(
+    model: Any,
+    data: Any,
+    hook_point: str,
+    basis: Basis,
+    *,
+    ranks: Sequence[int] | None = None,
+    objective: Objective = next_token_loss,
+    positions: Positions = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "*head d d"]:
+    """Q = mean_k Q_k / tr Q_k with Q_k = E[g gᵀ], g = ∂L/∂f at f̂_k: a column metric for `metric_pca`.
+
+    f̂_k are the activations ablated to rank k in `basis`. The Fisher metric is a second-order picture at
+    the unablated model, where a confident model has hardly any gradient; far down an ablation curve
+    that picture fails. Here the gradients are those met along the curve, each rank with equal weight.
+    Use it as `metric_pca(moments, path_metric(model, data, hook_point, pca(moments)))`; it may be
+    repeated with the basis that comes of it. One collection a rank.
+
+    Args:
+        model: as for `collect`.
+        data: as for `collect`, read once a rank: nothing that can be read only once.
+        hook_point: one name, where `basis` was made.
+        basis: whose ablations make the path; PCA is a good start.
+        ranks: k; by default 0, r/8, … 5r/8 of r components: what lies above hardly differs from the
+            unablated model.
+        objective: what to differentiate. With labels from the data this is the empirical Fisher
+            information of the ablated model.
+        positions: which to ablate, and to take gradients at; others are left as they are.
+        batch_size: sequences a batch.
+        max_tokens: stop before exceeding so many tokens at each rank.
+        progress: show a progress bar.
+
+    Returns:
+        Q, symmetric and positive semi-definite, with a trace of one.
+
+    Raises:
+        TypeError: for a dict of objectives: this takes one.
+        ValueError: for a basis of another hook point or model, ranks outside 0..d, an iterator, or a hook
+            point whose value the rest of the model does not read, or reads past the hook.
+    """
+    if isinstance(objective, Mapping):
+        raise TypeError(
+            "path_metric takes one objective, not a dict of them: call it once for each, and average."
+        )
+    (hook_point,) = resolve(model, [hook_point])
+    basis.check_place(made_at(model, hook_point))
+    check_rereadable(data, "every rank takes a pass")
+    most = basis.n_components
+    chosen = (
+        [round(i * most / 8) for i in range(6)]
+        if ranks is None
+        else list(map(basis.check_rank, checked_counts("ranks", ranks)))
+    )
+    if not chosen:
+        raise ValueError("No ranks were given; name at least one, or None for the default.")
+    # A hook point past which a skip path goes has another gradient ablated than it has in the model.
+    with quiet(model, gradients=False):
+        first = next(batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False))
+        Downstream(model, hook_point, positions).start(first)
+    mask: Tensor | None = None
+
+    def told() -> Iterator[Batch]:
+        """The data, batch by batch, its mask known to the hook."""
+        nonlocal mask
+        for batch in batches(data, batch_size, max_tokens=max_tokens):
+            mask = batch.mask
+            yield batch
+            bar.update(batch.n_tokens)
+
+    def ablation(k: int) -> Callable[..., Tensor]:
+        project = partial(basis.hook(k), hook=None)
+        return lambda tensor, hook: edited_at(project, tensor, positions, mask)
+
+    n_tokens = count_tokens(data, max_tokens)
+    bar = tqdm(
+        total=None if n_tokens is None else n_tokens * len(chosen), unit="tok", unit_scale=True,
+        desc="Down the path", dynamic_ncols=True, disable=not progress,
+    )  # fmt: skip
+    total: Tensor | None = None
+    with bar:
+        for k in chosen:
+            # Entered before the collector's own hooks, so what these see is ablated already.
+            with hooked(model, [(hook_point, ablation(k))]):
+                moments = collect(
+                    model,
+                    told(),
+                    hook_point,
+                    objective=objective,
+                    statistics=["gradient"],
+                    positions=positions,
+                    per_head=basis.per_head,
+                    progress=False,
+                )[hook_point]
+            second = moments.require("gradient").second
+            trace = second.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+            share = second / trace.where(trace > 0, 1)  # no gradient has no say
+            total = share if total is None else total + share
+    assert total is not None
+    trace = total.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    if not bool((trace > 0).any()):
+        raise ValueError(
+            f"The objective has no gradient at {hook_point!r} at any of the ranks {chosen}: name others, or "
+            "another objective."
+        )
+    return torch.as_tensor(total / trace.where(trace > 0, 1)).cpu()

@@ -1,0 +1,169 @@
+"""Objectives whose gradients are rows of the Jacobian to a later hook point's coordinates.
+
+Each sequence is treated by itself: whether it gets unit probes or random signs depends on how many of its
+own positions count, and not on those of its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.data.positions import Positions, selected
+from tl_weighted_pca.models.run import Run
+from tl_weighted_pca.objectives.losses import hook_probe
+from tl_weighted_pca.support.randomness import signs
+from tl_weighted_pca.support.whole_numbers import checked_count
+
+_NARROW = 128
+"""Coordinates of one sequence up to which each gets a unit probe of its own: exact Jacobians."""
+
+
+@dataclass(frozen=True, repr=False)
+class jacobian_probe:
+    """E[g gᵀ] = Σ JᵀEEᵀJ over samples g, J the Jacobian to the activations at a later hook point.
+
+    `hook_probe` with random signs; or, for narrow layers, exactly, with a unit probe for each of a
+    sequence's coordinates. Both are scaled so that the mean over samples is their sum.
+
+    Args:
+        hook_point: downstream of what is collected.
+        basis: whose encoder E gives the coordinates.
+        n_probes: of random signs.
+        exact: unit probes; None: where a sequence has at most 128 coordinates.
+        positions: which count at `hook_point`.
+        seed: of the random signs.
+    """
+
+    hook_point: str
+    basis: Basis
+    n_probes: int = 8
+    exact: bool | None = None
+    positions: Positions = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked_count("n_probes", self.n_probes)
+        checked_count("seed", self.seed, least=0)
+
+    def __repr__(self) -> str:
+        """Of the basis a digest: moments under another one are others."""
+        return (
+            f"jacobian_probe(hook_point={self.hook_point!r}, basis={self.basis.digest}, "
+            f"n_probes={self.n_probes}, exact={self.exact}, positions={self.positions!r}, seed={self.seed})"
+        )
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """What the collector must show in `run.activations`."""
+        return (self.hook_point,)
+
+    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
+        run = _restricted(run, self.hook_point, self.positions)
+        coordinates = _coordinates(run, self.hook_point, self.basis)
+        exact = _are_exact(self.exact, coordinates, run.mask)
+        units = probed = coordinates.new_zeros(0, len(coordinates))
+        if bool(exact.any()):
+            units = _packed(coordinates, run.mask, exact).flatten(1).mT
+        if not bool(exact.all()):
+            probe = hook_probe(self.hook_point, self.basis, self.n_probes, self.seed, anywhere=True)
+            probed = probe(run)
+            probed = probed * ~exact / self.n_probes**0.5
+        n = max(len(units), len(probed))
+        # A sequence has either; the other's samples are zero, as are those beyond its own.
+        both = (F.pad(samples, (0, 0, 0, n - len(samples))) for samples in (units, probed))
+        return sum(both) * n**0.5
+
+
+@dataclass(frozen=True, repr=False)
+class coordinate_probe:
+    """g_j = ∂z'_j / ∂f, one sample for each coordinate j = start … stop − 1 of a later hook point.
+
+    Where it is `exact`, one for each position t of z'_tj, too; otherwise positions are summed with
+    random signs, so that g_j² is the sum of squares over t on average.
+    """
+
+    hook_point: str
+    basis: Basis
+    start: int
+    stop: int
+    exact: bool | None
+    positions: Positions
+    seed: int
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """What the recorder must show in `run.activations`."""
+        return (self.hook_point,)
+
+    def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
+        run = _restricted(run, self.hook_point, self.positions)
+        coordinates = _coordinates(run, self.hook_point, self.basis)
+        exact = _are_exact(self.exact, coordinates, run.mask)
+        chosen = coordinates[..., self.start : self.stop]
+        units = _packed(chosen, run.mask, exact)
+        if not bool(exact.all()):
+            sequence = run.sequence_index.to(chosen.device)[:, None]
+            drawn = signs(self.seed, sequence, _counted(run.mask, chosen)).to(chosen)
+            mixed = (chosen * drawn[..., None]).sum(1) * ~exact[:, None]
+            units = torch.cat([units[:, :1] + mixed[:, None], units[:, 1:]], 1)
+        return units.flatten(1).mT
+
+
+def _restricted(run: Run, hook_point: str, positions: Positions) -> Run:
+    """The run with a mask of the positions that count at a hook point."""
+    activations = run.activations[hook_point]
+    if not activations.requires_grad:
+        raise ValueError(
+            f"Nothing that is collected influences {hook_point!r}: give the hook points in the order "
+            "in which the model computes them."
+        )
+    if activations.ndim == 2:
+        return replace(run, mask=None)
+    shape = (activations.shape[0], activations.shape[1])
+    mask = selected(positions, run.mask, shape)
+    return replace(run, mask=None if mask is None else mask.to(activations.device))
+
+
+def _coordinates(run: Run, hook_point: str, basis: Basis) -> Float[Tensor, "batch pos k"]:
+    """(f − μ)E, zero where the mask leaves positions out; vectors are sequences of length one."""
+    activations = run.activations[hook_point]
+    if activations.ndim == 2:
+        return basis.encode(activations)[:, None]
+    coordinates = basis.encode(activations.flatten(2))
+    return coordinates if run.mask is None else coordinates.masked_fill(~run.mask[..., None], 0.0)
+
+
+def _are_exact(
+    exact: bool | None, coordinates: Float[Tensor, "batch pos k"], mask: Tensor | None
+) -> Bool[Tensor, " batch"]:
+    """Which sequences get unit probes: as was asked, or those with few coordinates that count."""
+    batch, length, k = coordinates.shape
+    if exact is not None:
+        return torch.full((batch,), exact, device=coordinates.device)
+    counted = torch.full((batch,), length) if mask is None else mask.sum(1)
+    return (counted * k <= _NARROW).to(coordinates.device)
+
+
+def _packed(
+    values: Float[Tensor, "batch pos k"], mask: Tensor | None, exact: Bool[Tensor, " batch"]
+) -> Float[Tensor, "batch few k"]:
+    """The positions that count of the sequences with unit probes, side by side; at least one position."""
+    kept = values * exact[:, None, None]
+    if mask is None:
+        return kept if bool(exact.any()) else kept[:, :1]
+    order = mask.int().argsort(dim=1, descending=True, stable=True)
+    few = max(1, int((mask.sum(1) * exact).max()))
+    return kept.take_along_dim(order[:, :few, None], 1)
+
+
+def _counted(mask: Tensor | None, values: Float[Tensor, "batch pos k"]) -> Tensor:
+    """The number of each position among those that count, whatever the padding."""
+    if mask is None:
+        return torch.arange(values.shape[1], device=values.device)
+    return mask.cumsum(1) - 1

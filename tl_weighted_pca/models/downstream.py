@@ -1,0 +1,204 @@
+"""What lies downstream of a hook point, run again with the activation there edited."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_weighted_pca.data.batches import Batch
+from tl_weighted_pca.data.positions import Positions, checked_positions, selected
+from tl_weighted_pca.models.frozen import check_tokens, device_of, run_model
+from tl_weighted_pca.models.hook_points import check_activation, has_hooks, hooked
+from tl_weighted_pca.models.run import Run
+
+Edit = Callable[[Tensor], Tensor]
+
+
+def edited_at(edit: Edit, tensor: Tensor, positions: Positions, mask: Tensor | None) -> Tensor:
+    """A batch's activations [batch, pos, ...] with an edit at some positions, the others as they are."""
+    edited = edit(tensor)
+    if positions is None or tensor.ndim == 2:
+        return edited
+    where = selected(positions, mask, (tensor.shape[0], tensor.shape[1]))
+    assert where is not None
+    where = where.to(tensor.device).view(*where.shape, *[1] * (tensor.ndim - 2))
+    return torch.where(where, edited, tensor)
+
+
+class Downstream:
+    """What lies downstream of a hook point: run it again with the activation there edited.
+
+    Args:
+        model: the model; frozen and in eval mode while this is in use.
+        hook_point: where to edit.
+        positions: where an edit applies.
+    """
+
+    def __init__(self, model: Any, hook_point: str, positions: Positions = None) -> None:
+        self._model, self._hook_point = model, hook_point
+        self._positions = checked_positions(positions)
+        self._entry, self._layer, self._direct = _entry(model, hook_point)
+        # Hooks of the user's an entry half-way would meet twice, or not at all.
+        if has_hooks(model):
+            self._entry = None
+        self._restarts: dict[bool, bool] = {}
+        self._checked = False
+        self._run: Run
+        self._residual: Tensor | None = None
+
+    def start(self, batch: Batch) -> Run:
+        """Run a batch unedited; `resume` then works on it."""
+        check_tokens(self._model, batch.inputs, batch.mask)
+        device = device_of(self._model)
+        inputs = batch.inputs.detach().to(device)
+        mask = None if batch.mask is None else batch.mask.to(device)
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(tensor: Tensor, hook: Any) -> None:
+                seen.setdefault(name, tensor)
+
+            return hook
+
+        names = dict.fromkeys([self._hook_point, *([self._entry] if self._entry else [])])
+        with hooked(self._model, [(name, keep(name)) for name in names]):
+            output = run_model(self._model, inputs, mask)
+        if self._hook_point not in seen:
+            raise ValueError(
+                f"Hook point {self._hook_point!r} never fired in a forward pass of this model: "
+                "nothing goes through it; choose another."
+            )
+        is_tokens = inputs.ndim == 2 and not inputs.is_floating_point()
+        n_positions = inputs.shape[1] if is_tokens else None
+        check_activation(self._hook_point, seen[self._hook_point], len(inputs), n_positions)
+        self._run = Run(output, inputs, mask, batch.sequence_index)
+        self._residual = seen.get(self._entry) if self._entry else None
+        if not self._checked:
+            self._check_feeds()
+            self._checked = True
+        padded = mask is not None
+        if padded not in self._restarts:
+            self._restarts[padded] = self._can_restart(output)
+        return self._run
+
+    def resume(self, edit: Edit) -> Any:
+        """The model's output on the batch, with `edit` applied at the hook point."""
+        if self._restarts.get(self._run.mask is not None):
+            return self._from_layer(edit)
+        with hooked(self._model, [(self._hook_point, self._as_hook(edit))]):
+            return run_model(self._model, self._run.inputs, self._run.mask)
+
+    def _from_layer(self, edit: Edit) -> Any:
+        residual, start = self._residual, {"start_at_layer": self._layer}
+        assert residual is not None
+        if self._direct:
+            return run_model(self._model, self._apply(edit, residual), self._run.mask, **start)
+        with hooked(self._model, [(self._hook_point, self._as_hook(edit))]):
+            return run_model(self._model, residual, self._run.mask, **start)
+
+    def _as_hook(self, edit: Edit) -> Callable[..., Tensor]:
+        return lambda tensor, hook: self._apply(edit, tensor)
+
+    def _apply(self, edit: Edit, tensor: Tensor) -> Tensor:
+        return edited_at(edit, tensor, self._positions, self._run.mask)
+
+    def _can_restart(self, output: Any) -> bool:
+        """Whether starting at the layer, unedited, gives what the whole model gave: asked of the
+        model itself, since classes and versions differ in it."""
+        if self._residual is None or not isinstance(output, Tensor):
+            return False
+        try:
+            again = self._from_layer(lambda tensor: tensor)
+        except (NotImplementedError, TypeError, ValueError, IndexError, RuntimeError):
+            return False
+        if not isinstance(again, Tensor) or again.shape != output.shape:
+            return False
+        # A logit may be -inf by design; infinity minus itself would hide what the others say.
+        found, expected = _finite(again, output)
+        scale = float(expected.abs().max())
+        alike = torch.equal(again.isfinite(), output.isfinite())
+        return alike and torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
+
+    def _check_feeds(self) -> None:
+        """Raise unless what the hook hands on is what all the rest of the model reads.
+
+        An edit is handed on as a copy, then made in place as well. Where the two outputs differ,
+        something reads the tensor past the hook: at the bridge's `hook_resid_mid`, the skip path.
+        """
+        reference = self._run.output
+        if not isinstance(reference, Tensor):
+            return
+        # Never write into the weights, nor into the caller's data.
+        kept = [*self._model.parameters(), self._run.inputs]
+        ours = {tensor.untyped_storage().data_ptr() for tensor in kept}
+
+        def shaken(tensor: Tensor) -> Tensor:
+            noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
+            scale = tensor.float().square().mean().sqrt().clamp(min=1e-6)
+            return tensor + (noise.to(tensor.device) * scale).to(tensor.dtype)
+
+        def copied(tensor: Tensor, hook: Any) -> Tensor:
+            return shaken(tensor)
+
+        def in_place(tensor: Tensor, hook: Any) -> Tensor:
+            repeated = any(
+                s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
+            )
+            if repeated or tensor.untyped_storage().data_ptr() in ours:
+                return shaken(tensor)
+            return tensor.copy_(shaken(tensor))
+
+        outputs = []
+        for hook in (copied, in_place):
+            with hooked(self._model, [(self._hook_point, hook)]):
+                outputs.append(run_model(self._model, self._run.inputs, self._run.mask))
+        reference, by_copy, in_place_too = _finite(reference, *outputs)
+        if not reference.numel() or not bool(reference.any()):
+            return  # nothing to compare; a model that gives nothing but NaN is for its score to say
+        effect = float((in_place_too - reference).abs().max())
+        scale = float(reference.abs().max())
+        handed_on = float((by_copy - reference).abs().max())
+        if handed_on <= 1e-6 * scale:
+            raise ValueError(
+                f"Hook point {self._hook_point!r} does not feed the rest of the model: what a hook "
+                f"hands on there changes nothing. Ablate at {_alternatives(self._model, self._hook_point)}."
+            )
+        if float((by_copy - in_place_too).abs().max()) > 1e-2 * max(effect, handed_on):
+            raise ValueError(
+                f"Hook point {self._hook_point!r} feeds only a part of what reads that activation on this "
+                f"{type(self._model).__name__}: a skip path goes past it, so an ablation there would not "
+                f"ablate. Ablate at {_alternatives(self._model, self._hook_point)}."
+            )
+
+
+def _finite(*outputs: Tensor) -> list[Tensor]:
+    """The outputs, zero wherever one of them is not finite."""
+    finite = torch.stack([output.isfinite() for output in outputs]).all(0)
+    return [output.masked_fill(~finite, 0.0) for output in outputs]
+
+
+def _entry(model: Any, hook_point: str) -> tuple[str | None, int, bool]:
+    """Where a pass can start again for this hook point: (residual's hook point, layer, whether the
+    residual there is the hook point's own activation)."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_point)
+    if match is None:
+        return None, 0, False
+    layer, rest = int(match[1]), match[2]
+    if rest == "hook_resid_post":
+        return hook_point, layer + 1, True
+    if rest == "hook_resid_pre":
+        return hook_point, layer, True
+    entry = f"blocks.{layer}.hook_resid_pre"
+    return (entry, layer, False) if entry in model.hook_dict else (None, 0, False)
+
+
+def _alternatives(model: Any, hook_point: str) -> str:
+    block = re.match(r"blocks\.\d+\.", hook_point)
+    known = model.hook_dict
+    names = [f"{block[0]}{name}" for name in ("hook_resid_pre", "hook_resid_post")] if block else []
+    names = [name for name in names if name in known and name != hook_point]
+    return " or ".join(names) if names else "a hook point on the residual stream"

@@ -1,0 +1,134 @@
+"""A model lent for measuring: in eval mode, with no parameter gradients, and given back as it was."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from tl_weighted_pca.support.interrupts import uninterrupted
+
+
+@contextmanager
+def quiet(model: Any, *, gradients: bool) -> Iterator[None]:
+    """Run the model in eval mode, its parameters frozen, with or without a graph.
+
+    Modes are kept module by module and flags parameter by parameter, and put back however the block
+    ends. Inference mode, if the caller is in it, is left for the duration.
+
+    Raises:
+        ValueError: for gradients of a model that was loaded inside inference mode.
+    """
+    modes = [(module, module.training) for module in _modules(model)]
+    flags = [(parameter, parameter.requires_grad) for parameter in _parameters(model)]
+    if gradients and any(parameter.is_inference() for parameter, _ in flags):
+        raise ValueError(
+            "The model was loaded inside torch.inference_mode, and no gradient can pass through it: load "
+            "it outside of it."
+        )
+    stack = ExitStack()
+    try:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        # Flag by flag: `train()` of some models reaches further than their own modules.
+        for module, _ in modes:
+            module.training = False
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        # Who presses Ctrl-C twice gets the model back all the same.
+        with uninterrupted(), stack:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in flags:
+                # What was made inside inference mode may be flagged only there.
+                with torch.inference_mode(parameter.is_inference()):
+                    parameter.requires_grad_(flag)
+
+
+def _modules(model: Any) -> list[nn.Module]:
+    """Every module once, those of the wrapped model too, which a bridge keeps to itself."""
+    roots = [model, getattr(model, "original_model", None)]
+    found = (module for root in roots if isinstance(root, nn.Module) for module in root.modules())
+    return list({id(module): module for module in found}.values())
+
+
+def _parameters(model: Any) -> list[nn.Parameter]:
+    """Every parameter once, whatever the model's own `parameters()` leaves out."""
+    found = (p for module in _modules(model) for p in module.parameters(recurse=False))
+    return list({id(parameter): parameter for parameter in found}.values())
+
+
+def check_tokens(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Raise ValueError for token ids outside the model's vocabulary, and warn of padding without a mask."""
+    size = _vocabulary(model)
+    if inputs.is_floating_point() or inputs.numel() == 0 or size is None:
+        return
+    lowest, highest = (int(bound) for bound in torch.aminmax(inputs))
+    if lowest < 0 or (size > 0 and highest >= size):
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"The data holds token {wrong}, but the model's vocabulary is 0..{size - 1}: "
+            "tokenise with the model's own tokenizer."
+        )
+    pad = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+    if mask is not None or pad is None or inputs.ndim != 2 or inputs.shape[1] < 2:
+        return
+    # Two of them: one may be a BOS, or end a text.
+    if bool(((inputs[:, -2:] == pad).all(1) | (inputs[:, :2] == pad).all(1)).any()):
+        warnings.warn(
+            "Sequences begin or end in padding tokens, and count as text, since no mask leaves them out: "
+            "pass dicts with `input_ids` and `attention_mask`, or a datasets.Dataset of unpadded rows.",
+            stacklevel=2,
+        )
+
+
+def _vocabulary(model: Any) -> int | None:
+    """The size of a vocabulary, if the model has one; below 1 where it does not say how large."""
+    size = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    return size if isinstance(size, int) else None
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model's first parameter lies; the CPU for a model without any."""
+    parameters = _parameters(model)
+    return parameters[0].device if parameters else torch.device("cpu")
+
+
+def run_model(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any) -> Any:
+    """The model's output; a mask is passed on only where there is padding.
+
+    Raises:
+        ValueError: for floats [batch, pos] on which a model with a vocabulary fails.
+    """
+    if mask is not None:
+        kwargs["attention_mask"] = mask.to(torch.long)
+        if _counts_padding(model):
+            kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    try:
+        return model(inputs, **kwargs)
+    except (RuntimeError, IndexError) as error:
+        # Some models with a vocabulary take floats too, sound or vectors: it is the model that must say no.
+        if inputs.is_floating_point() and inputs.ndim == 2 and _vocabulary(model) is not None:
+            raise ValueError(
+                f"The data are {inputs.dtype}, and the model fails on them ({error}): if they are to be "
+                "token ids, pass whole numbers."
+            ) from error
+        raise
+
+
+def _counts_padding(model: Any) -> bool:
+    """Whether this is an early bridge (TransformerLens 3.0), whose positions begin at the left edge.
+
+    Later ones derive them from the mask, where the wrapped model doesn't do that by itself.
+    """
+    wrapped = getattr(model, "original_model", None)
+    if not isinstance(wrapped, nn.Module) or hasattr(model, "_accepts_derived_position_ids"):
+        return False
+    return "position_ids" in inspect.signature(wrapped.forward).parameters

@@ -1,0 +1,142 @@
+"""Hook points of a model: finding them by name, and telling what kind of thing they carry."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from tl_weighted_pca.support.interrupts import uninterrupted
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool]
+"""A hook point's name, several, or a predicate on names: TransformerLens's `names_filter`."""
+
+
+def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
+    """The hook points' names, each once, in the order in which they were given.
+
+    A name stays as the user gave it; a predicate that matches several aliases of one hook point
+    (TransformerBridge has many) takes the first of them.
+
+    Raises:
+        TypeError: if the model has no hook points, or a name is no string.
+        ValueError: for a name that the model does not have, with the nearest that it has.
+    """
+    known = getattr(model, "hook_dict", None)
+    if known is None or not hasattr(model, "hooks"):
+        raise TypeError(
+            f"The model is a {type(model).__name__}, which has no hook points; expected a "
+            "HookedTransformer, a TransformerBridge or another HookedRootModule."
+        )
+    if callable(hook_points):
+        names, seen = [], set()
+        for name, point in known.items():
+            if hook_points(name) and id(point) not in seen:
+                seen.add(id(point))
+                names.append(name)
+        if not names:
+            raise ValueError(
+                f"The predicate matches none of the model's {len(known)} hook points: "
+                f"{', '.join(list(known)[:5])}, …"
+            )
+        return names
+    if not isinstance(hook_points, Iterable):
+        raise TypeError(
+            f"hook_points is {hook_points!r}; expected a name, several, or a predicate on names."
+        )
+    given = [hook_points] if isinstance(hook_points, str) else list(hook_points)
+    for name in given:
+        if not isinstance(name, str):
+            raise TypeError(f"A hook point is {name!r}; expected its name, a string.")
+    names = list(dict.fromkeys(given))
+    if not names:
+        raise ValueError("No hook points were given; name at least one.")
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+            nearest = (
+                f"the nearest are {', '.join(close)}" if close else f"it has {len(known)} others"
+            )
+            raise ValueError(f"The model has no hook point {name!r}: {nearest}.")
+    return names
+
+
+def matching(model: Any, patterns: Sequence[str]) -> list[str]:
+    """The hook points that names or globs such as `blocks.*.hook_resid_post` mean, each once, in order.
+
+    Raises:
+        ValueError: for a name, or a glob that matches none, with the nearest names that there are.
+    """
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        if not any(sign in pattern for sign in "*?["):
+            names |= dict.fromkeys(resolve(model, [pattern]))
+            continue
+        found = [name for name in model.hook_dict if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            close = difflib.get_close_matches(pattern, model.hook_dict, n=3, cutoff=0.5)
+            raise ValueError(
+                f"No hook point of the model matches {pattern!r}: "
+                f"{'the nearest are ' + ', '.join(close) if close else 'it has none like it'}."
+            )
+        names |= dict.fromkeys(resolve(model, set(found).__contains__))
+    return list(names)
+
+
+def has_hooks(model: Any) -> bool:
+    """Whether somebody has added forward hooks to the model's hook points."""
+    return any(getattr(point, "fwd_hooks", None) for point in model.hook_dict.values())
+
+
+@contextmanager
+def hooked(model: Any, hooks: Sequence[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
+    """Attach forward hooks, and take exactly those off again, also where Ctrl-C comes while that is done.
+
+    Raises:
+        ValueError: for a hook point that the model's configuration has switched off.
+    """
+    manager = model.hooks(fwd_hooks=list(hooks))
+    attached = False
+    try:
+        with uninterrupted():
+            manager.__enter__()
+            attached = True
+        yield
+    except AssertionError as error:  # HookedTransformer's way to say that a hook point is off
+        if attached:
+            raise
+        raise ValueError(f"The model has that hook point switched off: {error}.") from error
+    finally:
+        if attached:
+            with uninterrupted():
+                manager.__exit__(None, None, None)
+
+
+def check_activation(name: str, tensor: Any, n_sequences: int, n_positions: int | None) -> None:
+    """Refuse what is no stream of vectors.
+
+    Raises:
+        ValueError: if the hook point carries no float tensor, an attention pattern, or a shape that
+            is not [batch, d], [batch, pos, d] or [batch, pos, head, d_head].
+    """
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        what = str(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(
+            f"Hook point {name!r} carries {what}, not floating-point activations: choose another."
+        )
+    shape = tuple(tensor.shape)
+    pattern = name.endswith(("hook_pattern", "hook_attn_scores"))
+    if pattern or (tensor.ndim == 4 and n_positions is not None and shape[1] != n_positions):
+        raise ValueError(
+            f"Hook point {name!r} carries an attention pattern or scores of shape {shape}, not one "
+            "vector a position: choose a hook point such as attn.hook_z or hook_attn_out."
+        )
+    if tensor.ndim not in (2, 3, 4) or shape[0] != n_sequences:
+        raise ValueError(
+            f"Hook point {name!r} carries shape {shape} for a batch of {n_sequences}; expected "
+            "[batch, d], [batch, pos, d] or [batch, pos, head, d_head]."
+        )

@@ -1,0 +1,138 @@
+"""The sum of moments over processes.
+
+Every process moves its moments to one common shift, and then c, b and G simply add:
+
+    Σ_ranks c,   Σ_ranks b_σ,   Σ_ranks G_σ
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
+
+KINDS = ("activation", "gradient", "weighted")
+
+
+def all_reduce_moments(
+    moments: Mapping[str, Moments], timeout: float | None = None, positions: str | None = None
+) -> dict[str, Moments]:
+    """Moments by hook point, summed over the default process group; the same in every process.
+
+    Args:
+        moments: this process's; those with no tokens need hold no statistics.
+        timeout: seconds to wait for the last process, on gloo.
+        positions: those that this process collected at.
+
+    Raises:
+        ValueError: in every process, if they are of different things.
+        RuntimeError: if a process has died or does not arrive in time.
+    """
+    with _failure_explained():
+        if dist.get_backend() == "gloo":
+            limit = None if timeout is None else timedelta(seconds=timeout)
+            dist.monitored_barrier(timeout=limit, wait_all_ranks=True)
+        outlines: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(
+            outlines, {name: _outline(m, positions) for name, m in moments.items()}
+        )
+    # Every process checks the same outlines, so all of them raise or none.
+    for rank, outline in enumerate(outlines):
+        if set(outline) != set(outlines[0]):
+            raise ValueError(
+                f"Rank {rank} collected {', '.join(sorted(outline))}, but rank 0 "
+                f"{', '.join(sorted(outlines[0]))}: collect the same hook points in every process."
+            )
+    with _failure_explained():
+        return {name: _reduced(moments[name], [o[name] for o in outlines]) for name in outlines[0]}
+
+
+def _outline(moments: Moments, positions: str | None) -> dict[str, Any]:
+    """What the others must know of a process's moments before the sums are added."""
+    held = {kind: getattr(moments, kind) for kind in KINDS} if moments.n_tokens else {}
+    return {
+        "shifts": {kind: moment.shift.cpu() for kind, moment in held.items() if moment is not None},
+        "n_tokens": moments.n_tokens,
+        "n_sequences": moments.n_sequences,
+        "provenance": moments.provenance,
+        "positions": positions,
+    }
+
+
+def _reduced(mine: Moments, outlines: list[dict[str, Any]]) -> Moments:
+    holders = [outline for outline in outlines if outline["n_tokens"]]
+    provenance: Provenance = (holders or outlines)[0]["provenance"]
+    shifts: dict[str, Tensor] = holders[0]["shifts"] if holders else {}
+    for outline in holders:
+        theirs = {kind: shift.shape for kind, shift in outline["shifts"].items()}
+        if theirs != {k: s.shape for k, s in shifts.items()} or not provenance.agrees_with(
+            outline["provenance"]
+        ):
+            raise ValueError(
+                f"The processes' collections do not match: {provenance} with statistics "
+                f"{', '.join(shifts)}, but also {outline['provenance']} with {', '.join(theirs)}."
+            )
+        if outline["positions"] != holders[0]["positions"]:
+            raise ValueError(
+                f"The processes collected at positions={holders[0]['positions']} and at "
+                f"positions={outline['positions']}: collect at the same in all of them."
+            )
+    found: dict[str, SecondMoment | None] = dict.fromkeys(KINDS)
+    for kind, shift in shifts.items():
+        own: SecondMoment | None = getattr(mine, kind) if mine.n_tokens else None
+        found[kind] = _summed(own, shift)
+    return Moments(
+        **found,
+        n_tokens=sum(outline["n_tokens"] for outline in outlines),
+        n_sequences=sum(outline["n_sequences"] for outline in outlines),
+        provenance=mine.provenance if mine.n_tokens else provenance,
+    )
+
+
+def _summed(own: SecondMoment | None, shift: Tensor) -> SecondMoment:
+    """The sum of one second moment over the processes, about `shift`; None adds nothing."""
+    device = _device()
+    if own is None:
+        lead, d = shift.shape[:-1], shift.shape[-1]
+        first = torch.zeros((*lead, d), dtype=torch.float64, device=device)
+        second = torch.zeros((*lead, d, d), dtype=torch.float64, device=device)
+        part = SecondMoment(torch.zeros_like(first[..., 0]), first, second, shift.to(first))
+    else:
+        part = own.reshifted(shift.to(own.shift)).to(device)
+    weight, first, second = (
+        _added_up(x) for x in (part.weight, part.shifted_first, part.shifted_second)
+    )
+    whole = SecondMoment(weight, first, second, part.shift)
+    return whole if own is None else whole.to(own.shift.device)
+
+
+def _added_up(mine: Tensor) -> Tensor:
+    total = mine.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _device() -> torch.device:
+    """Where the backend wants its tensors."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+@contextmanager
+def _failure_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"all_reduce failed in rank {dist.get_rank()}: another process has died, or did not arrive "
+            f"in time. What this process collected is unharmed: save it, or go on from the "
+            f"checkpoints. ({error})"
+        ) from error

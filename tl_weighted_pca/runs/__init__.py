@@ -1,0 +1,1 @@
+"""Run folders: what a command writes, whole or not at all, with a manifest of where it came from."""

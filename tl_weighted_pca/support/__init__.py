@@ -1,0 +1,1 @@
+"""What every room may use: files, interrupts, digests, seeded randomness, the style of figures."""
