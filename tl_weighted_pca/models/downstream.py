@@ -1,10 +1,10 @@
-"""What lies downstream of a hook point, run again with the activation there edited."""
+"""What lies downstream of hook points, run again with the activations there edited."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,16 @@ from tl_weighted_pca.models.hook_points import check_activation, has_hooks, hook
 from tl_weighted_pca.models.run import Run
 
 Edit = Callable[[Tensor], Tensor]
+
+
+class _Entry(NamedTuple):
+    """Where a pass can start again."""
+
+    residual: str
+    """The hook point of what it starts from."""
+    layer: int
+    direct: bool
+    """Whether that residual is the activation to edit."""
 
 
 def edited_at(edit: Edit, tensor: Tensor, positions: Positions, mask: Tensor | None) -> Tensor:
@@ -30,25 +40,28 @@ def edited_at(edit: Edit, tensor: Tensor, positions: Positions, mask: Tensor | N
 
 
 class Downstream:
-    """What lies downstream of a hook point: run it again with the activation there edited.
+    """What lies downstream of hook points: run it again with the activations there edited.
 
     Args:
         model: the model; frozen and in eval mode while this is in use.
-        hook_point: where to edit.
+        hook_points: where `resume` may edit: one name, or several.
         positions: where an edit applies.
     """
 
-    def __init__(self, model: Any, hook_point: str, positions: Positions = None) -> None:
-        self._model, self._hook_point = model, hook_point
+    def __init__(
+        self, model: Any, hook_points: str | Sequence[str], positions: Positions = None
+    ) -> None:
+        self._model = model
+        self._names = [hook_points] if isinstance(hook_points, str) else list(hook_points)
         self._positions = checked_positions(positions)
-        self._entry, self._layer, self._direct = _entry(model, hook_point)
         # Hooks of the user's an entry half-way would meet twice, or not at all.
-        if has_hooks(model):
-            self._entry = None
-        self._restarts: dict[bool, bool] = {}
+        found = {} if has_hooks(model) else {name: _entry(model, name) for name in self._names}
+        self._entries = {name: entry for name, entry in found.items() if entry is not None}
+        self._restarts: dict[tuple[_Entry, bool], bool] = {}
         self._checked = False
         self._run: Run
-        self._residual: Tensor | None = None
+        self._residuals: dict[str, Tensor] = {}
+        self._order: list[str] = []
 
     def start(self, batch: Batch) -> Run:
         """Run a batch unedited; `resume` then works on it."""
@@ -64,55 +77,75 @@ class Downstream:
 
             return hook
 
-        names = dict.fromkeys([self._hook_point, *([self._entry] if self._entry else [])])
+        residuals = [entry.residual for entry in self._entries.values()]
+        names = dict.fromkeys([*self._names, *residuals])
         with hooked(self._model, [(name, keep(name)) for name in names]):
             output = run_model(self._model, inputs, mask)
-        if self._hook_point not in seen:
-            raise ValueError(
-                f"Hook point {self._hook_point!r} never fired in a forward pass of this model: "
-                "nothing goes through it; choose another."
-            )
         is_tokens = inputs.ndim == 2 and not inputs.is_floating_point()
         n_positions = inputs.shape[1] if is_tokens else None
-        check_activation(self._hook_point, seen[self._hook_point], len(inputs), n_positions)
+        for name in self._names:
+            if name not in seen:
+                raise ValueError(
+                    f"Hook point {name!r} never fired in a forward pass of this model: "
+                    "nothing goes through it; choose another."
+                )
+            check_activation(name, seen[name], len(inputs), n_positions)
         self._run = Run(output, inputs, mask, batch.sequence_index)
-        self._residual = seen.get(self._entry) if self._entry else None
+        self._order = list(seen)
+        self._residuals = {name: seen[name] for name in residuals if name in seen}
         if not self._checked:
-            self._check_feeds()
+            for name in self._names:
+                self._check_feeds(name)
             self._checked = True
-        padded = mask is not None
-        if padded not in self._restarts:
-            self._restarts[padded] = self._can_restart(output)
         return self._run
 
-    def resume(self, edit: Edit) -> Any:
-        """The model's output on the batch, with `edit` applied at the hook point."""
-        if self._restarts.get(self._run.mask is not None):
-            return self._from_layer(edit)
-        with hooked(self._model, [(self._hook_point, self._as_hook(edit))]):
+    def resume(self, edit: Edit | Mapping[str, Edit]) -> Any:
+        """The model's output on the batch, edited as the pass goes by.
+
+        Args:
+            edit: at the one hook point, or edits by hook point: a later one gets what the earlier
+                ones have made of its activations.
+        """
+        edits = edit if isinstance(edit, Mapping) else dict.fromkeys(self._names, edit)
+        first = min(edits, key=self._order.index)
+        if (entry := self._entries.get(first)) and self._can_restart(first, entry):
+            return self._from_layer(entry, first, edits)
+        with hooked(self._model, self._hooks(edits)):
             return run_model(self._model, self._run.inputs, self._run.mask)
 
-    def _from_layer(self, edit: Edit) -> Any:
-        residual, start = self._residual, {"start_at_layer": self._layer}
-        assert residual is not None
-        if self._direct:
-            return run_model(self._model, self._apply(edit, residual), self._run.mask, **start)
-        with hooked(self._model, [(self._hook_point, self._as_hook(edit))]):
+    def _from_layer(self, entry: _Entry, first: str, edits: Mapping[str, Edit]) -> Any:
+        residual, start = self._residuals[entry.residual], {"start_at_layer": entry.layer}
+        if entry.direct:
+            residual = self._apply(edits[first], residual)
+            edits = {name: edit for name, edit in edits.items() if name != first}
+        with hooked(self._model, self._hooks(edits)):
             return run_model(self._model, residual, self._run.mask, **start)
 
-    def _as_hook(self, edit: Edit) -> Callable[..., Tensor]:
-        return lambda tensor, hook: self._apply(edit, tensor)
+    def _hooks(self, edits: Mapping[str, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
+        def hook(edit: Edit) -> Callable[..., Tensor]:
+            return lambda tensor, hook: self._apply(edit, tensor)
+
+        return [(name, hook(edit)) for name, edit in edits.items()]
 
     def _apply(self, edit: Edit, tensor: Tensor) -> Tensor:
         return edited_at(edit, tensor, self._positions, self._run.mask)
 
-    def _can_restart(self, output: Any) -> bool:
+    def _can_restart(self, name: str, entry: _Entry) -> bool:
+        """Whether the model can start again for this hook point: asked once, with and without padding."""
+        key = (entry, self._run.mask is not None)
+        if key not in self._restarts:
+            with torch.no_grad():
+                self._restarts[key] = self._restarts_alike(name, entry)
+        return self._restarts[key]
+
+    def _restarts_alike(self, name: str, entry: _Entry) -> bool:
         """Whether starting at the layer, unedited, gives what the whole model gave: asked of the
         model itself, since classes and versions differ in it."""
-        if self._residual is None or not isinstance(output, Tensor):
+        output = self._run.output
+        if entry.residual not in self._residuals or not isinstance(output, Tensor):
             return False
         try:
-            again = self._from_layer(lambda tensor: tensor)
+            again = self._from_layer(entry, name, {name: lambda tensor: tensor})
         except (NotImplementedError, TypeError, ValueError, IndexError, RuntimeError):
             return False
         if not isinstance(again, Tensor) or again.shape != output.shape:
@@ -123,7 +156,7 @@ class Downstream:
         alike = torch.equal(again.isfinite(), output.isfinite())
         return alike and torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
-    def _check_feeds(self) -> None:
+    def _check_feeds(self, name: str) -> None:
         """Raise unless what the hook hands on is what all the rest of the model reads.
 
         An edit is handed on as a copy, then made in place as well. Where the two outputs differ,
@@ -154,7 +187,7 @@ class Downstream:
 
         outputs = []
         for hook in (copied, in_place):
-            with hooked(self._model, [(self._hook_point, hook)]):
+            with hooked(self._model, [(name, hook)]):
                 outputs.append(run_model(self._model, self._run.inputs, self._run.mask))
         reference, by_copy, in_place_too = _finite(reference, *outputs)
         if not reference.numel() or not bool(reference.any()):
@@ -164,14 +197,14 @@ class Downstream:
         handed_on = float((by_copy - reference).abs().max())
         if handed_on <= 1e-6 * scale:
             raise ValueError(
-                f"Hook point {self._hook_point!r} does not feed the rest of the model: what a hook "
-                f"hands on there changes nothing. Ablate at {_alternatives(self._model, self._hook_point)}."
+                f"Hook point {name!r} does not feed the rest of the model: what a hook "
+                f"hands on there changes nothing. Ablate at {_alternatives(self._model, name)}."
             )
         if float((by_copy - in_place_too).abs().max()) > 1e-2 * max(effect, handed_on):
             raise ValueError(
-                f"Hook point {self._hook_point!r} feeds only a part of what reads that activation on this "
+                f"Hook point {name!r} feeds only a part of what reads that activation on this "
                 f"{type(self._model).__name__}: a skip path goes past it, so an ablation there would not "
-                f"ablate. Ablate at {_alternatives(self._model, self._hook_point)}."
+                f"ablate. Ablate at {_alternatives(self._model, name)}."
             )
 
 
@@ -181,19 +214,18 @@ def _finite(*outputs: Tensor) -> list[Tensor]:
     return [output.masked_fill(~finite, 0.0) for output in outputs]
 
 
-def _entry(model: Any, hook_point: str) -> tuple[str | None, int, bool]:
-    """Where a pass can start again for this hook point: (residual's hook point, layer, whether the
-    residual there is the hook point's own activation)."""
+def _entry(model: Any, hook_point: str) -> _Entry | None:
+    """Where a pass can start again for this hook point, if it is in a block."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_point)
     if match is None:
-        return None, 0, False
+        return None
     layer, rest = int(match[1]), match[2]
     if rest == "hook_resid_post":
-        return hook_point, layer + 1, True
+        return _Entry(hook_point, layer + 1, True)
     if rest == "hook_resid_pre":
-        return hook_point, layer, True
-    entry = f"blocks.{layer}.hook_resid_pre"
-    return (entry, layer, False) if entry in model.hook_dict else (None, 0, False)
+        return _Entry(hook_point, layer, True)
+    residual = f"blocks.{layer}.hook_resid_pre"
+    return _Entry(residual, layer, False) if residual in model.hook_dict else None
 
 
 def _alternatives(model: Any, hook_point: str) -> str:
