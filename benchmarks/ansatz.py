@@ -8,6 +8,7 @@ import argparse
 
 import pandas as pd
 import torch
+from helpers.page import made_on
 
 from tl_weighted_pca import logit_probe, next_token_loss, sampled_token_loss
 from tl_weighted_pca.ansatz import feature_ansatz
@@ -83,6 +84,7 @@ def main() -> None:
         for (objective, kind), row in table.groupby(["objective", "kind"])[PAGE].mean().iterrows():
             figures = " | ".join("–" if pd.isna(value) else f"{value:.2f}" for value in row)
             print(f"| {objective} | {kind} | {figures} |")
+        print(made_on())
         return
     table = regression(args.seeds, args.steps, args.width)
     groups = table.groupby(["objective", "name", "step"])
@@ -90,6 +92,7 @@ def main() -> None:
     print(groups[["loss", *COLUMNS]].mean().round(3).to_string())
     print("\nsmallest and largest over seeds")
     print(groups[["cosine", "identity", "rotated"]].agg(["min", "max"]).round(3).to_string())
+    print(made_on())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from helpers.page import folded, made_on, write_after_mark
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.ablation.curves import AblationCurves
@@ -88,7 +89,7 @@ def limit(
     curves: AblationCurves,
     steps: int,
 ) -> tuple[list[float], list[str]]:
-    """Excess loss of the trained bottleneck at each rank, and what computed basis is surely below it."""
+    """The trained bottleneck's excess loss by rank, and which bases are significantly below it."""
     options = {"hook_point": curves.hook_point, "progress": False}
     few = train.select(range(min(100, len(train))))
     seen = wpca.ablation_curves(model, few, bases, ranks=curves.ranks, **options).scores
@@ -117,7 +118,6 @@ def table(
     """The table of a hook point; the relative excesses in it; and whether an excess was floored."""
     half = [k for k in curves.ranks if curves.width <= 8 * k <= 4 * curves.width]
     lines = [
-        f"\n## `{curves.hook_point}`\n",
         f"Unablated loss {curves.baseline:.4f}; excess loss by rank:\n",
         "| basis | "
         + " | ".join(map(str, curves.ranks))
@@ -173,7 +173,6 @@ def main() -> None:
     lines: list[str] = []
     means: dict[str, list[tuple[float, float]]] = {}
     for hook_point in hook_points:
-        start = len(lines)
         bases, seconds = bases_at(model, train, min(300, arguments.train), hook_point)
         width = bases["pca"].width
         curves = wpca.ablation_curves(
@@ -186,31 +185,24 @@ def main() -> None:
         )
         residual = hook_point.endswith("resid_post")
         rows, relative, floored = table(curves, seconds)
-        lines += rows
         if residual:
             for name, pair in relative.items():
                 means.setdefault(name, []).append(pair)
         if arguments.limit_steps and residual:
             trained, below = limit(model, train, heldout, bases, curves, arguments.limit_steps)
             cells = " | ".join(excess(e) for e in trained)
-            lines.append(f"| trained limit | {cells} | | | |")
-            lines.append(
-                f"\nSurely below the trained limit (95%): {', '.join(below) or 'no computed basis'}."
+            rows.append(f"| trained limit | {cells} | | | |")
+            rows.append(
+                "\nSignificantly below the trained limit (95%): "
+                f"{', '.join(below) or 'no computed basis'}."
             )
-        lines += [
-            f"\nCollection shared by all: {seconds['collect']:.1f} s.",
-            *([FLOORED] if floored else []),
-        ]
-        print("\n".join(lines[start:]), flush=True)
+        rows.append(f"\nCollection shared by all: {seconds['collect']:.1f} s.")
+        lines += folded(f"`{hook_point}`", [*rows, *([FLOORED] if floored else [])])
+        print("\n".join(["", hook_point, *rows]), flush=True)
         if arguments.picture and hook_point == pictured:
             curves.plot().savefig(arguments.picture)
     if arguments.out:
-        head = (
-            arguments.out.read_text().split("<!-- table -->")[0] if arguments.out.exists() else ""
-        )
-        arguments.out.write_text(
-            head + "<!-- table -->\n" + "\n".join([*summary(means), *lines]) + "\n"
-        )
+        write_after_mark(arguments.out, [*summary(means), *lines, "", made_on()])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from bases import FISHER, HOOK_POINTS
-from page import write_between_marks
+from helpers.page import made_on, write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.embedded.score import score
@@ -86,7 +86,7 @@ def main() -> None:
         lines.append("| " + " | ".join(row) + " |")
         print(lines[-1], flush=True)
     if arguments.out:
-        write_between_marks(arguments.out, "seeds", lines)
+        write_between_marks(arguments.out, "seeds", [*lines, "", made_on()])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from bases import FISHER, HOOK_POINTS
-from page import write_between_marks
+from helpers.page import made_on, write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.embedded.score import score
@@ -119,7 +119,7 @@ def main() -> None:
     if arguments.picture:
         picture(rows).savefig(arguments.picture)
     if arguments.out:
-        write_between_marks(arguments.out, "training", lines)
+        write_between_marks(arguments.out, "training", [*lines, "", made_on()])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ import gc
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -41,7 +40,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
-from collect_sides import GPT2, SIDES, SMALL, build, hook_points, random_tokens  # noqa: E402
+from helpers.collect_sides import (  # noqa: E402
+    GPT2,
+    SIDES,
+    SMALL,
+    build,
+    hook_points,
+    random_tokens,
+)
+from helpers.page import made_on  # noqa: E402
 
 import tl_weighted_pca as wpca  # noqa: E402
 
@@ -187,7 +194,7 @@ def kronfluence_table(shape: dict[str, int], n: int, length: int, rounds: int) -
     if importlib.util.find_spec("kronfluence") is None:
         print("kronfluence is missing, so its comparison is left out: pip install kronfluence\n")
         return
-    from kronfluence_covariance import LinearBlocks, covariance_fit
+    from helpers.kronfluence_covariance import LinearBlocks, covariance_fit
 
     print(
         f"Second moments a second against kronfluence's covariance fit: {n}×{length} tokens, the inputs "
@@ -272,8 +279,7 @@ def main() -> None:
         large = (GPT2, 2, 512)
         flat = (SMALL, 128, [10_240, 102_400])
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, "
-        f"{'CPU' if options.cpu else 'wall'} seconds, "
+        f"{made_on()} {'CPU' if options.cpu else 'Wall'} seconds, "
         f"load {os.getloadavg()[0]:.1f} at the start, {rounds} rounds.\n"
     )
     wanted = {

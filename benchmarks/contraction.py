@@ -14,6 +14,7 @@ import argparse
 import time
 
 import torch
+from helpers.page import made_on
 from torch import Tensor
 
 from tl_weighted_pca.moments.running_sums import symmetric_product
@@ -60,6 +61,7 @@ def main() -> None:
                 f"{best[1] / best[0]:.2f} |",
                 flush=True,
             )
+    print(made_on())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ python benchmarks/embedded.py --slips
 
 import argparse
 
+from helpers.page import made_on
+
 from tl_weighted_pca import embedded
 from tl_weighted_pca.embedded.score import Bigram, score
 
@@ -31,6 +33,7 @@ def main() -> None:
     for kind, count in model.count_of.items():
         ours, theirs = model.accuracy_of[kind], bigram.accuracy_of[kind]
         print(f"{kind:12} {count:6d} {ours:8.1%} {theirs:8.1%}")
+    print(made_on())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import math
 import time
 
 import torch
+from helpers.page import made_on
 
 from tl_weighted_pca import ablation_curves, collect, pca
 from tl_weighted_pca.interaction import (
@@ -206,6 +207,7 @@ def main() -> None:
         blocks(args.seeds or 30)
     else:
         addition(args.seeds or 5, args.steps)
+    print(made_on())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ wall time, or with `--cpu` CPU seconds of one thread, which others who use the m
 Peak memory is the kernel's high-water mark above the built model, one process a side (Linux with
 glibc only). Errors are relative Frobenius errors against float64 sums of the same float32 activations
 and gradients, the largest over hook points; overlap is φ of the top eighth of the eigenvectors with the
-reference's, the smallest over hook points of the model's width. See `peer_sides.py` for what each side does.
+reference's, the smallest over hook points of the model's width. See `helpers/peer_sides.py` for
+what each side does.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,9 +34,9 @@ warnings.filterwarnings("ignore")
 
 import collect as collecting  # noqa: E402
 import torch  # noqa: E402
-from page import write_between_marks  # noqa: E402
-from peer_sides import SIDES, Found, hooks_and_backward  # noqa: E402
-from peer_subject import Subject, subject  # noqa: E402
+from helpers.page import made_on, write_between_marks  # noqa: E402
+from helpers.peer_sides import SIDES, Found, hooks_and_backward  # noqa: E402
+from helpers.peer_subject import Subject, subject  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import GPT2Config  # noqa: E402
 
@@ -150,17 +149,9 @@ def rows(name: str, group: str, rounds: int, memory: bool) -> list[str]:
 
 
 def report(names: list[str], rounds: int, cpu: bool, memory: bool) -> str:
-    libraries = (
-        "torch",
-        "transformer-lens",
-        "scikit-learn",
-        "kronfluence",
-        "curvlinops-for-pytorch",
-    )
     text = [
-        ", ".join(f"{library} {version(library)}" for library in libraries)
-        + f"; {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{'CPU' if cpu else 'wall'} seconds, load {os.getloadavg()[0]:.1f} at the start, {rounds} rounds. "
+        f"{made_on('scikit-learn', 'kronfluence', 'curvlinops-for-pytorch')} "
+        f"{'CPU' if cpu else 'Wall'} seconds, load {os.getloadavg()[0]:.1f} at the start, {rounds} rounds. "
         "Ratios: of medians [quartiles by round; of minima]."
     ]
     for name in names:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from bases import FLOORED, summary, table
+from helpers.page import folded, made_on, write_after_mark
 
 import tl_weighted_pca as wpca
 
@@ -121,10 +122,10 @@ def main() -> None:
         ranks = [d // 32, d // 16, *(i * d // 8 for i in (1, 2, 3, 4, 6))]
         curves = wpca.ablation_curves(model, heldout, bases, hook_point, ranks=ranks, **options)
         rows, relative, floored = table(curves, seconds)
-        lines += [*rows, *([FLOORED] if floored else [])]
+        lines += folded(f"`{hook_point}`", [*rows, *([FLOORED] if floored else [])])
         for name, pair in relative.items():
             means.setdefault(name, []).append(pair)
-        print("\n".join(rows), flush=True)
+        print("\n".join(["", hook_point, *rows]), flush=True)
         if arguments.picture and hook_point == hook_points[len(hook_points) // 2]:
             curves.plot().savefig(arguments.picture)
     said = (
@@ -134,12 +135,7 @@ def main() -> None:
     )
     print("\n".join([*summary(means), "", said]))
     if arguments.out:
-        head = (
-            arguments.out.read_text().split("<!-- table -->")[0] if arguments.out.exists() else ""
-        )
-        arguments.out.write_text(
-            head + "<!-- table -->\n" + "\n".join([*summary(means), "", said, *lines]) + "\n"
-        )
+        write_after_mark(arguments.out, [*summary(means), "", said, *lines, "", made_on()])
 
 
 if __name__ == "__main__":

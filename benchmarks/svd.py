@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 import transformer_lens
+from helpers.page import made_on
 
 from tl_weighted_pca.factored.thin_svd import svd
 
@@ -179,11 +180,7 @@ def main() -> None:
     if arguments.runs:
         return repeated(arguments.runs, arguments.seconds)
 
-    print(
-        f"torch {torch.__version__}, TransformerLens's FactoredMatrix beside tl_weighted_pca.svd, ",
-        end="",
-    )
-    print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start\n")
+    print(f"{made_on()} Load {os.getloadavg()[0]:.1f} at the start.\n")
     print(
         "| case | batch × [l, m] · [m, r] | TransformerLens | dense | ours | faster (quartiles) | rounds "
         "| reconstruction, theirs → ours | orthogonality, theirs → ours |"

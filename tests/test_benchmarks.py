@@ -74,6 +74,9 @@ def test_bases(tmp_path):
     run("bases.py", "--quick", "--out", page, "--picture", picture)
     head, text = page.read_text().split("<!-- table -->")
     assert head == "Before.\n\n" and "old" not in text
+    # Raw tables fold away, and the page says when and on what they were made.
+    assert re.search(r'^\?\?\? details "`blocks.1.hook_resid_post`"\n\n    Unablated', text, re.M)
+    assert re.search(r"^\*Made \d{4}-\d\d-\d\d on .*torch \d.*\*$", text, re.M)
     rows = dict(re.findall(r"^\| ([\w, ]+) \| ([\d.]+) \| [\d.]+ \|$", text, re.MULTILINE))
     assert float(rows["pca"]) == 1
     assert {"weighted", "fisher", "joint", "path, twice"} < rows.keys()

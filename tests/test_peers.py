@@ -13,8 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 try:
-    import peer_sides
-    import peer_subject
+    from helpers import peer_sides, peer_subject
 except ImportError as error:  # TransformerLens 4 has no HookedTransformer
     pytest.skip(str(error), allow_module_level=True)
 finally:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peer_subject import Map, Subject
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 import tl_weighted_pca as wpca
+from helpers.peer_subject import Map, Subject
 
 Found = dict[tuple[str, str], Callable[[], Tensor]]
 Call = Callable[[], Found]
