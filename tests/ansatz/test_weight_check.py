@@ -49,7 +49,8 @@ def test_a_loader_over_an_iterator_loses_no_batch():
     loader = DataLoader(Drained(x), batch_size=7)
     drained = feature_ansatz(model, loader, objective=squared_error(y), **QUIET)["layers.0.W"]
     assert drained.n_tokens == 60
-    torch.testing.assert_close(drained.agop, whole.agop)
+    # The model's own rounding differs by batch: 1e-5 of the matrix is what the numerical contract gives.
+    assert torch.dist(drained.agop, whole.agop) < 1e-5 * whole.agop.norm()
 
 
 @pytest.mark.parametrize(

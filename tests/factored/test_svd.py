@@ -54,6 +54,12 @@ def _alike(apart: float, dtype: torch.dtype) -> torch.Tensor:
     return X
 
 
+def _long_rows(l: int, m: int, k: int, longer: float, dtype: torch.dtype) -> torch.Tensor:
+    X = random(l, m, dtype=dtype, seed=1)
+    X[1 : 1 + k] *= longer
+    return X
+
+
 def _ones_over_signs(dtype: torch.dtype) -> torch.Tensor:
     X = random(1024, 32, dtype=dtype).sign() * 5.46e-4
     X[:32] += torch.eye(32, dtype=dtype)
@@ -143,9 +149,24 @@ FAMILY = {
     "two alike, right": lambda t: (random(512, 128, dtype=t), _alike(0.12, t).mT),
     "signs": lambda t: (random(768, 64, dtype=t).sign() / 3, random(64, 768, dtype=t)),
     "signs, right": lambda t: (random(768, 64, dtype=t), random(64, 768, dtype=t).sign() / 3),
-    "one long row": lambda t: (
-        random(1000, 48, dtype=t, seed=1) * (1 + 49 * (torch.arange(1000) == 1))[:, None],
-        random(48, 768, dtype=t, seed=9),
+    **{
+        f"{k} rows of {l}x{m} {c} times longer": lambda t, l=l, m=m, k=k, c=c: (
+            _long_rows(l, m, k, c, t),
+            random(m, 768, dtype=t, seed=9),
+        )
+        for l, m, k, c in (
+            (1000, 48, 1, 50),
+            (1000, 48, 1, 20),
+            (768, 64, 1, 20),
+            (768, 64, 8, 8),
+            (2048, 128, 1, 50),
+            (2048, 128, 8, 12),
+            (4096, 32, 1, 50),
+        )
+    },
+    "one long row, right": lambda t: (
+        random(768, 48, dtype=t, seed=9),
+        _long_rows(1000, 48, 1, 50, t).mT,
     ),
     "ones over signs": lambda t: (_ones_over_signs(t), random(32, 512, dtype=t)),
     **{

@@ -18,6 +18,9 @@ _STRETCH = 6.0
 # As long as rounding averages out. Where all terms of a sum are rounded the same way (entries ±c, say), or
 # one is far above the others, the sums of squares show it: all of their terms have one sign.
 _BIAS = 7e-7
+# Other entries are rounded less than squares, unless a row x is so long that the sums of all entries pass
+# through x_i x_j and are rounded at that size. ‖D⁻¹ x‖² is m/l for rows of one length, m at the most.
+_LONGEST_ROW = 4.0
 # Rows of a sum of squares in float32.
 _ROWS = 64
 # Not where a column's square is so small that float32 products of its entries lose digits to underflow.
@@ -65,20 +68,21 @@ def rotations(A: Tensor, B: Tensor) -> Rotations | None:
 
 
 def _gram(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """XᵀX of float32 products, its diagonal (summed with more care, there too), and where the two agree."""
+    """XᵀX of float32 products, its diagonal (summed with more care), and where they can be trusted."""
     G = gram(X)
     diagonal = G.diagonal(dim1=-2, dim2=-1)
-    squares = _squares(X)
+    entries = X.square()
+    squares = _sum_of_rows(entries)
     good = ((diagonal - squares).abs() < _BIAS * squares).all(-1)
     good &= squares.amin(-1) > _LEAST_SQUARE
+    good &= (entries @ squares.reciprocal().float().unsqueeze(-1)).amax((-2, -1)) < _LONGEST_ROW
     diagonal.copy_(squares)
     return G, squares, good
 
 
-def _squares(X: Tensor) -> Tensor:
-    """‖x‖² of each column x, right to 1e-7: few rows each in float32, and these sums in float64."""
-    squares = X.square()
+def _sum_of_rows(X: Tensor) -> Tensor:
+    """Σ_i x_ij of entries ≥ 0, right to 1e-7: few rows each in float32, and these sums in float64."""
     n = X.shape[-2] // _ROWS
-    whole, rest = squares.split([n * _ROWS, X.shape[-2] - n * _ROWS], dim=-2)
+    whole, rest = X.split([n * _ROWS, X.shape[-2] - n * _ROWS], dim=-2)
     few = whole.unflatten(-2, (n, _ROWS)).sum(-2)
     return few.sum(-2, dtype=torch.float64) + rest.sum(-2)
