@@ -277,10 +277,10 @@ class TestAblation:
                 use(2.7)
         assert basis.truncate(np.int64(3)).n_components == 3
 
-    def test_bases_that_are_no_dict(self, best_model, tokens, basis):
-        with pytest.raises(TypeError, match="bases is a Basis; expected a dict from names"):
-            wpca.ablation_curves(best_model, tokens, basis, HOOK)
-        with pytest.raises(TypeError, match="bases is a dict of Tensor; expected a dict"):
+    def test_bases_that_are_none(self, best_model, tokens, basis):
+        with pytest.raises(TypeError, match="bases is a Tensor; expected a Basis, a list"):
+            wpca.ablation_curves(best_model, tokens, basis.encoder, HOOK)
+        with pytest.raises(TypeError, match="bases holds a Tensor; expected a Basis, a list"):
             wpca.ablation_curves(best_model, tokens, {"a": basis, "b": basis.encoder}, HOOK)
 
     def test_another_width(self, best_model, tokens, basis):

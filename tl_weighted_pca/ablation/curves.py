@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.ablation.bootstrap import Estimate, estimate, interval, resamples
 from tl_weighted_pca.support.whole_numbers import checked_counts
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_RESAMPLES = 1000
-
-
-class Estimate(float):
-    """A number with its bootstrap interval: compares and computes as the number."""
-
-    low: float
-    """The interval's lower end."""
-    high: float
-    """The interval's upper end."""
-
-    def __new__(cls, value: float, low: float, high: float) -> Estimate:
-        self = super().__new__(cls, value)
-        self.low, self.high = low, high
-        return self
-
-    def __repr__(self) -> str:
-        return f"{float(self):.4g} [{self.low:.4g}, {self.high:.4g}]"
-
-    __str__ = __repr__
-
-    def __reduce__(self) -> tuple[type[Estimate], tuple[float, float, float]]:
-        return Estimate, (float(self), self.low, self.high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +28,9 @@ class AblationCurves:
     """
 
     ranks: list[int]
-    """k, ascending."""
+    """k, ascending: of bases at several hook points, the components kept at all of them together."""
     width: int
-    """d: at rank d every complete basis is the identity."""
+    """d, or its sum over hook points: at rank d every complete basis is the identity."""
     per_sequence: dict[str, Float[Tensor, "rank sequence"]]
     """s_b(k, x) by basis, summed over the positions of each sequence, in the order of the data."""
     baseline_per_sequence: Float[Tensor, " sequence"]
@@ -65,6 +41,8 @@ class AblationCurves:
     """Where was ablated."""
     unit: str = "score"
     """What a score is, for tables and pictures."""
+    kept: list[dict[str, int]] = field(default_factory=list)
+    """The components kept at each hook point, one dict a rank."""
 
     def __repr__(self) -> str:
         place = f" at {self.hook_point!r}" if self.hook_point else ""
@@ -86,19 +64,37 @@ class AblationCurves:
 
     def excess(self, name: str, *, level: float = 0.95, seed: int = 0) -> list[Estimate]:
         """score_b(k) − baseline at each rank, with its interval."""
-        draws = self._draws(seed)
+        draws = resamples(self.counts, seed)
         resampled = self._excess(name, draws)
         point = self._excess(name, None)[:, 0]
-        return [_estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
+        return [estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
 
     def difference(
         self, name: str, *, to: str = "pca", level: float = 0.95, seed: int = 0
     ) -> list[Estimate]:
         """score_name(k) − score_to(k) at each rank, with its paired interval."""
-        draws = self._draws(seed)
+        draws = resamples(self.counts, seed)
         point = (self._excess(name, None) - self._excess(to, None))[:, 0]
         resampled = self._excess(name, draws) - self._excess(to, draws)
-        return [_estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
+        return [estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
+
+    def smallest_rank(
+        self, name: str, tolerance: float = 0.1, *, level: float = 0.95, seed: int = 0
+    ) -> Estimate:
+        """min {k : score_b(k) − baseline ≤ tolerance}, over the ranks that were evaluated.
+
+        Infinite where no rank has so small an excess. The interval is that of the same minimum in
+        resampled sequences.
+        """
+        at = torch.tensor([*self.ranks, torch.inf], dtype=torch.float64)
+
+        def smallest(excess: Tensor) -> Tensor:
+            enough = torch.cat([excess <= tolerance, torch.ones_like(excess[:1], dtype=torch.bool)])
+            return at[enough.byte().argmax(0)]
+
+        point = smallest(self._excess(name, None))[0]
+        resampled = smallest(self._excess(name, resamples(self.counts, seed)))
+        return estimate(point, resampled, level, discrete=True)
 
     def area(self, name: str, *, level: float = 0.95, seed: int = 0) -> Estimate:
         """∫ (score_b(k) − baseline) dk over the ranks, by trapezoids, divided by their range.
@@ -114,7 +110,7 @@ class AblationCurves:
             return torch.trapezoid(excess, at, dim=0) / (at[-1] - at[0])
 
         point = integral(self._excess(name, None))[0]
-        return _estimate(point, integral(self._excess(name, self._draws(seed))), level)
+        return estimate(point, integral(self._excess(name, resamples(self.counts, seed))), level)
 
     def relative_excess(
         self,
@@ -147,11 +143,11 @@ class AblationCurves:
                 f"{self.ranks}."
             )
         rows = [self.ranks.index(k) for k in chosen]
-        draws = self._draws(seed)
+        draws = resamples(self.counts, seed)
         logs, floored = [], []
         for which in (name, to):
             point, resampled = self._excess(which, None)[rows], self._excess(which, draws)[rows]
-            low, high = _interval(resampled, level)
+            low, high = interval(resampled, level)
             # Below the rounding of float32 scores an excess is nothing, and its logarithm is noise.
             rounding = max(1e-6 * abs(self.baseline), torch.finfo(torch.float64).tiny)
             # Of a single sequence the half-width is unknown: that would floor at infinity.
@@ -171,7 +167,7 @@ class AblationCurves:
                 stacklevel=2,
             )
         point, resampled = ((mine - theirs).exp() for mine, theirs in zip(*logs, strict=True))
-        return _estimate(point[0], resampled, level)
+        return estimate(point[0], resampled, level)
 
     def to_pandas(self, *, level: float = 0.95) -> pd.DataFrame:
         """A tidy table: hook_point, basis, rank, score, excess, and the excess's interval."""
@@ -202,14 +198,6 @@ class AblationCurves:
             return plot_relative_excess(self, relative_to=relative_to, **options)
         return plot_ablation_curves(self, **options)
 
-    def _draws(self, seed: int) -> Float[Tensor, "sequence resample"]:
-        """How often each sequence appears in each bootstrap sample: none for fewer than two sequences."""
-        if int((self.counts > 0).sum()) < 2:
-            return torch.zeros(len(self.counts), 0, dtype=torch.float64)
-        draws = _bootstrap(len(self.counts), seed)
-        counted = self.counts @ draws > 0
-        return draws if bool(counted.all()) else draws[:, counted]
-
     def _excess(self, name: str, draws: Tensor | None) -> Float[Tensor, "rank resample"]:
         if name not in self.per_sequence:
             raise ValueError(
@@ -219,27 +207,3 @@ class AblationCurves:
         if draws is None:
             return over.sum(1, keepdim=True) / self.counts.sum()
         return (over @ draws) / (self.counts @ draws)
-
-
-@lru_cache(maxsize=1)  # one set of curves asks for it once a basis, or a component
-def _bootstrap(n: int, seed: int) -> Float[Tensor, "sequence resample"]:
-    """How often each of n sequences appears in each of the samples of n."""
-    drawn = torch.randint(n, (n, _RESAMPLES), generator=torch.Generator().manual_seed(seed))
-    one = torch.ones((), dtype=torch.float64).expand(drawn.shape)
-    return torch.zeros(n, _RESAMPLES, dtype=torch.float64).scatter_add_(0, drawn, one)
-
-
-def _interval(resampled: Float[Tensor, "*rank resample"], level: float) -> tuple[Tensor, Tensor]:
-    """The percentile interval; the whole line where there was nothing to resample."""
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; expected a share between 0 and 1, such as 0.95.")
-    if not resampled.shape[-1]:
-        unknown = torch.full(resampled.shape[:-1], torch.inf, dtype=resampled.dtype)
-        return -unknown, unknown
-    tail = (1 - level) / 2
-    return resampled.quantile(tail, -1), resampled.quantile(1 - tail, -1)
-
-
-def _estimate(point: Tensor, resampled: Tensor, level: float) -> Estimate:
-    low, high = _interval(resampled, level)
-    return Estimate(float(point), float(low), float(high))

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from tl_weighted_pca.ablation.curves import AblationCurves, Estimate
+from tl_weighted_pca.ablation.bootstrap import Estimate
+from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.support.figure import canvas, styles
 
 _FLOOR = 1e-5

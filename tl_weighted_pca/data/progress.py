@@ -20,18 +20,30 @@ class Progress:
         batch_size: sequences a batch.
         max_tokens: where reading stops.
         shown: False is silent.
+        title: what is done.
+        passes: how often each batch advances it.
     """
 
-    def __init__(self, data: Any, batch_size: int, max_tokens: int | None, shown: bool) -> None:
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int,
+        max_tokens: int | None,
+        shown: bool,
+        *,
+        title: str = "Collecting",
+        passes: int = 1,
+    ) -> None:
         self._exact = count_tokens(data) is not None
-        self._n_batches = count_batches(data, batch_size)
-        self._limit = max_tokens
+        n_batches, n_tokens = count_batches(data, batch_size), count_tokens(data, max_tokens)
+        self._n_batches = None if n_batches is None else n_batches * passes
+        self._limit = None if max_tokens is None else max_tokens * passes
         self._seen = self._done = 0
         self._bar = tqdm(
-            total=count_tokens(data, max_tokens),
+            total=None if n_tokens is None else n_tokens * passes,
             unit="tok",
             unit_scale=True,
-            desc="Collecting",
+            desc=title,
             dynamic_ncols=True,
             disable=not shown,
         )
@@ -54,7 +66,7 @@ class Progress:
         self.advance(batch)
 
     def advance(self, batch: Batch) -> None:
-        """A batch is done."""
+        """A batch is done, for one of its passes."""
         self._seen += 1
         self._done += batch.n_tokens
         if not self._exact and self._n_batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tl_weighted_pca.ablation.curves import AblationCurves
-from tl_weighted_pca.ablation.node_ablation import score_edits
+from tl_weighted_pca.ablation.scored_pass import scores_of_edits, warn_where_nothing_changes
 from tl_weighted_pca.feature_cards.components import Components
 
 
@@ -19,6 +19,9 @@ def single_ablations(
     Returns:
         Curves of one rank, d − 1, by the component's name.
     """
-    removals = {name: [components.removal(i)] for i, name in enumerate(components.names)}
+    edits = [{hook_point: components.removal(i)} for i in range(len(components.names))]
+    scores = scores_of_edits(model, data, edits, **options)
+    warn_where_nothing_changes(scores.edited, scores.baseline)
     width = components.basis.width
-    return score_edits(model, data, hook_point, removals, ranks=[width - 1], width=width, **options)
+    rows = {name: slice(i, i + 1) for i, name in enumerate(components.names)}
+    return scores.curves(rows, ranks=[width - 1], width=width, hook_point=hook_point)
