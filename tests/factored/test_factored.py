@@ -6,6 +6,9 @@ import pickle
 import weakref
 
 import einops
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformer_lens
@@ -257,6 +260,81 @@ def test_matmul_with_what_is_only_like_a_tensor():
     assert type(Wrapped(left) @ M) is FactoredMatrix
     assert_close((Wrapped(left) @ M).AB.tensor, left @ M.AB)
     assert_close((M @ Wrapped(vector)).tensor, M.AB @ vector)
+
+
+class TestAsAContainer:
+    """Iteration and numpy see the dense product: rows of a matrix, matrices of a batch."""
+
+    def test_iteration(self, M, dense):
+        assert len(M) == len(dense)
+        found = list(M)
+        assert len(found) == len(dense)
+        for x, y in zip(found, dense, strict=True):
+            assert_close(x, y) if M.ndim == 2 else is_ours(x, y)
+        for x, y in zip(reversed(M), reversed(found), strict=True):
+            assert torch.dist(x, y) == 0
+        first, *_ = M
+        assert torch.dist(first, dense[0]) < 1e-12
+
+    def test_rows_carry_gradients(self):
+        A = torch.randn(3, 2).requires_grad_()
+        first, _, _ = FactoredMatrix(A, torch.randn(2, 4))
+        first.sum().backward()
+        assert A.grad[0].any()
+        assert not A.grad[1:].any()
+
+    def test_membership_and_truth(self, M, dense):
+        assert M.AB[(0,) * M.ndim] in M
+        assert 1e9 not in M
+        for refused in (lambda x: "x" in x, bool):
+            with pytest.raises(RuntimeError) as ours:
+                refused(M)
+            with pytest.raises(RuntimeError) as theirs:
+                refused(dense)
+            assert str(ours.value) == str(theirs.value)
+        assert bool(FactoredMatrix(torch.ones(1, 2), torch.ones(2, 1)))
+
+    def test_no_rows(self):
+        M = FactoredMatrix(torch.ones(0, 2), torch.ones(2, 3))
+        assert len(M) == 0
+        assert list(M) == []
+
+    def test_numpy(self, M, dense):
+        for convert in (np.asarray, np.array, np.abs, np.sum, lambda x: np.stack([x, x])):
+            np.testing.assert_allclose(convert(M), convert(dense.numpy()), rtol=1e-12)
+        assert np.asarray(M, dtype=np.float32).dtype == np.float32
+        is_ours(np.float64(2) * M, 2 * dense)
+        is_ours(M * np.array(2.0), 2 * dense)
+        is_ours(np.array(2.0) * M, 2 * dense)
+
+    def test_products_with_arrays(self, M, dense):
+        """As torch's: an array on the right is multiplied, on the left refused; no array scales A."""
+        A, right = M.A.numpy(), M.B.mT.numpy()
+        np.testing.assert_allclose(M @ right, dense.numpy() @ right)
+        with pytest.raises(TypeError, match=r"unsupported operand type\(s\) for @"):
+            A.swapaxes(-1, -2) @ M
+        for product in (lambda: A * M, lambda: M * A):
+            with pytest.raises(AssertionError, match="must be a scalar"):
+                product()
+
+    def test_pandas_and_matplotlib(self):
+        M = FactoredMatrix(torch.randn(3, 2), torch.randn(2, 4))
+        np.testing.assert_array_equal(pd.DataFrame(M).to_numpy(), M.AB.numpy())
+        with pytest.raises(ValueError, match="2-d"):
+            pd.DataFrame(M.unsqueeze(0))
+        _, axes = plt.subplots()
+        np.testing.assert_array_equal(axes.imshow(M).get_array(), M.AB.numpy())
+        for line, column in zip(axes.plot(M), M.AB.mT, strict=True):
+            np.testing.assert_allclose(line.get_ydata(orig=False), column, rtol=1e-6)
+        plt.close("all")
+
+    def test_einops_refuses_at_once(self, M):
+        with pytest.raises(RuntimeError, match="type unknown"):
+            einops.rearrange(M, "... -> ...")
+        with pytest.raises(RuntimeError, match="type unknown"):
+            einops.rearrange([M, M], "n ... -> ... n")
+        if M.ndim == 2:  # a list of rows is a list of tensors
+            assert_close(einops.rearrange(list(M), "i j -> j i"), M.AB.mT)
 
 
 class TestSvd:

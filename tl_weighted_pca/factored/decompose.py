@@ -3,7 +3,7 @@
     A = Q_A R_A,   Bᵀ = Q_B R_B,   C = R_A R_Bᵀ = W S Zᵀ   ⇒   M = (Q_A W) S (Q_B Z)ᵀ
 
 The tall factors are only orthonormalised; the SVD itself is that of the small core C [m, m] (Golub and Van
-Loan, *Matrix Computations*, 5.2 and 8.6). Three observations make it quick for float32 factors, with errors
+Loan, *Matrix Computations*, 5.2 and 8.6). Three observations make it fast for float32 factors, with errors
 below those of working in float32 throughout:
 
 1. *Gram matrices.* AᵀA = RᵀR and R (BBᵀ) Rᵀ = W S² Wᵀ give U = A (R⁻¹ W) and V = Bᵀ (Rᵀ W S⁻¹) by matrix
@@ -129,7 +129,7 @@ def _by_householder(A: Tensor, B: Tensor) -> SVD:
 
 
 def _by_products(A: Tensor, B: Tensor) -> SVD:
-    """The quick ways for float32, in pieces of the batch that stay in cache."""
+    """By Gram matrices or Cholesky-QR, for float32, in pieces of the batch that stay in cache."""
     (l, m), r, batch = A.shape[-2:], B.shape[-1], broadcast_batch(A, B)
     A = A.expand(*batch, l, m).reshape(-1, l, m)
     B = B.expand(*batch, m, r).reshape(-1, m, r)
@@ -141,25 +141,25 @@ def _by_products(A: Tensor, B: Tensor) -> SVD:
     step = math.ceil(n / (threads * rounds))  # as many pieces for each thread
 
     def decompose(part: slice) -> None:
-        rest: slice | Tensor = part
-        quick = rotations(A[part], B[part]) if exact else None
-        if quick is not None:
-            S[part] = quick.S
-            _turn(A[part], quick.X, B[part].mT, quick.Y, U[part], V_T[part])
-            if quick.good.all():
+        others: slice | Tensor = part
+        turned = rotations(A[part], B[part]) if exact else None
+        if turned is not None:
+            S[part] = turned.S
+            _turn(A[part], turned.X, B[part].mT, turned.Y, U[part], V_T[part])
+            if turned.good.all():
                 return
-            rest = part.start + (~quick.good).nonzero()[:, 0]
-        left = orthonormalise(A[rest], exact)
-        right = orthonormalise(B[rest].mT, exact)
+            others = part.start + (~turned.good).nonzero()[:, 0]
+        left = orthonormalise(A[others], exact)
+        right = orthonormalise(B[others].mT, exact)
         C = left.R @ right.R.mT
         if not float(torch.linalg.vector_norm(C)) < _BOUND[A.dtype]:
-            _require_finite(A[rest], B[rest], C)
+            _require_finite(A[others], B[others], C)
         W, s, Z = _core_svd(C)
-        S[rest] = s.to(S.dtype)
-        u, v_T = U[rest], V_T[rest]
+        S[others] = s.to(S.dtype)
+        u, v_T = U[others], V_T[others]
         _turn(left.X, left.T @ W, right.X, right.T @ Z, u, v_T)
-        if quick is not None:  # u and v_T are copies then, as `rest` is no slice
-            U[rest], V_T[rest] = u, v_T
+        if turned is not None:  # u and v_T are copies then, as `others` is no slice
+            U[others], V_T[others] = u, v_T
 
     _for_each([slice(i, i + step) for i in range(0, n, step)], decompose, threads)
     return SVD(U.view(*batch, l, m), S.view(*batch, m), V_T.view(*batch, m, r))

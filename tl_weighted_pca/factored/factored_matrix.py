@@ -7,9 +7,10 @@ to import all of them from.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, overload
 
+import numpy as np
 import torch
 import transformer_lens
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_map
 from tl_weighted_pca.factored.decompose import is_transforming
 from tl_weighted_pca.factored.svd_switch import use_linalg_svd
 from tl_weighted_pca.factored.thin_svd import SVD, svd, svdvals
-from tl_weighted_pca.factored.torch_functions import QUICK
+from tl_weighted_pca.factored.torch_functions import FROM_FACTORS
 
 __all__ = ["SVD", "FactoredMatrix", "svd", "svdvals", "use_linalg_svd"]
 
@@ -35,7 +36,9 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
     - `svd()` returns `SVD(U, S, V_T)` as `torch.linalg.svd` does, right for every input (see `svd`); `.V` is
       still V, and `.V_T` is its transpose;
     - operations on it give this class again;
-    - torch functions accept it. Those with a quick way through the factors use it: `torch.matmul`,
+    - it iterates, has a length and goes to numpy, pandas and matplotlib as the dense A @ B would: rows of a
+      matrix, matrices of a batch (einops takes its own list of types: give it `M.AB`);
+    - torch functions accept it. Some are computed from the factors: `torch.matmul`,
       `torch.trace`, `torch.linalg.svdvals`, the Frobenius, nuclear and spectral norms, products and
       quotients with a scalar. All others (`torch.dist`, `torch.allclose`, `torch.einsum`,
       `torch.linalg.svd`, sums, ...) get the dense A @ B: mind its size.
@@ -163,16 +166,48 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
         return FactoredMatrix(super().__getitem__(idx))
 
     def __matmul__(self, other: Any) -> Any:
-        return _again(super().__matmul__(other))
+        array = isinstance(other, np.ndarray)
+        return NotImplemented if array else _again(super().__matmul__(other))
 
     def __rmatmul__(self, other: Any) -> Any:
-        return _again(super().__rmatmul__(other))
+        array = isinstance(other, np.ndarray)
+        return NotImplemented if array else _again(super().__rmatmul__(other))
 
     def __mul__(self, scalar: Any) -> FactoredMatrix:
+        # TransformerLens refuses tensors that are no scalars, and multiplies A by arrays.
+        scalar = torch.as_tensor(scalar) if isinstance(scalar, np.ndarray) else scalar
         return FactoredMatrix(super().__mul__(scalar))
 
     def __rmul__(self, scalar: Any) -> FactoredMatrix:
         return self * scalar
+
+    # As a container, and for numpy, it is its dense product.
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        """The matrices along the first dimension; of a single matrix the rows, as tensors."""
+        return iter(_dense(self)) if self.ndim == 2 else (self[i] for i in range(len(self)))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return reversed(tuple(self))
+
+    def __contains__(self, x: Any) -> bool:
+        return _dense(x) in _dense(self)
+
+    def __bool__(self) -> bool:
+        return bool(self.AB)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError(
+                "The dense product of a FactoredMatrix is a copy: leave out copy=False."
+            )
+        return np.asarray(self.AB, dtype)
+
+    # An array to its left asks its __rmatmul__ and __rmul__, and not numpy's.
+    __array_priority__ = Tensor.__array_priority__
 
     # Arithmetic that TransformerLens's class lacks.
 
@@ -203,8 +238,8 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
     def __torch_function__(
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        quick = QUICK.get(func)
-        result = quick(*args, **(kwargs or {})) if quick else NotImplemented
+        from_factors = FROM_FACTORS.get(func)
+        result = from_factors(*args, **(kwargs or {})) if from_factors else NotImplemented
         if result is not NotImplemented:
             return result
         args, kwargs = tree_map(_dense, (args, kwargs or {}))

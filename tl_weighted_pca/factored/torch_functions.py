@@ -1,6 +1,6 @@
 """The torch functions that a factored matrix answers from its factors, without the dense product.
 
-Each takes the function's own arguments, and returns NotImplemented for those it has no quick way for.
+Each takes the function's own arguments, and returns NotImplemented for those that the factors do not answer.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def _svdvals(A: FactoredMatrix, *, driver: str | None = None, out: Tensor | None
 
 
 def _matrix_norm(
-    A: FactoredMatrix, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, **rest: Any
+    A: FactoredMatrix, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, **options: Any
 ) -> Any:
-    if rest or any(not -A.ndim <= d < A.ndim for d in dim):
+    if options or any(not -A.ndim <= d < A.ndim for d in dim):
         return NotImplemented
     if {d % A.ndim for d in dim} != {A.ndim - 2, A.ndim - 1}:
         return NotImplemented
@@ -59,28 +59,28 @@ def _matrix_norm(
 
 
 def _norm(
-    A: FactoredMatrix, ord: Any = None, dim: Any = None, keepdim: bool = False, **rest: Any
+    A: FactoredMatrix, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any
 ) -> Any:
     """As torch: without `ord` and `dim` the norm of all entries, otherwise a matrix norm."""
-    if ord is None and dim is None and not keepdim and not rest:
+    if ord is None and dim is None and not keepdim and not options:
         return torch.linalg.vector_norm(A.norm())
     if dim is None and A.ndim == 2:
         dim = (-2, -1)
     if not isinstance(dim, (tuple, list)) or len(dim) != 2:
         return NotImplemented
-    return _matrix_norm(A, "fro" if ord is None else ord, dim, keepdim, **rest)
+    return _matrix_norm(A, "fro" if ord is None else ord, dim, keepdim, **options)
 
 
 def _old_norm(
-    input: FactoredMatrix, p: Any = "fro", dim: Any = None, keepdim: bool = False, **rest: Any
+    input: FactoredMatrix, p: Any = "fro", dim: Any = None, keepdim: bool = False, **options: Any
 ) -> Any:
     """`torch.norm`: of all entries, unless `dim` says otherwise."""
-    if p not in ("fro", 2) or dim is not None or any(x is not None for x in rest.values()):
+    if p not in ("fro", 2) or dim is not None or any(x is not None for x in options.values()):
         return NotImplemented
     return _norm(input, keepdim=keepdim)
 
 
-QUICK: dict[Callable, Callable] = {
+FROM_FACTORS: dict[Callable, Callable] = {
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
