@@ -11,30 +11,26 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import (
-    BatchSize,
-    Debug,
     OutputOptions,
-    PositionSlice,
-    Progress,
+    PassOptions,
     Ranks,
     existing,
-    parsed_positions,
     parsed_ranks,
 )
 from tl_weighted_pca.cli.tables import ablation_table
-from tl_weighted_pca.cli.text_options import SampleOptions
+from tl_weighted_pca.cli.text_options import DataOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.bases.basis import Basis
     from tl_weighted_pca.runs.run_folder import RunFolder
 
 
-@command
+@command(batch_size=32, max_tokens=20_000)
 def ablate(
-    context: typer.Context,
+    *,
     output: OutputOptions,
     same: SameModelOptions,
-    text: SampleOptions,
+    text: DataOptions,
     bases: Annotated[
         list[Path], typer.Argument(help="Files of bases, or folders of them made by `basis`.")
     ],
@@ -47,10 +43,7 @@ def ablate(
         bool,
         typer.Option("--anywhere", help="Also of another model than the bases were made with."),
     ] = False,
-    positions: PositionSlice = "",
-    batch_size: BatchSize = 32,
-    progress: Progress = True,
-    debug: Debug = False,
+    how: PassOptions,
 ) -> None:
     """Keep the top k components of each basis, ablate the rest, and score the model.
 
@@ -68,16 +61,13 @@ def ablate(
 
     from tl_weighted_pca.ablation.node_ablation import ablation_curves
 
-    steps, where = parsed_ranks(ranks), parsed_positions(positions)
-    with output.folder(context) as run:
+    steps = parsed_ranks(ranks)
+    with output.folder() as run:
         by_place = _by_hook_point(bases, run)
-        source = same.of(run)
-        text.check(source, run)
-        model = source.load(run)
-        if not anywhere:
-            made = [one.provenance for named in by_place.values() for one in named.values()]
-            source.check_made(model, *made, unless="--anywhere")
-        data = text.load(model, "heldout", source.slips)
+        made = [one.provenance for named in by_place.values() for one in named.values()]
+        model, data = text.read(
+            same.of(run), run, "heldout", made=() if anywhere else made, unless="--anywhere"
+        )
         tables = []
         for place, named in by_place.items():
             curves = ablation_curves(
@@ -88,10 +78,8 @@ def ablate(
                 ranks=steps,
                 score=score,
                 anywhere=anywhere,
-                positions=where,
-                batch_size=batch_size,
                 max_tokens=text.max_tokens,
-                progress=progress,
+                **how.options,
             )
             # Ahead of the files: a full disk must not cost what was found.
             show(ablation_table(curves, to="pca" if "pca" in named else None))

@@ -10,18 +10,15 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import (
-    BatchSize,
-    Debug,
     ObjectiveName,
     OutputOptions,
-    PositionSlice,
-    Progress,
+    PassOptions,
+    Samples,
     Seed,
     objective,
-    parsed_positions,
 )
 from tl_weighted_pca.cli.tables import table
-from tl_weighted_pca.cli.text_options import SampleOptions
+from tl_weighted_pca.cli.text_options import DataOptions
 
 _SHOWN = {
     "name": "weight",
@@ -33,12 +30,12 @@ _SHOWN = {
 }
 
 
-@command
+@command(max_tokens=20_000)
 def ansatz(
-    context: typer.Context,
+    *,
     output: OutputOptions,
     source: ModelOptions,
-    text: SampleOptions,
+    text: DataOptions,
     layer: Annotated[
         list[int] | None,
         typer.Option(
@@ -49,18 +46,13 @@ def ansatz(
         Literal["logits", "loss", "fisher"],
         typer.Option("--objective", help="What to differentiate; the paper's are the 'logits'."),
     ] = "logits",
-    samples: Annotated[
-        int, typer.Option(min=1, help="Labels or probes a sequence, for 'fisher' and 'logits'.")
-    ] = 1,
+    samples: Samples = 1,
     folded: Annotated[
         bool,
         typer.Option("--folded", help="Of the weights with the norms' gains folded into them."),
     ] = False,
-    positions: PositionSlice = "",
-    batch_size: BatchSize = 16,
+    how: PassOptions,
     seed: Seed = 0,
-    progress: Progress = True,
-    debug: Debug = False,
 ) -> None:
     """The deep neural feature ansatz: cos(W Wᵀ, E[g gᵀ]) for each weight, and
     what chance alone would give.
@@ -72,22 +64,18 @@ def ansatz(
     """
     from tl_weighted_pca.ansatz.model_ansatz import feature_ansatz
 
-    where = parsed_positions(positions)
-    with output.folder(context) as run:
-        text.check(source, run)
-        model = source.load(run)
+    with output.folder() as run:
+        model, data = text.read(source, run)
         differentiated = objective(ObjectiveName(what), samples, seed)
         assert differentiated is not None
         found = feature_ansatz(
             model,
-            text.load(model, "train", source.slips),
+            data,
             layer,
             differentiated,
             folded=folded,
-            positions=where,
-            batch_size=batch_size,
             max_tokens=text.max_tokens,
-            progress=progress,
+            **how.options,
         )
         frame = found.to_pandas()
         show(table(frame[list(_SHOWN)].rename(columns=_SHOWN), digits=3))

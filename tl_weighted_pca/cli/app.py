@@ -14,10 +14,9 @@ from tl_weighted_pca.cli.cards import cards
 from tl_weighted_pca.cli.collect import collect
 from tl_weighted_pca.cli.demo import demo
 from tl_weighted_pca.cli.dictionary import dictionary
-from tl_weighted_pca.cli.errors import OneSentenceGroup
+from tl_weighted_pca.cli.errors import Debug, OneSentenceGroup
 from tl_weighted_pca.cli.info import info
 from tl_weighted_pca.cli.interaction import interaction
-from tl_weighted_pca.cli.options import Debug
 from tl_weighted_pca.cli.svd import svd
 
 app = typer.Typer(

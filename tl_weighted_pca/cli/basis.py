@@ -15,21 +15,15 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.model_bases import FurtherPass
 from tl_weighted_pca.cli.model_options import SameModelOptions
-from tl_weighted_pca.cli.options import (
-    BatchSize,
-    Debug,
-    OutputOptions,
-    PositionSlice,
-    Progress,
-    Seed,
-    parsed_positions,
-)
+from tl_weighted_pca.cli.options import OutputOptions, PassOptions, Seed
 from tl_weighted_pca.cli.tables import table
-from tl_weighted_pca.cli.text_options import SampleOptions
+from tl_weighted_pca.cli.text_options import DataOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.bases.basis import Basis
+    from tl_weighted_pca.moments.collection import Collection
     from tl_weighted_pca.moments.second_moment import Moments
+    from tl_weighted_pca.runs.run_folder import RunFolder
 
 
 class Method(str, Enum):
@@ -48,12 +42,12 @@ _OF_GRADIENTS = (Method.weighted, Method.gradient, Method.metric, Method.joint)
 _OF_A_FURTHER_PASS = (Method.path, Method.joint)
 
 
-@command
+@command(max_tokens=20_000)
 def basis(
-    context: typer.Context,
+    *,
     output: OutputOptions,
     same: SameModelOptions,
-    text: SampleOptions,
+    text: DataOptions,
     moments: Annotated[
         Path, typer.Argument(help="A folder made by `collect`, or one of its files of moments.")
     ],
@@ -84,11 +78,8 @@ def basis(
             help="Of 'path': each later one goes along the basis that came of those before, and all count.",
         ),
     ] = 1,
-    positions: PositionSlice = "",
-    batch_size: BatchSize = 16,
+    how: PassOptions,
     seed: Seed = 0,
-    progress: Progress = True,
-    debug: Debug = False,
 ) -> None:
     """Make bases of moments: a file HOOK_POINT.METHOD.safetensors for each, and
     a picture of their eigenvalues.
@@ -106,60 +97,30 @@ def basis(
       tl-weighted-pca basis run/moments.fisher.safetensors --method metric \\
           --method joint --out fisher
     """
-    from tl_weighted_pca.moments.collection import Collection
     from tl_weighted_pca.plots import eigenvalue_spectra
 
-    where = parsed_positions(positions)
-    about = {"mean": True, "none": False}.get(center, center)
-    with output.folder(context) as run:
-        files = moments_files(moments)
-        found = {name: Collection.load(run.reads(file)) for name, file in files.items()}
+    about: Any = {"mean": True, "none": False}.get(center, center)
+    with output.folder() as run:
+        found = _moments_of(moments, run)
         source = same.of(run)
-        for name, collection in found.items():
-            if not collection:
-                raise ValueError(f"{files[name]} holds no hook point: collect again.")
         first = next(iter(found.values()))
-        if any(set(each) != set(first) for each in found.values()):
-            raise ValueError(
-                f"The files of moments in {moments} are of different hook points: pass one of the files."
-            )
         names = _chosen(first, hook, moments)
         asked = list(dict.fromkeys(method or _possible(first[names[0]])))
-        if not method and Method.metric not in asked:
-            tell(
-                "The moments have no gradients, and so no weighted and no metric PCA are made: collect with "
-                "an --objective for these.",
-                head="Note", style="bold yellow",
-            )  # fmt: skip
         if rounds > 1 and Method.path not in asked:
             raise ValueError(
                 f"--rounds {rounds} is of --method path, which is not asked for: add it."
             )
         makers = _makers(about, damping, seed)
         if set(asked) & set(_OF_A_FURTHER_PASS):
-            again = FurtherPass.of(
-                source, text, run, first,
-                positions=where, batch_size=batch_size, progress=progress,
-            )  # fmt: skip
+            again = FurtherPass.of(source, text, run, first, how)
             makers |= {
                 Method.path: partial(again.path, center=about, damping=damping, rounds=rounds),
                 Method.joint: partial(again.joint, center=about, seed=seed),
             }
         else:
             reason = "is for --method path or joint, and neither is asked for: leave it out."
-            text.check_unused(reason)
-            if where is not None:
-                raise ValueError(f"--positions {reason}")
-        jobs: dict[str, Callable[[], Basis]] = {}
-        for each in asked:
-            for label, collection in found.items():
-                # What uses no gradients is the same under every objective.
-                end = f"-{label}" if len(found) > 1 and each in _OF_GRADIENTS else ""
-                for name in names:
-                    jobs.setdefault(
-                        f"{name}.{each.value}{end}", partial(makers[each], collection[name])
-                    )
-        made = {name: job() for name, job in jobs.items()}
+            output.refuse([*vars(text), "positions"], reason)
+        made = {name: job() for name, job in _jobs(asked, makers, found, names).items()}
         for name, one in made.items():
             one.save(run / f"{name}.safetensors")
         for name in names:
@@ -168,6 +129,22 @@ def basis(
             }
             eigenvalue_spectra(here).savefig(run / f"{name}.png")
         show(table(_summary(made)))
+
+
+def _moments_of(path: Path, run: RunFolder) -> dict[str, Collection]:
+    """The collections of a file or a folder, by objective; all of the same hook points."""
+    from tl_weighted_pca.moments.collection import Collection
+
+    files = moments_files(path)
+    found = {name: Collection.load(run.reads(file)) for name, file in files.items()}
+    for name, collection in found.items():
+        if not collection:
+            raise ValueError(f"{files[name]} holds no hook point: collect again.")
+    if len({frozenset(each) for each in found.values()}) > 1:
+        raise ValueError(
+            f"The files of moments in {path} are of different hook points: pass one of the files."
+        )
+    return found
 
 
 def moments_files(path: Path) -> dict[str, Path]:
@@ -187,8 +164,13 @@ def moments_files(path: Path) -> dict[str, Path]:
 
 
 def _possible(moments: Moments) -> list[Method]:
-    """What moments with or without gradients are enough for."""
+    """What moments with or without gradients are enough for; says what is left out for want of these."""
     if moments.gradient is None:
+        tell(
+            "The moments have no gradients, and so no weighted and no metric PCA are made: collect with "
+            "an --objective for these.",
+            head="Note",
+        )
         return [Method.pca, Method.random]
     return [Method.pca, Method.weighted, Method.metric, Method.random]
 
@@ -219,6 +201,24 @@ def _makers(center: Any, damping: float, seed: int) -> dict[Method, Callable[[Mo
         Method.metric: partial(components.metric_pca, center=center, damping=damping),
         Method.random: partial(components.random_basis, center=center, seed=seed),
     }
+
+
+def _jobs(
+    asked: list[Method],
+    makers: dict[Method, Callable[[Moments], Basis]],
+    found: dict[str, Collection],
+    names: list[str],
+) -> dict[str, Callable[[], Basis]]:
+    """What makes each basis, by its file's name."""
+    jobs: dict[str, Callable[[], Basis]] = {}
+    for method in asked:
+        for label, collection in found.items():
+            # What uses no gradients is the same under every objective.
+            end = f"-{label}" if len(found) > 1 and method in _OF_GRADIENTS else ""
+            for name in names:
+                make = partial(makers[method], collection[name])
+                jobs.setdefault(f"{name}.{method.value}{end}", make)
+    return jobs
 
 
 def _summary(bases: dict[str, Basis]) -> Any:

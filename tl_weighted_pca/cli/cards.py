@@ -11,35 +11,28 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import (
-    BatchSize,
-    Debug,
     OutputOptions,
-    PositionSlice,
-    Progress,
+    PassOptions,
     Seed,
     existing_file,
-    parsed_positions,
 )
-from tl_weighted_pca.cli.text_options import SampleOptions
+from tl_weighted_pca.cli.text_options import DataOptions
 
 
-@command
+@command(positions="1:", max_tokens=20_000)
 def cards(
-    context: typer.Context,
+    *,
     output: OutputOptions,
     same: SameModelOptions,
-    text: SampleOptions,
+    text: DataOptions,
     basis: Annotated[Path, typer.Argument(help="A file made by `basis`, or by `interaction`.")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many components.")] = 20,
     contexts: Annotated[int, typer.Option(min=1, help="Of each component, at either end.")] = 8,
     ablation: Annotated[
         bool, typer.Option(help="Measure what the loss of each component alone costs the model.")
     ] = True,
-    positions: PositionSlice = "1:",
-    batch_size: BatchSize = 16,
+    how: PassOptions,
     seed: Seed = 0,
-    progress: Progress = True,
-    debug: Debug = False,
 ) -> None:
     """Write a page of cards, one a component: the tokens it promotes, where it
     is strong, its histogram, what its loss costs.
@@ -58,26 +51,20 @@ def cards(
     from tl_weighted_pca.bases.basis import Basis
     from tl_weighted_pca.feature_cards import cards as feature_cards
 
-    where = parsed_positions(positions)
-    with output.folder(context) as run:
+    with output.folder() as run:
         one = Basis.load(run.reads(existing_file(basis)))
-        source = same.of(run)
-        text.check(source, run)
-        model = source.load(run)
-        source.check_made(model, one.provenance)
+        model, data = text.read(same.of(run), run, "heldout", made=[one.provenance])
         found = feature_cards(
             model,
-            text.load(model, "heldout", source.slips),
+            data,
             one,
             n,
             facts=embedded.FACTS if text.dataset is None else None,
             contexts=contexts,
             score="loss" if ablation else None,
-            positions=where,
-            batch_size=batch_size,
             max_tokens=text.max_tokens,
             seed=seed,
-            progress=progress,
+            **how.options,
         )
         found.save(run / "cards.html")
         found.to_pandas().to_csv(run / "cards.csv", index=False)

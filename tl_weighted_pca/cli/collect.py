@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,23 +12,25 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import (
-    BatchSize,
-    Debug,
     Hooks,
     ObjectiveName,
     OutputOptions,
-    PositionSlice,
-    Progress,
+    PassOptions,
+    Resume,
+    Samples,
     Seed,
     objective,
-    parsed_positions,
 )
 from tl_weighted_pca.cli.text_options import DataOptions
 
+if TYPE_CHECKING:
+    from tl_weighted_pca.moments.collection import Collection
+    from tl_weighted_pca.runs.run_folder import RunFolder
 
-@command
+
+@command()
 def collect(
-    context: typer.Context,
+    *,
     output: OutputOptions,
     source: ModelOptions,
     text: DataOptions,
@@ -41,9 +43,7 @@ def collect(
             "model draws), 'logits' (random probes of them) or 'none'; several share a pass.",
         ),
     ] = [ObjectiveName.loss],  # noqa: B006
-    samples: Annotated[
-        int, typer.Option(min=1, help="Labels or probes a sequence, for 'fisher' and 'logits'.")
-    ] = 1,
+    samples: Samples = 1,
     row_metric: Annotated[
         Literal["gradient", "diagonal", "identity"],
         typer.Option(help="Of the weighted moment: g gᵀ, diag ‖g‖², or I."),
@@ -51,21 +51,15 @@ def collect(
     per_head: Annotated[
         bool, typer.Option("--per-head", help="One moment a head, where a hook point has heads.")
     ] = False,
-    positions: PositionSlice = "",
-    batch_size: BatchSize = 16,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Less memory, for one more forward pass.")
     ] = False,
     checkpoint_every: Annotated[
         int, typer.Option(min=0, help="Batches between two checkpoints; 0 for none.")
     ] = 100,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on from the checkpoint of a run that was cut short."),
-    ] = False,
+    resume: Resume = False,
+    how: PassOptions,
     seed: Seed = 0,
-    progress: Progress = True,
-    debug: Debug = False,
 ) -> None:
     """Stream text through a model; keep second moments of activations and gradients.
 
@@ -84,7 +78,6 @@ def collect(
     from tl_weighted_pca.runs.run_folder import partial_of
     from tl_weighted_pca.streaming.one_pass import collect as collect_moments
 
-    where = parsed_positions(positions)
     names = list(dict.fromkeys(objectives))
     plain = ObjectiveName.none in names
     if plain and len(names) > 1:
@@ -92,18 +85,17 @@ def collect(
     if resume and not checkpoint_every:
         raise ValueError("--resume needs checkpoints, and --checkpoint-every is 0: leave one out.")
     if resume:
-        output.stop_if_done(context)
+        output.stop_if_done()
     rank = processes.rank()
     with (
         processes.joined(source.device),
         # The first process writes, the others have but checkpoints in its folder.
-        output.folder(context, resume=resume) if rank == 0 else nullcontext() as run,
+        output.folder(resume=resume) if rank == 0 else nullcontext() as run,
     ):
         processes.wait()
-        text.check(source, run)
-        model = source.load(run)
+        model, data = text.read(source, run)
         points = matching(model, hook)
-        data, max_tokens = processes.share(text.load(model, "train", source.slips), text.max_tokens)
+        data, max_tokens = processes.share(data, text.max_tokens)
         chosen: Any = {name.value: objective(name, samples, seed) for name in names}
         checkpoint = f"checkpoint.{rank}.safetensors"
         found: Any = collect_moments(
@@ -112,27 +104,29 @@ def collect(
             points,
             objective=None if plain else chosen,
             row_metric=row_metric,
-            positions=where,
-            batch_size=batch_size,
             per_head=per_head,
             max_tokens=max_tokens,
             recompute=recompute,
             checkpoint=partial_of(output.out) / checkpoint if checkpoint_every else None,
             checkpoint_every=checkpoint_every or 1,
-            progress=progress and rank == 0,
+            **how.options | {"progress": how.progress and rank == 0},
         )
         collections = found if isinstance(found, dict) else {"none": found}
         with processes.together():
             collections = {name: each.all_reduce() for name, each in collections.items()}
-        if run is None:
-            return
-        run.manifest["processes"] = processes.world_size()
-        for name, collection in collections.items():
-            end = f".{name}" if len(collections) > 1 else ""
-            collection.save(run / f"moments{end}.safetensors")
-        some = next(iter(collections.values()))
-        moments = some[points[0]]
-        show(
-            f"{moments.n_tokens:,} tokens in {moments.n_sequences:,} sequences at {len(points)} hook "
-            f"point{'s' * (len(points) > 1)}.", highlight=False,
-        )  # fmt: skip
+        if run is not None:
+            _save(collections, run)
+
+
+def _save(collections: dict[str, Collection], run: RunFolder) -> None:
+    run.manifest["processes"] = processes.world_size()
+    for name, collection in collections.items():
+        end = f".{name}" if len(collections) > 1 else ""
+        collection.save(run / f"moments{end}.safetensors")
+    some = next(iter(collections.values()))
+    moments = next(iter(some.values()))
+    show(
+        f"{moments.n_tokens:,} tokens in {moments.n_sequences:,} sequences at {len(some)} hook "
+        f"point{'s' * (len(some) > 1)}.",
+        highlight=False,
+    )

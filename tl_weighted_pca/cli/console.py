@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,11 +26,12 @@ def show(*parts: Any, **options: Any) -> None:
         # The rest goes nowhere, and so does what Python flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # of `| head`, which has read enough
-            tell(f"Not all could be printed: {error.strerror}.", head="Note", style="bold yellow")
+            tell(f"Not all could be printed: {error.strerror}.", head="Note")
 
 
-def tell(text: str, *, head: str = "Error", style: str = "bold red") -> None:
+def tell(text: str, *, head: Literal["Error", "Note"] = "Error") -> None:
     """One line on stderr."""
+    style = {"Error": "bold red", "Note": "bold yellow"}[head]
     # Escaped: to rich a shape such as [batch, pos] is a tag, and vanishes.
     line = f"[{style}]{head}:[/] {escape(text)}"
     try:

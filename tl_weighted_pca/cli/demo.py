@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +12,6 @@ from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import (
     BatchSize,
-    Debug,
     OutputOptions,
     Progress,
     Ranks,
@@ -23,19 +21,10 @@ from tl_weighted_pca.cli.options import (
 from tl_weighted_pca.cli.tables import ablation_table
 
 
-@dataclass(frozen=True)
-class DemoOutput(OutputOptions):
-    """With a name for the folder, so that `demo` alone is a whole command."""
-
-    out: Annotated[Path, typer.Option(help="Folder for the picture, the table and the bases.")] = (
-        Path("demo-out")
-    )
-
-
-@command
+# A folder by default, so that `demo` alone is a whole command.
+@command(out=Path("demo-out"))
 def demo(
-    context: typer.Context,
-    output: DemoOutput,
+    output: OutputOptions,
     hook: Annotated[
         str, typer.Option(help="The hook point: where to compare the bases.")
     ] = "blocks.2.hook_resid_post",
@@ -55,7 +44,6 @@ def demo(
     ] = None,
     seed: Seed = 0,
     progress: Progress = True,
-    debug: Debug = False,
 ) -> None:
     """Compare bases of the embedded model by node ablation, with no network, in
     under a minute.
@@ -74,7 +62,7 @@ def demo(
 
     steps = parsed_ranks(ranks)
     source = ModelOptions("embedded-slips" if slips else "embedded", model_class)
-    with output.folder(context) as run:
+    with output.folder() as run:
         found = run_demo(
             source.load(run),
             embedded.stories("train", stories, slips=slips),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,27 +12,27 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import (
-    BatchSize,
-    Debug,
     OutputOptions,
-    PositionSlice,
-    Progress,
+    PassOptions,
+    Resume,
     Seed,
     existing_file,
-    parsed_positions,
 )
 from tl_weighted_pca.cli.tables import table
-from tl_weighted_pca.cli.text_options import SampleOptions
+from tl_weighted_pca.cli.text_options import DataOptions
+
+if TYPE_CHECKING:
+    from tl_weighted_pca.runs.run_folder import RunFolder
 
 _TOKENS_FOR_MOMENTS = 2**15
 
 
-@command
+@command(batch_size=32, max_tokens=20_000)
 def dictionary(
-    context: typer.Context,
+    *,
     output: OutputOptions,
     source: ModelOptions,
-    text: SampleOptions,
+    text: DataOptions,
     hook: Annotated[str, typer.Option(help="The hook point.")] = "blocks.2.hook_resid_post",
     features: Annotated[int, typer.Option(min=1, help="Of the dictionary.")] = 512,
     n_tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on.")] = 500_000,
@@ -61,15 +61,9 @@ def dictionary(
     start: Annotated[
         Path | None, typer.Option(help="A basis to start from, made at the same hook point.")
     ] = None,
-    positions: PositionSlice = "",
-    batch_size: BatchSize = 32,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on from the checkpoint of a run that was cut short."),
-    ] = False,
+    resume: Resume = False,
+    how: PassOptions,
     seed: Seed = 0,
-    progress: Progress = True,
-    debug: Debug = False,
 ) -> None:
     """Train a sparse autoencoder on a hook point's activations, and evaluate it
     beside PCA of the same size.
@@ -92,10 +86,7 @@ def dictionary(
         plot_biases,
         train_dictionary,
     )
-    from tl_weighted_pca.models.hook_points import resolve
-    from tl_weighted_pca.streaming.one_pass import collect
 
-    where = parsed_positions(positions)
     recipe = Recipe(
         sparsity=sparsity,
         attribution=attribution,
@@ -104,36 +95,12 @@ def dictionary(
         seed=seed,
     )
     if resume:
-        output.stop_if_done(context)
-    with output.folder(context, resume=resume) as run:
-        text.check(source, run, *([] if heldout is None else [heldout]))
+        output.stop_if_done()
+    with output.folder(resume=resume) as run:
         basis = None if start is None else Basis.load(run.reads(existing_file(start)))
-        if heldout is None and (text.dataset is not None or text.split is not None):
-            tell(
-                "The scores are of text that it was trained on: pass other text with --heldout.",
-                head="Note",
-                style="bold yellow",
-            )
-        model = source.load(run)
-        (hook,) = resolve(model, [hook])  # ahead of the data, which may be long in coming
-        train = replace(text, max_tokens=n_tokens).load(model, "train", source.slips)
-        # Ahead of the training, which may take hours.
-        judge = text if heldout is None else replace(text, dataset=heldout)
-        judged = judge.load(model, "heldout", source.slips)
-        options: dict[str, Any] = {"positions": where, "batch_size": batch_size}
-        # For the units of the terms, and for the PCA to compare with. Kept too: collected anew by another
-        # number of threads they would differ in their last bits, and the training not go on.
-        moments = collect(
-            model,
-            train,
-            hook,
-            row_metric="identity",
-            statistics=("activation", "gradient"),
-            max_tokens=_TOKENS_FOR_MOMENTS,
-            checkpoint=run / "prepared.moments.safetensors",
-            progress=False,
-            **options,
-        )[hook]
+        (hook,), model, train, judged = _read(source, run, text, hook, n_tokens, heldout)
+        options = {k: v for k, v in how.options.items() if k != "progress"}
+        moments = _moments(model, train, hook, run / "prepared.moments.safetensors", options)
         trained = train_dictionary(
             model,
             train,
@@ -145,8 +112,7 @@ def dictionary(
             basis=basis,
             moments=moments,
             checkpoint=run / "checkpoint.safetensors",
-            progress=progress,
-            **options,
+            **how.options,
         )
         trained.save(run / "dictionary.safetensors")
         evaluation = evaluate_dictionary(
@@ -161,3 +127,50 @@ def dictionary(
         show(table(frame.set_index("code").T.rename_axis("score").reset_index()))
         frame.to_csv(run / "evaluation.csv", index=False)
         plot_biases(trained).savefig(run / "biases.png")
+
+
+def _read(
+    source: ModelOptions,
+    run: RunFolder,
+    text: DataOptions,
+    hook: str,
+    n_tokens: int,
+    heldout: str | None,
+) -> tuple[list[str], Any, Any, Any]:
+    """The hook point, the model, the text to train on and that to evaluate on: all that may be refused,
+    ahead of a training that may take hours."""
+    from tl_weighted_pca.models.hook_points import resolve
+
+    text.check(source, run, *([] if heldout is None else [heldout]))
+    if heldout is None and (text.dataset is not None or text.split is not None):
+        tell(
+            "The scores are of text that it was trained on: pass other text with --heldout.",
+            head="Note",
+        )
+    model = source.load(run)
+    points = resolve(model, [hook])
+    train = replace(text, max_tokens=n_tokens).load(model, "train", source.slips)
+    judge = text if heldout is None else replace(text, dataset=heldout)
+    return points, model, train, judge.load(model, "heldout", source.slips)
+
+
+def _moments(model: Any, train: Any, hook: str, checkpoint: Path, options: dict[str, Any]) -> Any:
+    """For the units of the recipe's terms, and for the PCA to compare with.
+
+    Kept: collected anew by another number of threads they would differ in their last bits, and the
+    training not go on.
+    """
+    from tl_weighted_pca.streaming.one_pass import collect
+
+    found = collect(
+        model,
+        train,
+        hook,
+        row_metric="identity",
+        statistics=("activation", "gradient"),
+        max_tokens=_TOKENS_FOR_MOMENTS,
+        checkpoint=checkpoint,
+        progress=False,
+        **options,
+    )
+    return found[hook]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -14,6 +14,19 @@ DEBUG = "tl_weighted_pca.debug"
 
 ARGUMENTS = "tl_weighted_pca.arguments"
 """Where it keeps the command line."""
+
+
+def _remember_debug(context: typer.Context, value: bool) -> None:
+    context.meta[DEBUG] = context.meta.get(DEBUG, False) or value
+
+
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show the traceback of an error.", callback=_remember_debug, is_eager=True
+    ),
+]
+"""The option that every command has, before its name or after it."""
 
 
 class OneSentenceGroup(TyperGroup):

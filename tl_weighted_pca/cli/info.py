@@ -11,16 +11,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
-from tl_weighted_pca.cli.options import Debug, existing
+from tl_weighted_pca.cli.options import existing
 from tl_weighted_pca.cli.tables import table
 
 
+@command()
 def info(
     file: Annotated[
         Path, typer.Argument(help="A file or a folder that any of the other commands wrote.")
     ],
-    debug: Debug = False,
 ) -> None:
     """Say what a file is: moments, a basis, a checkpoint, a dictionary, or the
     folder of a run.

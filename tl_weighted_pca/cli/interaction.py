@@ -10,28 +10,24 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import (
-    BatchSize,
-    Debug,
     Hooks,
     OutputOptions,
-    PositionSlice,
-    Progress,
+    PassOptions,
     Seed,
-    parsed_positions,
 )
 from tl_weighted_pca.cli.tables import table
-from tl_weighted_pca.cli.text_options import SampleOptions
+from tl_weighted_pca.cli.text_options import DataOptions
 
 if TYPE_CHECKING:
     from tl_weighted_pca.interaction.graph import InteractionGraph
 
 
-@command
+@command(batch_size=8, max_tokens=20_000)
 def interaction(
-    context: typer.Context,
+    *,
     output: OutputOptions,
     source: ModelOptions,
-    text: SampleOptions,
+    text: DataOptions,
     hook: Hooks = ["blocks.*.hook_resid_post"],  # noqa: B006 (typer's, and never changed)
     probes: Annotated[
         int, typer.Option(min=1, help="A sequence, where Jacobians are estimated.")
@@ -44,11 +40,8 @@ def interaction(
         int,
         typer.Option(min=1, help="Tokens for the edges, which take a gradient for each feature."),
     ] = 1_000,
-    positions: PositionSlice = "",
-    batch_size: BatchSize = 8,
+    how: PassOptions,
     seed: Seed = 0,
-    progress: Progress = True,
-    debug: Debug = False,
 ) -> None:
     """The local interaction basis of neighbouring hook points, first to last,
     and the strength of each interaction.
@@ -65,28 +58,22 @@ def interaction(
     from tl_weighted_pca.interaction.local_basis import interaction_edges, local_interaction_basis
     from tl_weighted_pca.models.hook_points import matching
 
-    where = parsed_positions(positions)
-    with output.folder(context) as run:
-        text.check(source, run)
-        model = source.load(run)
+    with output.folder() as run:
+        model, data = text.read(source, run)
         points = matching(model, hook)
-        data = text.load(model, "train", source.slips)
-        options: dict[str, Any] = {"positions": where, "batch_size": batch_size, "seed": seed}
+        options = {"seed": seed, **how.options}
         bases = local_interaction_basis(
             model,
             data,
             points,
             n_probes=probes,
             max_tokens=text.max_tokens,
-            progress=progress,
             **options,
         )
         for name, basis in bases.items():
             basis.save(run / f"{name}.local_interaction_basis.safetensors")
         tokens = min(edge_tokens, text.max_tokens)
-        graph = interaction_edges(
-            model, data, bases, max_tokens=tokens, progress=progress, **options
-        )
+        graph = interaction_edges(model, data, bases, max_tokens=tokens, **options)
         show(table(_summary(graph)))
         graph.to_pandas(share).to_csv(run / "edges.csv", index=False)
         graph.plot().savefig(run / "graph.png")

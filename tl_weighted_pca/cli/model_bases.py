@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tl_weighted_pca.cli.model_options import ModelOptions
-from tl_weighted_pca.cli.options import ObjectiveName, objective
+from tl_weighted_pca.cli.options import ObjectiveName, PassOptions, objective
 from tl_weighted_pca.cli.text_options import DataOptions
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ class FurtherPass:
 
     model: Any
     data: Any
-    max_tokens: int
-    positions: Positions
-    batch_size: int
-    progress: bool
+    options: dict[str, Any]
 
     @classmethod
     def of(
@@ -48,18 +45,13 @@ class FurtherPass:
         text: DataOptions,
         run: RunFolder,
         collection: Collection,
-        *,
-        positions: Positions,
-        batch_size: int,
-        progress: bool,
+        how: PassOptions,
     ) -> FurtherPass:
         """What the options say, loaded; at the positions of the collection, if they say nothing of these."""
-        where = positions or _positions_of(collection)
-        text.check(source, run)
-        model = source.load(run)
-        source.check_made(model, *(moments.provenance for moments in collection.values()))
-        data = text.load(model, "train", source.slips)
-        return cls(model, data, text.max_tokens, where, batch_size, progress)
+        options = {**how.options, "max_tokens": text.max_tokens}
+        options["positions"] = options["positions"] or _positions_of(collection)
+        made = [moments.provenance for moments in collection.values()]
+        return cls(*text.read(source, run, made=made), options)
 
     def path(self, moments: Moments, *, center: Any, damping: float, rounds: int) -> Basis:
         """PCA in the metric met along PCA's ablations, and along those of each basis that comes of it."""
@@ -75,10 +67,7 @@ class FurtherPass:
                 self.data,
                 moments.provenance.hook_point,
                 basis,
-                positions=self.positions,
-                batch_size=self.batch_size,
-                max_tokens=self.max_tokens,
-                progress=self.progress,
+                **self.options,
             )
             basis = metric_pca(moments, metric, center=center, damping=damping)
         return basis
@@ -87,8 +76,9 @@ class FurtherPass:
         """The joint basis, of the objective that the moments are of."""
         from tl_weighted_pca.fitted.joint import joint_pca
 
+        progress = self.options["progress"]
         pairs = self._pairs(moments, seed)
-        return joint_pca(moments, pairs, center=center, seed=seed, progress=self.progress)
+        return joint_pca(moments, pairs, center=center, seed=seed, progress=progress)
 
     def _pairs(self, moments: Moments, seed: int) -> Iterator[dict[str, Pairs]]:
         from tqdm.auto import tqdm
@@ -96,9 +86,10 @@ class FurtherPass:
         from tl_weighted_pca.data.batches import count_tokens
         from tl_weighted_pca.streaming.pairs import stream_pairs
 
+        options = dict(self.options)
         bar = tqdm(
-            total=count_tokens(self.data, self.max_tokens), unit="tok", unit_scale=True,
-            desc="Pairs", dynamic_ncols=True, disable=not self.progress,
+            total=count_tokens(self.data, options["max_tokens"]), unit="tok", unit_scale=True,
+            desc="Pairs", dynamic_ncols=True, disable=not options.pop("progress"),
         )  # fmt: skip
         with bar:
             for pairs in stream_pairs(
@@ -106,9 +97,7 @@ class FurtherPass:
                 self.data,
                 moments.provenance.hook_point,
                 objective=_objective_of(moments, seed),
-                positions=self.positions,
-                batch_size=self.batch_size,
-                max_tokens=self.max_tokens,
+                **options,
             ):
                 yield pairs
                 bar.update(sum(each.n_tokens for each in pairs.values()))

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -24,16 +24,11 @@ _NAMES = "'embedded', 'embedded-slips', a name that TransformerLens knows, or a 
 _Class = Annotated[
     Literal["HookedTransformer", "TransformerBridge"] | None,
     typer.Option(
-        help="By default HookedTransformer, where TransformerLens has it and it knows the model.",
-        rich_help_panel="Model",
+        help="By default HookedTransformer, where TransformerLens has it and it knows the model."
     ),
 ]
 _Device = Annotated[
-    str | None,
-    typer.Option(
-        help="Such as cpu, cuda:1 or mps; by default a GPU if there is one.",
-        rich_help_panel="Model",
-    ),
+    str | None, typer.Option(help="Such as cpu, cuda:1 or mps; by default a GPU if there is one.")
 ]
 _Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 
@@ -42,12 +37,12 @@ _Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 class ModelOptions:
     """Which model, and where."""
 
-    model: Annotated[str, typer.Option(help=_NAMES, rich_help_panel="Model")] = "embedded"
+    PANEL: ClassVar = "Model"
+
+    model: Annotated[str, typer.Option(help=_NAMES)] = "embedded"
     model_class: _Class = None
     device: _Device = None
-    dtype: Annotated[_Dtype, typer.Option(help="Of the weights.", rich_help_panel="Model")] = (
-        "float32"
-    )
+    dtype: Annotated[_Dtype, typer.Option(help="Of the weights.")] = "float32"
 
     @property
     def embedded(self) -> bool:
@@ -58,7 +53,7 @@ class ModelOptions:
         """Whether it is the embedded model of stories with slips."""
         return self.model == "embedded-slips"
 
-    def check_made(self, model: Any, *made: Provenance, unless: str = "") -> None:
+    def _check_made(self, model: Any, made: Iterable[Provenance], unless: str) -> None:
         """Refuse what was made with another model than the one that was loaded."""
         from tl_weighted_pca.models.fingerprint import model_name
 
@@ -71,8 +66,14 @@ class ModelOptions:
                     f"model that it was made with{how}{f', or add {unless}' if unless else ''}."
                 )
 
-    def load(self, folder: RunFolder | None) -> Any:
-        """The model, which the folder's manifest then knows."""
+    def load(
+        self, folder: RunFolder | None, made: Iterable[Provenance] = (), unless: str = ""
+    ) -> Any:
+        """The model, which the folder's manifest then knows.
+
+        Raises:
+            ValueError: if what is passed was `made` with another one, `unless` an option allows that.
+        """
         import torch
 
         from tl_weighted_pca.models.fingerprint import fingerprint, model_name
@@ -90,6 +91,7 @@ class ModelOptions:
                 "class": type(model).__name__,
                 "fingerprint": fingerprint(model),
             }
+        self._check_made(model, made, unless)
         return model
 
 
@@ -97,19 +99,17 @@ class ModelOptions:
 class SameModelOptions:
     """Which model, where the input was made with one."""
 
+    PANEL: ClassVar = "Model"
+
     model: Annotated[
         str | None,
-        typer.Option(
-            help=f"{_NAMES} By default what the input's folder was made with.",
-            rich_help_panel="Model",
-        ),
+        typer.Option(help=f"{_NAMES} By default what the input's folder was made with."),
     ] = None
     model_class: _Class = None
     device: _Device = None
-    dtype: Annotated[
-        _Dtype | None,
-        typer.Option(help="Of the weights, by default as there.", rich_help_panel="Model"),
-    ] = None
+    dtype: Annotated[_Dtype | None, typer.Option(help="Of the weights, by default as there.")] = (
+        None
+    )
 
     def of(self, run: RunFolder) -> ModelOptions:
         """What is given, or what the folders of the files that the run has read were made with.

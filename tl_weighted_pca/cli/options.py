@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from tl_weighted_pca.cli import processes
 from tl_weighted_pca.cli.console import show, tell
-from tl_weighted_pca.cli.errors import ARGUMENTS, DEBUG
+from tl_weighted_pca.cli.errors import ARGUMENTS
 
 if TYPE_CHECKING:
     from tl_weighted_pca.data.positions import Positions
@@ -31,16 +31,6 @@ class ObjectiveName(str, Enum):
     none = "none"
 
 
-def _remember_debug(context: typer.Context, value: bool) -> None:
-    context.meta[DEBUG] = context.meta.get(DEBUG, False) or value
-
-
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug", help="Show the traceback of an error.", callback=_remember_debug, is_eager=True
-    ),
-]
 Hooks = Annotated[
     list[str],
     typer.Option(
@@ -48,43 +38,66 @@ Hooks = Annotated[
         help="A hook point, or a glob such as 'blocks.*.hook_resid_post'; may be repeated.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of all that is random: same seed, same numbers.")]
-Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Sequences a batch.")]
-PositionSlice = Annotated[
-    str,
-    typer.Option(
-        "--positions", help="Which positions count, as a Python slice: '1:' leaves out the first."
-    ),
+Samples = Annotated[
+    int, typer.Option(min=1, help="Labels or probes a sequence, for 'fisher' and 'logits'.")
 ]
 Ranks = Annotated[
     str,
     typer.Option(help="Components to keep, such as '0,16,32'; by default nine, none to all."),
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the checkpoint of a run that was cut short.")
+]
+Seed = Annotated[int, typer.Option(help="Of all that is random: same seed, same numbers.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences a batch.")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How to go over the text."""
+
+    positions: Annotated[
+        str,
+        typer.Option(help="Which positions count, as a Python slice: '1:' leaves out the first."),
+    ] = ""
+    batch_size: BatchSize = 16
+    progress: Progress = True
+
+    def __post_init__(self) -> None:
+        parsed_positions(self.positions)  # refused before any work
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As what goes over data takes them."""
+        return {
+            "positions": parsed_positions(self.positions),
+            "batch_size": self.batch_size,
+            "progress": self.progress,
+        }
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """Where the results go."""
 
+    PANEL: ClassVar = "Results"
+
+    context: typer.Context
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for the results, with a manifest that says how to make them again.",
-            rich_help_panel="Results",
+            help="Folder for the results, with a manifest that says how to make them again."
         ),
     ]
     overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace the folder of an earlier run.", rich_help_panel="Results"
-        ),
+        bool, typer.Option("--overwrite", help="Replace the folder of an earlier run.")
     ] = False
 
     @contextmanager
-    def folder(self, context: typer.Context, *, resume: bool = False) -> Iterator[RunFolder]:
+    def folder(self, *, resume: bool = False) -> Iterator[RunFolder]:
         """The folder while it is written; says what was written, or what is left to go on from."""
-        run = self._run(context, resume=resume)
+        run = self._run(resume=resume)
         try:
             with warnings.catch_warnings():
                 # A warning is for the user; where in the code it was is not.
@@ -94,13 +107,20 @@ class OutputOptions:
         except BaseException:
             if run.started and run.resumable and not resume:
                 where = f"What was done is kept in {run.partial}: add --resume to go on."
-                tell(where, head="Note", style="bold yellow")
+                tell(where, head="Note")
             raise
         names = sorted(run.manifest["outputs"])
         written = ", ".join(names) if len(names) < 5 else f"{len(names)} files"
         show(f"Written to {self.out}: {written}.", highlight=False, markup=False)
 
-    def stop_if_done(self, context: typer.Context) -> None:
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        """Refuse those of some options that the command line has."""
+        for name in names:
+            where = self.context.get_parameter_source(name)
+            if where is not None and where.name == "COMMANDLINE":
+                raise ValueError(f"--{name.replace('_', '-')} {reason}")
+
+    def stop_if_done(self) -> None:
         """End well where --resume finds the same run finished: a job script can always have it."""
         from tl_weighted_pca.runs.manifest import read_manifest, sha256
 
@@ -108,7 +128,7 @@ class OutputOptions:
             earlier = read_manifest(self.out)
         except (OSError, ValueError):
             return
-        now = self._run(context).manifest
+        now = self._run().manifest
         # These change nothing about the results.
         but = dict.fromkeys(("out", "overwrite", "resume", "progress"))
         if (
@@ -122,17 +142,17 @@ class OutputOptions:
                 show(f"{self.out} is finished already.", highlight=False, markup=False)
             raise typer.Exit
 
-    def _run(self, context: typer.Context, *, resume: bool = False) -> RunFolder:
+    def _run(self, *, resume: bool = False) -> RunFolder:
         from tl_weighted_pca.runs.run_folder import RunFolder
 
-        settings = {k: v for k, v in context.params.items() if k != "debug"}
-        given = context.meta.get(ARGUMENTS, [])
+        settings = {k: v for k, v in self.context.params.items() if k != "debug"}
+        given = self.context.meta.get(ARGUMENTS, [])
         return RunFolder(self.out, given, settings, overwrite=self.overwrite, resume=resume)
 
 
 def _noted(message: Any, category: Any, *place: Any) -> None:
     if issubclass(category, UserWarning):
-        tell(str(message), head="Note", style="bold yellow")
+        tell(str(message), head="Note")
 
 
 def existing(path: Path) -> Path:

@@ -9,13 +9,13 @@ import typer
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import ModelOptions
-from tl_weighted_pca.cli.options import Debug, OutputOptions
+from tl_weighted_pca.cli.options import OutputOptions
 from tl_weighted_pca.cli.tables import table
 
 
-@command
+@command()
 def svd(
-    context: typer.Context,
+    *,
     output: OutputOptions,
     source: ModelOptions,
     circuit: Annotated[
@@ -27,7 +27,6 @@ def svd(
     ] = None,
     directions: Annotated[int, typer.Option(min=1, help="How many of them to read.")] = 4,
     words: Annotated[int, typer.Option(min=1, help="How many tokens to read each by.")] = 8,
-    debug: Debug = False,
 ) -> None:
     """Decompose each head's OV or QK circuit: U, S, V_T, S in a table and a picture.
 
@@ -46,7 +45,7 @@ def svd(
     from tl_weighted_pca.factored.svd_switch import use_linalg_svd
     from tl_weighted_pca.plots import singular_value_spectra
 
-    with output.folder(context) as run:
+    with output.folder() as run:
         model = source.load(run)
         with use_linalg_svd():
             matrix = getattr(model, circuit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -13,6 +13,9 @@ from tl_weighted_pca.cli.console import tell
 from tl_weighted_pca.cli.model_options import EMBEDDED_MODELS, ModelOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tl_weighted_pca.moments.second_moment import Provenance
     from tl_weighted_pca.runs.run_folder import RunFolder
 
 
@@ -30,12 +33,13 @@ _FOR = {
 class DataOptions:
     """Which text."""
 
+    PANEL: ClassVar = "Data"
+
     dataset: Annotated[
         str | None,
         typer.Option(
             help="A .txt, .jsonl or .parquet file, a folder saved by `datasets`, or a data set on the "
             "hub, which is streamed. By default the embedded model's stories.",
-            rich_help_panel="Data",
         ),
     ] = None
     split: Annotated[
@@ -43,23 +47,17 @@ class DataOptions:
         typer.Option(
             help="Of a folder or the hub, 'train' by default; of the stories 'train' or 'heldout', by "
             "default what the command is for: bases are made on the one, and judged on the other.",
-            rich_help_panel="Data",
         ),
     ] = None
     dataset_config: Annotated[
         str | None,
-        typer.Option(
-            help="The configuration (subset) of a data set on the hub.", rich_help_panel="Data"
-        ),
+        typer.Option(help="The configuration (subset) of a data set on the hub."),
     ] = None
-    text_column: Annotated[
-        str | None, typer.Option(help="'text' by default.", rich_help_panel="Data")
-    ] = None
+    text_column: Annotated[str | None, typer.Option(help="'text' by default.")] = None
     sample_by: Annotated[
         Literal["line", "paragraph", "document"],
         typer.Option(
             help="What makes a text of a .txt file; empty lines part paragraphs.",
-            rich_help_panel="Data",
         ),
     ] = "paragraph"
     context_length: Annotated[
@@ -67,14 +65,11 @@ class DataOptions:
         typer.Option(
             min=2,
             help="Tokens a sequence; longer texts are cut into several, shorter ones stay short.",
-            rich_help_panel="Data",
         ),
     ] = 128
     max_tokens: Annotated[
         int,
-        typer.Option(
-            min=1, help="Stop before exceeding so many tokens of data.", rich_help_panel="Data"
-        ),
+        typer.Option(min=1, help="Stop before exceeding so many tokens of data."),
     ] = 100_000
 
     def check(self, model: ModelOptions, folder: RunFolder | None, *others: str) -> None:
@@ -109,10 +104,19 @@ class DataOptions:
         """The options that are not as they would be by themselves."""
         return [field for field in fields(self) if getattr(self, field.name) != field.default]
 
-    def check_unused(self, reason: str) -> None:
-        """Refuse options of a text where none is read."""
-        for field in self._given():
-            raise ValueError(f"--{field.name.replace('_', '-')} {reason}")
+    def read(
+        self,
+        source: ModelOptions,
+        run: RunFolder | None,
+        split: str = "train",
+        *,
+        made: Iterable[Provenance] = (),
+        unless: str = "",
+    ) -> tuple[Any, Any]:
+        """The model and the text for it: `check`, `ModelOptions.load` and `load` in their order."""
+        self.check(source, run)
+        model = source.load(run, made, unless)
+        return model, self.load(model, split, source.slips)
 
     def load(self, model: Any, split: str, slips: bool = False) -> Any:
         """The sequences for a model; `split` is which stories, unless --split says otherwise."""
@@ -129,7 +133,7 @@ class DataOptions:
                 tell(
                     f"There are {all_of_them:,} {wanted} stories, of about {mean * all_of_them:,.0f} "
                     "tokens in all, fewer than were asked for.",
-                    head="Note", style="bold yellow",
+                    head="Note",
                 )  # fmt: skip
             return embedded.stories(wanted, min(max(n, len(some)), all_of_them), slips=slips)
         context = getattr(model.cfg, "n_ctx", None)
@@ -152,21 +156,9 @@ class DataOptions:
         if share > 0.01 and model.tokenizer.unk_token_id != model.tokenizer.eos_token_id:
             tell(
                 f"{share:.0%} of the first tokens are words that the model does not know.",
-                head="Note", style="bold yellow",
+                head="Note",
             )  # fmt: skip
         return data
-
-
-@dataclass(frozen=True)
-class SampleOptions(DataOptions):
-    """Which text, where less of it will do."""
-
-    max_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Stop before exceeding so many tokens of data.", rich_help_panel="Data"
-        ),
-    ] = 20_000
 
 
 def _fitting(text: str | None) -> set[str]:
