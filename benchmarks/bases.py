@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from helpers.page import folded, made_on, write_after_mark
 
 import tl_weighted_pca as wpca
@@ -67,7 +66,7 @@ def bases_at(model: Any, train: Any, n_path: int, hook_point: str) -> tuple[dict
     }
     few = train.select(range(n_path))
 
-    def path(basis: wpca.Basis) -> torch.Tensor:
+    def path(basis: wpca.Basis) -> wpca.Metric:
         return wpca.path_metric(model, few, hook_point, basis, **options)
 
     first = timed("path", lambda: path(bases["pca"]))
@@ -75,8 +74,9 @@ def bases_at(model: Any, train: Any, n_path: int, hook_point: str) -> tuple[dict
     second = timed("path, twice", lambda: path(bases["path"]))
     bases["path, twice"] = wpca.metric_pca(fisher, first + second)
     # And the gradients at the unablated model, for high ranks: a third of the whole.
-    whole = fisher.require("gradient").second
-    bases["path and Fisher"] = wpca.metric_pca(fisher, first + second + whole / whole.trace())
+    whole = wpca.fisher_metric(fisher)
+    mixed = first + second + whole / whole.matrix.trace()
+    bases["path and Fisher"] = wpca.metric_pca(fisher, mixed)
     seconds["path and Fisher"] = 0.0
     return bases, seconds
 

@@ -109,7 +109,7 @@ def main() -> None:
         )  # fmt: skip
         bases["joint"] = wpca.joint_pca(fisher, pairs, steps=200)
         seconds["joint"] = time.perf_counter() - start
-        metric: torch.Tensor | None = None
+        metric: wpca.Metric | None = None
         rounds = (("path", "pca"), ("path, twice", "path")) if arguments.path else ()
         for name, basis in rounds:
             start = time.perf_counter()

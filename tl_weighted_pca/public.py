@@ -4,6 +4,8 @@ from tl_weighted_pca.ablation import AblationCurves, Estimate, ablation_curves
 from tl_weighted_pca.ansatz import FeatureAnsatz, feature_ansatz
 from tl_weighted_pca.bases import (
     Basis,
+    Metric,
+    fisher_metric,
     gradient_pca,
     metric_pca,
     pca,
@@ -47,6 +49,7 @@ __all__ = [
     "FactoredMatrix",
     "FeatureAnsatz",
     "FeatureCards",
+    "Metric",
     "MomentAccumulator",
     "Moments",
     "NonFiniteError",
@@ -59,6 +62,7 @@ __all__ = [
     "collect",
     "edge_ablation_curves",
     "feature_ansatz",
+    "fisher_metric",
     "gradient_pca",
     "hook_probe",
     "interaction_edges",

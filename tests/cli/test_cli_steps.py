@@ -84,7 +84,7 @@ def test_the_path_basis_reads_the_data_again(steps, tmp_path):
         "--out", tmp_path / "path",
     )  # fmt: skip
     basis = wpca.Basis.load(tmp_path / "path" / f"{POINT}.path.safetensors")
-    assert basis.method == "metric_pca" and basis.n_components == 64
+    assert basis.method == "metric_pca(path)" and basis.n_components == 64
     assert read_manifest(tmp_path / "path")["model"]["name"] == "gpt2-stories"
 
 

@@ -84,7 +84,7 @@ class TestJoint:
             UserWarning, match="4,000 pairs were too few, or there is nothing to gain"
         ):
             joint = wpca.joint_pca(m, [as_pairs(f, g)], shrinkage=1.0)
-        assert joint.method == "metric_pca"
+        assert joint.method == "metric_pca"  # of an objective unknown here
 
     def test_what_it_is_shrunk_toward_is_the_fisher_objective_of_every_rank(self, data):
         """F_k = E‖Q^½(f − f̂_k)‖², written out with Q and C, up to one factor for all ranks."""
@@ -151,8 +151,9 @@ class TestPathMetric:
         for k in (0, 3):
             g = 2 * (mlp.second(basis.project(hidden, k)) @ mlp.second.weight).detach()
             expected = expected + g.T @ g / g.square().sum() / 2
-        assert torch.allclose(got, expected, atol=1e-9)
-        assert float(got.trace()) == pytest.approx(1.0)
+        assert torch.allclose(got.matrix, expected, atol=1e-9)
+        assert (got.name, got.provenance.hook_point) == ("path", "hook_hidden")
+        assert float(got.matrix.trace()) == pytest.approx(1.0)
 
     def test_it_beats_pca_where_the_curve_is_steep(self, best_model, stories, moments):
         """On the embedded model, over ranks d/8 to d/2, on stories that it did not see."""
@@ -211,7 +212,7 @@ class TestPathMetric:
         (losses * (mask[:, 1:] & mask[:, :-1])).sum().backward()
         g = seen[0].grad[chosen].double()
         expected = g.T @ g / g.square().sum()
-        assert torch.allclose(got, expected, atol=1e-5 * float(expected.abs().max()))
+        assert torch.allclose(got.matrix, expected, atol=1e-5 * float(expected.abs().max()))
 
 
 class TestOptimize:
@@ -323,7 +324,7 @@ def test_a_rank_without_a_gradient_has_no_say_on_the_path(best_model, stories, m
     alone = wpca.path_metric(
         best_model, data, HOOK, basis, ranks=[few], objective=loss_of_far_ranks, **options
     )
-    torch.testing.assert_close(mixed, alone)
+    torch.testing.assert_close(mixed.matrix, alone.matrix)
     with pytest.raises(ValueError, match=r"has no gradient at .* at any of the ranks \[64\]"):
         wpca.path_metric(
             best_model, data, HOOK, basis, ranks=[full], objective=loss_of_far_ranks, **options
@@ -382,7 +383,7 @@ class TestPastTheHook:
         basis = wpca.pca(m)
         got = wpca.path_metric(model, tokens, name, basis, ranks=[basis.width], progress=False)
         own = m.gradient.second / m.gradient.second.trace()
-        torch.testing.assert_close(got, own, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got.matrix, own, rtol=1e-4, atol=1e-6)
 
     def test_an_infinite_logit_does_not_blind_the_check(self, bridge, tokens):
         name = "blocks.1.hook_resid_mid"

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def stopping_after(batches: int):
             raise Stop
         return wpca.next_token_loss(run)
 
+    # It is as good as ours, and says so: what it closes over is of the test alone.
+    next_token_loss.name = "next_token_loss"
     return next_token_loss
 
 
@@ -119,6 +122,53 @@ def test_other_settings_are_refused_and_the_file_left_alone(model, tokens, stopp
     with pytest.raises(ValueError, match=f"was made with {words}="):
         run(model, tokens, stopped, **change)
     assert stopped.read_bytes() == before
+
+
+def scaled_loss(factor):
+    def loss(run):
+        return factor * wpca.next_token_loss(run)
+
+    return loss
+
+
+def scaled_metric(factor):
+    return lambda F, g: factor * g @ g.mT
+
+
+def test_callables_of_the_same_name_that_do_something_else_are_refused(model, tokens, tmp_path):
+    """An edited objective or row metric, not its name, is what a checkpoint is of."""
+    cases = [("objective", scaled_loss), ("row metric", scaled_metric)]
+    for what, made in cases:
+        path, key = tmp_path / what, what.replace(" ", "_")
+        whole = run(model, tokens, path, **{key: made(2)})
+        assert identical(run(model, tokens, path, **{key: made(2)}), whole)
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=f"made with another {what} of the same name"):
+            run(model, tokens, path, **{key: made(3)})
+        assert path.read_bytes() == before
+    mixed = {"a": scaled_loss(2), "b": wpca.next_token_loss}
+    run(model, tokens, tmp_path / "several", objective=mixed)
+    with pytest.raises(ValueError, match="made with another objective a of the same name"):
+        run(model, tokens, tmp_path / "several", objective=mixed | {"a": scaled_loss(3)})
+
+
+def test_a_callable_that_cannot_be_told_from_another_needs_a_name(model, tokens, tmp_path):
+    lock = threading.Lock()
+
+    def objective(run):
+        with lock:
+            return wpca.next_token_loss(run)
+
+    path = tmp_path / "run"
+    with pytest.raises(ValueError, match="reads a _thread.lock, .* give it an attribute `name`"):
+        run(model, tokens, path, objective=objective)
+    assert not path.exists()
+    objective.name = "locked"
+    found = run(model, tokens, path, objective=objective)
+    assert found[POINTS[0]].provenance.objective == "locked"
+    objective.name = "otherwise locked"
+    with pytest.raises(ValueError, match="was made with objective="):
+        run(model, tokens, path, objective=objective)
 
 
 def test_other_weights_are_refused(mlp, tmp_path):

@@ -1,6 +1,7 @@
 """Bases of a hidden space: the one eigenproblem that computes them, and how alike two of them are."""
 
 from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.bases.metric import Metric, fisher_metric
 from tl_weighted_pca.bases.overlap import principal_angles, subspace_overlap
 from tl_weighted_pca.bases.principal_components import (
     gradient_pca,
@@ -12,6 +13,8 @@ from tl_weighted_pca.bases.principal_components import (
 
 __all__ = [
     "Basis",
+    "Metric",
+    "fisher_metric",
     "gradient_pca",
     "metric_pca",
     "pca",

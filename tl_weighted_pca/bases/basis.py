@@ -42,7 +42,7 @@ class Basis:
     total: Float[Tensor, "*head"]
     """The sum of all eigenvalues, also of components that were truncated away."""
     method: str = ""
-    """What made it: "pca", "weighted_pca", "gradient_pca", "metric_pca", …"""
+    """What made it: "pca", "weighted_pca", "gradient_pca", "metric_pca(fisher)", …"""
     provenance: Provenance = Provenance()
     """Model, hook point and objective of the moments it was made from."""
 

@@ -8,6 +8,7 @@ and Dufour 2007, "The ade4 package: implementing the duality diagram for ecologi
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.bases.metric import Metric, checked_place, fisher_metric, require_gradient
 from tl_weighted_pca.moments.row_metric import ROW_METRICS
-from tl_weighted_pca.moments.second_moment import Moments, SecondMoment
+from tl_weighted_pca.moments.second_moment import Moments
 
 Center = bool | Literal["row_metric"] | Tensor
 """True: the token mean. False: none. "row_metric": its own mean b/c. Or a vector [d]."""
@@ -57,8 +59,7 @@ def weighted_pca(moments: Moments, *, center: Center = True) -> Basis:
     Raises:
         ValueError: where the row metric was not positive semi-definite, or all gradients are zero.
     """
-    weighted = moments.require("weighted")
-    _require_gradient(moments, weighted)
+    weighted = require_gradient(moments, "weighted")
     mu = _center(moments, center)
     matrix = weighted.about(mu) / moments.n_tokens
     _check_semidefinite(matrix, moments)
@@ -78,15 +79,14 @@ def gradient_pca(moments: Moments, *, center: Center = True) -> Basis:
     Raises:
         ValueError: where all gradients are zero.
     """
-    gradient = moments.require("gradient")
-    _require_gradient(moments, gradient)
+    gradient = require_gradient(moments, "gradient")
     mu = _center(moments, center)
     return _orthonormal(gradient.second / moments.n_tokens, mu, "gradient_pca", moments)
 
 
 def metric_pca(
     moments: Moments,
-    metric: Float[Tensor, "*head d d"] | None = None,
+    metric: Metric | Float[Tensor, "*head d d"] | None = None,
     *,
     center: Center = True,
     damping: float = 0.0,
@@ -101,18 +101,21 @@ def metric_pca(
 
     Args:
         moments: with activation statistics, and gradient ones where `metric` is None.
-        metric: Q, symmetric and positive semi-definite; None takes Σ g gᵀ per token.
+        metric: Q, symmetric and positive semi-definite: a `Metric` of the same hook point, or a matrix
+            of unknown origin; None takes `fisher_metric(moments)`, Σ g gᵀ per token.
         center: as in `pca`.
         damping: adds damping · tr(Q)/d · I to Q.
         weighted: take C from the row metric's moment, G(μ)/n, instead of the activations'
             covariance: the whole triplet (F, Q, D).
 
     Returns:
-        An oblique basis; eigenvalues Λ are the share of E‖Q^½(f − μ)‖² each component accounts for.
+        An oblique basis; eigenvalues Λ are the share of E‖Q^½(f − μ)‖² each component accounts for. Its
+        `method` names the metric: "metric_pca(fisher)", "metric_pca(empirical)", "metric_pca(path)", …
 
     Raises:
-        ValueError: if `metric` is not square of the right width, symmetric, finite and positive
-            semi-definite, `damping` is negative, or all gradients are zero where they are the metric.
+        ValueError: if `metric` is of another hook point or model, or not square of the right width,
+            symmetric, finite and positive semi-definite, `damping` is negative, or all gradients are zero
+            where they are the metric.
     """
     mu = _center(moments, center)
     source = moments.require("weighted" if weighted else "activation")
@@ -120,22 +123,27 @@ def metric_pca(
     if weighted:
         _check_semidefinite(covariance, moments)
     if metric is None:
-        gradient = moments.require("gradient")
-        _require_gradient(moments, gradient)
-        metric = gradient.second / moments.n_tokens
-    metric = _checked_metric(torch.as_tensor(metric).detach().to(covariance), covariance)
+        metric = fisher_metric(moments)
+    elif not isinstance(metric, Metric):
+        metric = Metric(metric)
+    checked_place(metric, moments)
+    matrix = _checked_metric(metric.matrix.to(covariance), covariance)
     if not 0 <= damping < math.inf:
         raise ValueError(f"damping is {damping}; expected a finite number not below zero.")
     if damping:
-        width = metric.shape[-1]
-        scale = damping * metric.diagonal(dim1=-2, dim2=-1).mean(-1)
-        metric = metric + scale[..., None, None] * torch.eye(width).to(metric)
+        width = matrix.shape[-1]
+        scale = damping * matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
+        matrix = matrix + scale[..., None, None] * torch.eye(width).to(matrix)
     if covariance.ndim == 3:
-        parts = [_in_metric(c, q) for c, q in zip(covariance, metric, strict=True)]
+        parts = [_in_metric(c, q) for c, q in zip(covariance, matrix, strict=True)]
         encoder, decoder, eigenvalues, total = map(torch.stack, zip(*parts, strict=True))
     else:
-        encoder, decoder, eigenvalues, total = _in_metric(covariance, metric)
-    return Basis(encoder, decoder, mu, eigenvalues, total, "metric_pca", moments.provenance)
+        encoder, decoder, eigenvalues, total = _in_metric(covariance, matrix)
+    method = f"metric_pca({metric.name})" if metric.name else "metric_pca"
+    made = replace(
+        moments.provenance, objective=metric.provenance.objective or moments.provenance.objective
+    )
+    return Basis(encoder, decoder, mu, eigenvalues, total, method, made)
 
 
 def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> Basis:
@@ -160,18 +168,6 @@ def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> B
     return Basis(
         axes, axes.mT, mu, variances, variances.sum(-1), "random_basis", moments.provenance
     )
-
-
-def _require_gradient(moments: Moments, moment: SecondMoment) -> None:
-    """Raise ValueError where no gradient reached what counts: no direction is more than another then."""
-    if not bool(moment.shifted_second.any() | moment.weight.any()) or (
-        moments.gradient is not None and not bool(moments.gradient.shifted_second.any())
-    ):
-        raise ValueError(
-            f"The gradients at {moments.provenance.hook_point or 'this hook point'!r} are all zero: the "
-            "objective does not depend on the positions that count (the loss not on the last of a sequence, "
-            "which has no next token)."
-        )
 
 
 def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:

@@ -55,21 +55,20 @@ class FurtherPass:
 
     def path(self, moments: Moments, *, center: Any, damping: float, rounds: int) -> Basis:
         """PCA in the metric met along PCA's ablations, and along those of each basis that comes of it."""
-        import torch
-
         from tl_weighted_pca.bases.principal_components import metric_pca, pca
         from tl_weighted_pca.fitted.path_gradients import path_metric
 
-        basis, metric = pca(moments, center=center), torch.zeros(())
+        basis, metrics = pca(moments, center=center), list[Any]()
         for _ in range(rounds):
-            metric = metric + path_metric(
+            metric = path_metric(
                 self.model,
                 self.data,
                 moments.provenance.hook_point,
                 basis,
                 **self.options,
             )
-            basis = metric_pca(moments, metric, center=center, damping=damping)
+            metrics.append(metric)
+            basis = metric_pca(moments, sum(metrics), center=center, damping=damping)
         return basis
 
     def joint(self, moments: Moments, *, center: Any, seed: int) -> Basis:

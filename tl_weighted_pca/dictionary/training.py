@@ -29,6 +29,7 @@ from tl_weighted_pca.models.hook_points import resolve
 from tl_weighted_pca.moments.second_moment import Moments, Provenance
 from tl_weighted_pca.objectives.losses import Objective, next_token_loss, objective_name
 from tl_weighted_pca.streaming.one_pass import collect
+from tl_weighted_pca.support.callables import check_code, codes_of
 from tl_weighted_pca.support.files import check_writable, reading, write_atomically
 
 _FORMAT = "tl_weighted_pca.DictionaryCheckpoint/1"
@@ -120,6 +121,8 @@ def train_dictionary(
         "positions": repr(positions), "batch_size": batch_size, "buffer_tokens": buffer_tokens,
         "weights": fingerprint(model), "basis": None if basis is None else basis.digest,
     }  # fmt: skip
+    if checkpoint is not None:
+        run["code"] = codes_of({"objective": objective} if gradients else {})
     saved = _read(checkpoint, run)
     if checkpoint is not None and (saved is None or int(saved.tensors["step"]) < n_steps):
         check_writable(checkpoint)
@@ -261,11 +264,14 @@ def _read(path: str | os.PathLike[str] | None, run: dict[str, Any]) -> _Saved | 
     with reading(path, _FORMAT, "train_dictionary(checkpoint=…)") as (tensors, metadata):
         before, now = json.loads(metadata["run"]), json.loads(json.dumps(run))
     different = [
-        f"{k} (was {before.get(k)!r}, is {now[k]!r})" for k in now if before.get(k) != now[k]
+        f"{k} (was {before.get(k)!r}, is {now[k]!r})"
+        for k in now
+        if before.get(k) != now[k] and k != "code"
     ]
     if different:
         raise ValueError(
             f"The checkpoint {os.fspath(path)!r} is of another run: it differs in {'; '.join(different)}. "
             "Remove it to start anew, or ask for what it was."
         )
+    check_code(path, before.get("code"), now["code"])
     return _Saved(tensors, metadata)

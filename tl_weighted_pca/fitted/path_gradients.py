@@ -7,18 +7,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.bases.metric import Metric
 from tl_weighted_pca.data.batches import Batch, batches, check_rereadable, count_tokens
 from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.models.downstream import Downstream, edited_at
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.hook_points import hooked, resolve
-from tl_weighted_pca.objectives.losses import Objective, next_token_loss
+from tl_weighted_pca.objectives.losses import Objective, next_token_loss, objective_name
 from tl_weighted_pca.streaming.one_pass import collect
 from tl_weighted_pca.support.whole_numbers import checked_counts
 
@@ -35,7 +35,7 @@ def path_metric(
     batch_size: int = 8,
     max_tokens: int | None = None,
     progress: bool = True,
-) -> Float[Tensor, "*head d d"]:
+) -> Metric:
     """Q = mean_k Q_k / tr Q_k with Q_k = E[g gᵀ], g = ∂L/∂f at f̂_k: a column metric for `metric_pca`.
 
     f̂_k are the activations ablated to rank k in `basis`. The Fisher metric is a second-order picture at
@@ -59,7 +59,7 @@ def path_metric(
         progress: show a progress bar.
 
     Returns:
-        Q, symmetric and positive semi-definite, with a trace of one.
+        A `Metric` named "path" with a trace of one: its `matrix` is Q.
 
     Raises:
         TypeError: for a dict of objectives: this takes one.
@@ -130,4 +130,5 @@ def path_metric(
             f"The objective has no gradient at {hook_point!r} at any of the ranks {chosen}: name others, or "
             "another objective."
         )
-    return torch.as_tensor(total / trace.where(trace > 0, 1)).cpu()
+    made = made_at(model, hook_point, objective_name(objective))
+    return Metric(torch.as_tensor(total / trace.where(trace > 0, 1)), made, "path")

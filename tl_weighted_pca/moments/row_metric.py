@@ -52,7 +52,15 @@ def row_metric_name(row_metric: RowMetric) -> str:
             f"row_metric is a {type(row_metric).__name__}; expected one of "
             f"{', '.join(ROW_METRICS)}, or a callable (F, g) -> [batch, pos, pos]."
         )
-    name: str = getattr(row_metric, "__name__", None) or type(row_metric).__name__
+    name: str = next(
+        name
+        for name in (
+            getattr(row_metric, "name", None),
+            getattr(row_metric, "__name__", None),
+            type(row_metric).__name__,
+        )
+        if isinstance(name, str)
+    )
     return f"{name}()" if name in ROW_METRICS else name
 
 

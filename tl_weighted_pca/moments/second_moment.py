@@ -73,6 +73,10 @@ class SecondMoment:
             )
         return self.shift + self.shifted_first / self.weight[..., None]
 
+    def any(self) -> bool:
+        """Whether anything but zeros was added up."""
+        return bool(self.shifted_second.any() | self.weight.any())
+
     def about(self, center: Float[Tensor, "*head d"]) -> Float[Tensor, "*head d d"]:
         """G(μ) = Σ (F − 1μᵀ)ᵀ M (F − 1μᵀ) = G − bμᵀ − μbᵀ + cμμᵀ.
 

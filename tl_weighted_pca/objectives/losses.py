@@ -82,10 +82,12 @@ def language_logits(run: Run, *, at_least: int = 2) -> Float[Tensor, "batch pos 
 
 
 def objective_name(objective: Objective) -> str:
-    """A name for files and messages: the function's, or the repr of a configured objective.
+    """A name for files and messages: its attribute `name`, the function's, or a configured one's repr.
 
     The same in every process: of objects that have no repr of their own, the class's name.
     """
+    if isinstance(name := getattr(objective, "name", None), str):
+        return name
     if isinstance(objective, functools.partial):
         options = [repr(value) for value in objective.args]
         options += [f"{key}={value!r}" for key, value in objective.keywords.items()]

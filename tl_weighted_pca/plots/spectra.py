@@ -91,7 +91,7 @@ def eigenvalue_spectra(
             right.plot(i, shares.tolist(), label="_" if head else label, **line)
     left.set_yscale("log", nonpositive="mask")
     left.set_ylim(bottom=max(left.get_ylim()[0], min(floors)))
-    units = {_UNITS.get(method, "") for method in methods}
+    units = {_UNITS.get(method.partition("(")[0], "") for method in methods}
     unit = f" ({units.pop()} per token)" if len(units) == 1 and units != {""} else " per token"
     left.set_ylabel("eigenvalue / sum of eigenvalues" if normalized else f"eigenvalue{unit}")
     right.set_ylabel("cumulative share of eigenvalues")

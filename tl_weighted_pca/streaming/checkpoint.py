@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from tl_weighted_pca.data.batches import Batch
 from tl_weighted_pca.moments.accumulator import MomentAccumulator
+from tl_weighted_pca.support.callables import check_code
 from tl_weighted_pca.support.digest import update_digest
 from tl_weighted_pca.support.files import (
     check_writable,
@@ -147,11 +148,12 @@ class Checkpoint:
     def _check(self, found: Mapping[str, Any]) -> None:
         for key in sorted({*found, *self._settings}):
             theirs, mine = found.get(key), self._settings.get(key)
-            if theirs != mine:
+            if theirs != mine and key != "code":
                 raise ValueError(
                     f"The checkpoint {str(self.path)!r} was made with {key}={theirs!r}, but this run "
                     f"has {key}={mine!r}: use the same settings to go on, or another path to start anew."
                 )
+        check_code(self.path, found.get("code"), self._settings["code"])
 
     def _check_data(self) -> None:
         """The batches up to where the file stopped are those it holds; asked once, when there."""

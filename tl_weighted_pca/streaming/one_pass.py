@@ -26,6 +26,7 @@ from tl_weighted_pca.objectives.losses import (
 )
 from tl_weighted_pca.streaming.checkpoint import Checkpoint
 from tl_weighted_pca.streaming.recorder import Recorder
+from tl_weighted_pca.support.callables import codes_of
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 
@@ -190,6 +191,10 @@ def collect(
             "objective": {key: objective_name(value) for key, value in objectives.items()},
             "batch_size": batch_size,
             "max_tokens": max_tokens,
+            "code": codes_of(
+                {"row metric": row_metric}
+                | {f"objective {key}".strip(): each for key, each in objectives.items()}
+            ),
         }
         file = Checkpoint(checkpoint, checkpoint_every, asked, accumulators)
         file.resume()
