@@ -17,7 +17,7 @@ import torch
 from helpers.page import made_on
 from torch import Tensor
 
-from tl_weighted_pca.moments.running_sums import symmetric_product
+from tl_weighted_pca.moments.packed import symmetric_product
 
 
 def short(rows: Tensor, g: Tensor) -> Tensor:

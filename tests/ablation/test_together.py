@@ -1,6 +1,5 @@
 """Ablation at many hook points together, against a plain loop of hooks; ranks, shares and what fills in."""
 
-
 import pytest
 import torch
 from conftest import KINDS
@@ -126,7 +125,10 @@ def test_only_what_is_downstream_of_the_first_runs_again(tokens, bases):
 
 class TestRanks:
     def test_totals_shares_and_allocations(self, best_model, tokens, bases):
-        here = {STREAM[1]: bases[STREAM[1]], "blocks.2.mlp.hook_post": bases["blocks.2.mlp.hook_post"]}
+        here = {
+            STREAM[1]: bases[STREAM[1]],
+            "blocks.2.mlp.hook_post": bases["blocks.2.mlp.hook_post"],
+        }
         ranks = [3, 0.25, {STREAM[1]: 0.5, "blocks.2.mlp.hook_post": 7}]
         curves = wpca.ablation_curves(best_model, tokens, {"a": here}, ranks=ranks, **QUIET)
         assert [list(kept.values()) for kept in curves.kept] == [[3, 3], [32, 7], [16, 64]]
@@ -221,8 +223,11 @@ class TestFill:
         basis, k, seen = bases[place], 5, {}
         data = [next(batches(heldout, 8))]
         mask = data[0].mask
-        with torch.no_grad(), best_model.hooks(
-            fwd_hooks=[(place, lambda f, hook: seen.__setitem__("clean", f.double()))]
+        with (
+            torch.no_grad(),
+            best_model.hooks(
+                fwd_hooks=[(place, lambda f, hook: seen.__setitem__("clean", f.double()))]
+            ),
         ):
             best_model(data[0].inputs, attention_mask=mask.long())
         found = []

@@ -318,3 +318,41 @@ def test_gradients_that_are_all_zero_make_no_basis():
     heads = torch.stack([F, F], 2)
     one_dead = torch.stack([g, torch.zeros_like(g)], 2)
     assert weighted_pca(MomentAccumulator(per_head=True).update(heads, one_dead).result()).per_head
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    order=st.permutations(range(6)),
+    far=st.sampled_from([0.0, 30.0, 1e3]),
+    masked=st.booleans(),
+    metric=st.sampled_from(ROW_METRICS),
+)
+def test_no_batch_is_special(order, far, masked, metric):
+    """One batch a thousand spreads from the others, wherever it comes, costs no eigenvalue its digits."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(0, -2, 6)
+    F, g = torch.randn(2, 6, 4, 20, 6, generator=generator)
+    F = F * scale
+    F[0] += far
+    lengths = torch.arange(4)[:, None] + 15
+    mask = (torch.arange(20) < lengths).expand(4, 20) if masked else None
+    accumulator = MomentAccumulator(metric)
+    for i in order:
+        accumulator.update(F[i], g[i], mask)
+    found = accumulator.result()
+    kept = slice(None) if mask is None else mask
+    expected = {"activation": 0.0, "weighted": 0.0}
+    rest = F[1:].double()
+    # About the mean of the batches that are alike: what PCA of these alone would see, and the far one beside.
+    mu = torch.stack([x[kept].mean(0) if masked else x.mean((0, 1)) for x in rest]).mean(0)
+    for x, y in zip(F.double(), g.double(), strict=True):
+        for one, grad, n in zip(x, y, lengths[:, 0].tolist() if masked else [20] * 4, strict=True):
+            M = row_metric(metric, one[None, :n], grad[None, :n])
+            expected["weighted"] = expected["weighted"] + direct(one[None, :n], M, mu)
+            expected["activation"] = expected["activation"] + (one[:n] - mu).T @ (one[:n] - mu)
+    directions = torch.eye(6).double() - torch.full((6, 6), 1 / 6).double()  # across the far one's
+    for kind, G in expected.items():
+        got = getattr(found, kind).about(mu)
+        assert close(got, G, 1e-6)
+        small, wanted = directions @ got @ directions, directions @ G @ directions
+        assert torch.allclose(small, wanted, rtol=0, atol=1e-5 * float(wanted.diagonal().max()))

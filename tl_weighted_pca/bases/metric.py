@@ -130,7 +130,10 @@ def checked_place(metric: Metric, moments: Moments) -> Metric:
 def require_gradient(moments: Moments, kind: str) -> Any:
     """The statistic `kind`, of gradients; raises ValueError where no gradient reached what counts."""
     moment = moments.require(kind)
-    if not moment.any() or (moments.gradient is not None and not moments.gradient.any()):
+    nothing = not bool(moment.packed_second.flat.any() | moment.weight.any())
+    if moments.gradient is not None:
+        nothing = nothing or not bool(moments.gradient.packed_second.flat.any())
+    if nothing:
         raise ValueError(
             f"The gradients at {moments.provenance.hook_point or 'this hook point'!r} are all zero: the "
             "objective does not depend on the positions that count (the loss not on the last of a sequence, "

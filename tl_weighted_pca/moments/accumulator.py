@@ -1,4 +1,4 @@
-"""Streaming accumulation of second moments: float32 products, float64 sums, one shift."""
+"""Streaming accumulation of second moments: float32 products, each batch about its own mean."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_weighted_pca.moments.packed import Packed, symmetric_product
 from tl_weighted_pca.moments.row_metric import RowMetric, row_metric_name, weighted_sums
-from tl_weighted_pca.moments.running_sums import Sums, full_precision, symmetric_product
+from tl_weighted_pca.moments.running_sums import Sums, full_precision, home_of
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
 
 STATISTICS = ("activation", "gradient", "weighted")
@@ -22,9 +23,10 @@ class NonFiniteError(ValueError):
 
 @dataclasses.dataclass
 class _Batch:
-    """The rows of one batch: F − 1σᵀ with the rows left out set to zero."""
+    """The rows of one batch: F − 1mᵀ with the rows left out set to zero, m their mean (or zero)."""
 
     rows: Float[Tensor, "*head batch pos d"]
+    mean: Float[Tensor, "*head d"]
     mask: Bool[Tensor, "batch pos"] | None
     gradients_to_come: int
 
@@ -66,9 +68,12 @@ class MomentAccumulator:
         self.provenance = provenance or Provenance()
         self.n_tokens = 0
         self.n_sequences = 0
-        self.shift: Tensor | None = None
+        self.shift: Tensor | None = (
+            None  # the mean of the activations so far, where they are summed
+        )
         self._sums: dict[tuple[str, str], Sums] = {}
         self._batch: _Batch | None = None
+        self._mean: Tensor | None = None  # what the pending batch is about
         self._counts = (0, 0)
         self._ungraded = False  # whether `update` gave activations alone
 
@@ -98,29 +103,26 @@ class MomentAccumulator:
         if self.shift is None:
             if n_tokens == 0:
                 return
-            self._start(rows, mask, n_tokens)
+            self._lay_out(rows.shape[:-3], rows.shape[-1], home_of(rows.device))
         assert self.shift is not None
-        if self.shift.device != rows.device:  # restored from a file
-            self.shift = self.shift.to(rows.device)
+        if self.shift.device != (home := home_of(rows.device)):  # restored from a file
+            self.shift = self.shift.to(home)
             for sums in self._sums.values():
-                sums.move(rows.device)
+                sums.move(home)
         if rows.shape[-1] != self.shift.shape[-1] or rows.shape[:-3] != self.shift.shape[:-1]:
             raise ValueError(
                 f"Activations of shape {tuple(activations.shape)} arrived at a hook point whose earlier "
                 f"ones had width {self.shift.shape[-1]}: collect models of one shape at a time."
             )
+        mean = rows.new_zeros((*rows.shape[:-3], rows.shape[-1]))
         with full_precision(rows.device.type):
-            rows = rows - self.shift.to(rows)[..., None, None, :]
-            if mask is not None:
-                rows.masked_fill_(~mask[..., None], 0.0)
+            if n_tokens and any(kind != "gradient" for kind, _ in self._sums):
+                rows, mean = _about_their_mean(rows, mask, n_tokens)
+                self._mean = mean.to(self.shift)
             if ("activation", "") in self._sums:
-                flat = rows.flatten(-3, -2)
-                weight = rows.new_full(rows.shape[:-3], float(n_tokens))
-                self._sums["activation", ""].add(
-                    weight, flat.sum(-2), symmetric_product(flat, flat), 1.0
-                )
+                self._sums["activation", ""].add(*_plain_sums(rows, n_tokens), 1.0)
         if gradients_to_come:
-            self._batch = _Batch(rows, mask, gradients_to_come)
+            self._batch = _Batch(rows, mean, mask, gradients_to_come)
 
     def gradient(
         self, gradients: Float[Tensor, "batch pos *head d"], objective: str = "", scale: float = 1.0
@@ -133,15 +135,10 @@ class MomentAccumulator:
         with full_precision(g.device.type):
             if batch.mask is not None:
                 g = g.masked_fill(~batch.mask[..., None], 0.0)
-            if "gradient" in self.statistics:
-                flat = g.flatten(-3, -2)
-                weight = g.new_full(g.shape[:-3], float(self._counts[0]))
-                self._sums["gradient", objective].add(
-                    weight, flat.sum(-2), symmetric_product(flat, flat), scale
-                )
+            if ("gradient", objective) in self._sums:
+                self._sums["gradient", objective].add(*_plain_sums(g, self._counts[0]), scale)
             if ("weighted", objective) in self._sums:
-                assert self.shift is not None
-                parts = weighted_sums(self.row_metric, batch.rows, g, batch.mask, self.shift)
+                parts = weighted_sums(self.row_metric, batch.rows, g, batch.mask, batch.mean)
                 self._sums["weighted", objective].add(*parts, scale)
         batch.gradients_to_come -= 1
         if batch.gradients_to_come == 0:
@@ -152,19 +149,29 @@ class MomentAccumulator:
         return [scalar for sums in self._sums.values() for scalar in sums.check()]
 
     def commit(self) -> None:
-        """Add the pending batch to the float64 sums."""
-        for sums in self._sums.values():
-            sums.commit()
-        self.n_tokens += self._counts[0]
-        self.n_sequences += self._counts[1]
-        self._batch, self._counts = None, (0, 0)
+        """Add the pending batch to the sums, which are then about the mean of all."""
+        before, (n_tokens, n_sequences) = self.n_tokens, self._counts
+        moved = offset = None
+        if self._mean is not None and self.shift is not None:
+            step = (self._mean - self.shift) * (n_tokens / (before + n_tokens))
+            offset = self._mean - (self.shift + step)
+            moved = self.shift - (self.shift + step)
+            self.shift = self.shift + step
+        for (kind, _), sums in self._sums.items():
+            if kind == "gradient":
+                sums.commit()
+            else:
+                sums.commit(moved, offset)
+        self.n_tokens += n_tokens
+        self.n_sequences += n_sequences
+        self._batch, self._mean, self._counts = None, None, (0, 0)
 
     def discard(self) -> None:
         """Forget the pending batch, whole."""
         for sums in self._sums.values():
             sums.discard()
-        self._batch, self._counts = None, (0, 0)
-        if not self.n_tokens:  # the shift was that batch's mean, and is for a sound one to give
+        self._batch, self._mean, self._counts = None, None, (0, 0)
+        if not self.n_tokens:  # what width there is, is for a sound batch to say
             self.shift, self._sums = None, {}
 
     def update(
@@ -209,8 +216,8 @@ class MomentAccumulator:
             return {}
         found = {"shift": self.shift}
         for (kind, objective), sums in self._sums.items():
-            for part in ("weight", "first", "second"):
-                found[f"{kind}/{objective}/{part}"] = getattr(sums, part)
+            parts = {"weight": sums.weight, "first": sums.first, "packed": sums.second.flat}
+            found |= {f"{kind}/{objective}/{part}": tensor for part, tensor in parts.items()}
         return found
 
     def restore(self, state: Mapping[str, Tensor], n_tokens: int, n_sequences: int) -> None:
@@ -222,11 +229,19 @@ class MomentAccumulator:
         self.n_tokens, self.n_sequences = n_tokens, n_sequences
         if not state:
             return
-        self.shift = state["shift"]
-        self._lay_out(self.shift.shape[:-1], self.shift.shape[-1], self.shift.device)
+        shift = state["shift"]
+        self._lay_out(shift.shape[:-1], shift.shape[-1], shift.device)
+        self.shift = shift.double()
         for (kind, objective), sums in self._sums.items():
-            for part in ("weight", "first", "second"):
-                getattr(sums, part).copy_(state[f"{kind}/{objective}/{part}"])
+            name = f"{kind}/{objective}"
+            sums.weight.copy_(state[f"{name}/weight"])
+            sums.first.copy_(state[f"{name}/first"])
+            if (
+                f"{name}/second" in state
+            ):  # a file of the first version, whose strips lie in a matrix
+                sums.second.flat.copy_(Packed.of(state[f"{name}/second"]).flat)
+            else:
+                sums.second.flat.copy_(state[f"{name}/packed"])
 
     # -- results -------------------------------------------------------------------------------------
 
@@ -239,8 +254,7 @@ class MomentAccumulator:
             sums = self._sums.get((name, "" if name == "activation" else objective))
             if sums is None or self.shift is None or (self._ungraded and name != "activation"):
                 return None
-            shift = self.shift.to(sums.first)
-            return sums.result(torch.zeros_like(shift) if name == "gradient" else shift)
+            return sums.result(torch.zeros_like(self.shift) if name == "gradient" else self.shift)
 
         return Moments(
             activation=moment("activation"),
@@ -261,14 +275,9 @@ class MomentAccumulator:
             return x.movedim(2, 0) if self.per_head else x.flatten(2)
         return x
 
-    def _start(self, rows: Tensor, mask: Tensor | None, n_tokens: int) -> None:
-        """Fix the shift at the mean of the first rows seen, and lay out the sums."""
-        kept = rows if mask is None else rows.masked_fill(~mask[..., None], 0.0)
-        self.shift = kept.sum((-3, -2)) / n_tokens
-        self._lay_out(rows.shape[:-3], rows.shape[-1], rows.device)
-
     def _lay_out(self, lead: torch.Size, width: int, device: torch.device) -> None:
-        """Empty sums for every statistic that is kept."""
+        """Empty sums for every statistic that is kept, on a device that has float64."""
+        self.shift = torch.zeros((*lead, width), dtype=torch.float64, device=device)
         weighted = "weighted" in self.statistics
         # Under M = I the weighted moment is the activations' own, and is not computed twice.
         if "activation" in self.statistics or (weighted and self.row_metric == "identity"):
@@ -281,3 +290,25 @@ class MomentAccumulator:
             if weighted and self.row_metric != "identity":
                 names.append(("weighted", objective))
         self._sums = {name: Sums(lead, width, device) for name in names}
+
+
+def _about_their_mean(
+    rows: Float[Tensor, "*head batch pos d"], mask: Bool[Tensor, "batch pos"] | None, n_tokens: int
+) -> tuple[Float[Tensor, "*head batch pos d"], Float[Tensor, "*head d"]]:
+    """F − 1mᵀ, zero where the mask leaves out, and m, the mean of what is left."""
+    if mask is None:
+        mean = rows.sum((-3, -2)) / n_tokens
+        return rows - mean[..., None, None, :], mean
+    left_out = ~mask[..., None]
+    rows = rows.masked_fill(left_out, 0.0)  # it may hold NaN
+    mean = rows.sum((-3, -2)) / n_tokens
+    return rows.sub_(mean[..., None, None, :]).masked_fill_(left_out, 0.0), mean
+
+
+def _plain_sums(
+    rows: Float[Tensor, "*head batch pos d"], n_tokens: int
+) -> tuple[Tensor, Tensor, Packed]:
+    """(c, b, G) for M = I."""
+    flat = rows.flatten(-3, -2)
+    weight = rows.new_full(rows.shape[:-3], float(n_tokens))
+    return weight, flat.sum(-2), symmetric_product(flat, flat)

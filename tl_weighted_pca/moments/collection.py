@@ -113,8 +113,8 @@ class Collection(Mapping[str, Moments]):
                 moment = getattr(moments, kind)
                 if moment is None:
                     continue
-                for field in dataclasses.fields(moment):
-                    tensors[f"{name}/{kind}/{field.name}"] = getattr(moment, field.name)
+                for part, tensor in moment.state().items():
+                    tensors[f"{name}/{kind}/{part}"] = tensor
         metadata = {
             "format": _FORMAT,
             "moments": json.dumps(header),
@@ -156,5 +156,6 @@ def _read(tensors: Mapping[str, Tensor], prefix: str) -> SecondMoment | None:
     """One second moment of a file's, or None if it holds none there."""
     if f"{prefix}/weight" not in tensors:
         return None
-    fields = dataclasses.fields(SecondMoment)
-    return SecondMoment(*(tensors[f"{prefix}/{field.name}"] for field in fields))
+    start = f"{prefix}/"
+    parts = {n.removeprefix(start): x for n, x in tensors.items() if n.startswith(start)}
+    return SecondMoment.of_state(parts)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tl_weighted_pca.moments.packed import Packed
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
 
 KINDS = ("activation", "gradient", "weighted")
@@ -102,14 +103,14 @@ def _summed(own: SecondMoment | None, shift: Tensor) -> SecondMoment:
     if own is None:
         lead, d = shift.shape[:-1], shift.shape[-1]
         first = torch.zeros((*lead, d), dtype=torch.float64, device=device)
-        second = torch.zeros((*lead, d, d), dtype=torch.float64, device=device)
+        second = Packed.zeros(lead, d, dtype=torch.float64, device=device)
         part = SecondMoment(torch.zeros_like(first[..., 0]), first, second, shift.to(first))
     else:
         part = own.reshifted(shift.to(own.shift)).to(device)
-    weight, first, second = (
-        _added_up(x) for x in (part.weight, part.shifted_first, part.shifted_second)
+    weight, first, flat = (
+        _added_up(x) for x in (part.weight, part.shifted_first, part.packed_second.flat)
     )
-    whole = SecondMoment(weight, first, second, part.shift)
+    whole = SecondMoment(weight, first, Packed(flat, shift.shape[-1]), part.shift)
     return whole if own is None else whole.to(own.shift.device)
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_weighted_pca.moments.running_sums import symmetric_product
+from tl_weighted_pca.moments.packed import Packed, symmetric_product
 
 RowMetric = (
     Literal["identity", "gradient", "diagonal"]
@@ -70,7 +70,7 @@ def weighted_sums(
     g: Float[Tensor, "*head batch pos d"],
     mask: Bool[Tensor, "batch pos"] | None,
     shift: Float[Tensor, "*head d"],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Packed]:
     """(c, b, G) of a batch about the shift σ.
 
     Args:
@@ -111,13 +111,14 @@ def weighted_sums(
 
 def _summed_by_length(
     row_metric: RowMetric, rows: Tensor, g: Tensor, mask: Tensor | None, shift: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Packed]:
     """(c, b, G) of sequences with as many rows that count each, and these alone, length by length.
 
     A callable may do anything with a sequence's rows, and must not see how far a batch was padded.
     """
-    d = rows.shape[-1]
-    sums = tuple(rows.new_zeros(rows.shape[:-3] + (d,) * n) for n in range(3))
+    lead, d = rows.shape[:-3], rows.shape[-1]
+    weight, first = rows.new_zeros(lead), rows.new_zeros((*lead, d))
+    second = Packed.zeros(lead, d, dtype=rows.dtype, device=rows.device)
     lengths = rows.new_zeros(0) if mask is None else mask.sum(-1)
     for length in lengths.unique().tolist():
         if not length or mask is None:
@@ -126,8 +127,7 @@ def _summed_by_length(
         kept = mask[same]
         F, own = (x[..., same, :, :][..., kept, :].unflatten(-2, (-1, length)) for x in (rows, g))
         parts = weighted_sums(row_metric, F, own, None, shift)
-        sums = tuple(total + part for total, part in zip(sums, parts, strict=True))
-    weight, first, second = sums
+        weight, first, second = weight + parts[0], first + parts[1], second.add_(parts[2])
     return weight, first, second
 
 

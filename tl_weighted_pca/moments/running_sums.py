@@ -1,4 +1,13 @@
-"""c, b and G of a stream: float32 products of the batch under way, float64 sums of those committed."""
+"""c, b and G of a stream: float32 products of the batch under way, and sums of those committed.
+
+Every batch is about a mean of its own, so that its float32 products lose no digits to a mean far from
+zero, and joins the sums about the mean of all by
+
+    G(σ − δ) = G(σ) + bδᵀ + δbᵀ + cδδᵀ,
+
+in the sums' own precision (Chan, Golub and LeVeque 1983, for M = I). No batch is special, the first one
+neither.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +15,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.moments.packed import Packed, shift_terms
 from tl_weighted_pca.moments.second_moment import SecondMoment
-
-_BLOCK = 192
-"""Column blocks of the symmetric products. At width 768, ten blocks of sixteen are computed."""
 
 
 @contextlib.contextmanager
@@ -31,87 +37,78 @@ def full_precision(device_type: str) -> Iterator[None]:
 
 
 class Sums:
-    """c, b and G of one moment: products of the batch under way, and float64 sums of those committed.
+    """c, b and G of one moment; only the upper triangle of G, in packed strips.
 
-    Only the block upper triangle of G is computed. A batch that fails half-way is dropped whole.
+    A batch that fails half-way is dropped whole.
     """
 
-    def __init__(self, lead: torch.Size, width: int, device: torch.device) -> None:
-        home = _home(device)
+    def __init__(
+        self, lead: torch.Size, width: int, home: torch.device, dtype: torch.dtype = torch.float64
+    ) -> None:
         self.weight = torch.zeros(lead, dtype=torch.float64, device=home)
         self.first = torch.zeros((*lead, width), dtype=torch.float64, device=home)
-        self.second = torch.zeros((*lead, width, width), dtype=torch.float64, device=home)
-        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+        self.second = Packed.zeros(lead, width, dtype=dtype, device=home)
+        self._lent = False
+        self._pending: tuple[Tensor, Tensor, Packed] | None = None
 
-    def move(self, device: torch.device) -> None:
-        """Bring the sums to where activations on `device` are summed."""
-        home = _home(device)
+    def move(self, home: torch.device) -> None:
+        """Bring the sums to another device."""
         self.weight, self.first = self.weight.to(home), self.first.to(home)
         self.second = self.second.to(home)
 
-    def add(self, weight: Tensor, first: Tensor, second: Tensor, scale: float) -> None:
+    def add(self, weight: Tensor, first: Tensor, second: Packed, scale: float) -> None:
         """Put `scale` times (c, b, G) beside what the batch has given so far."""
         if scale != 1.0:
-            weight, first, second = weight * scale, first * scale, second.mul_(scale)
+            weight, first = weight * scale, first * scale
+            second.flat.mul_(scale)
         if self._pending is None:
             self._pending = weight, first, second
         else:  # in place, so that many samples take no more memory than one
-            for mine, theirs in zip(self._pending, (weight, first, second), strict=True):
-                mine += theirs
+            mine = self._pending
+            self._pending = mine[0] + weight, mine[1] + first, mine[2].add_(second)
 
     def check(self) -> list[Tensor]:
         """Scalars that are finite exactly when all that is pending is (but for off-diagonal overflow)."""
         if self._pending is None:
             return []
         weight, first, second = self._pending
-        return [second.diagonal(dim1=-2, dim2=-1).sum(), first.sum() + weight.sum()]
+        return [second.diagonal().sum(), first.sum() + weight.sum()]
 
-    def commit(self) -> None:
+    def commit(self, moved: Tensor | None = None, offset: Tensor | None = None) -> None:
+        """Add what is pending.
+
+        Args:
+            moved: σ − σ', the old shift less the new one; None where both are zero.
+            offset: the mean that the batch was about, less the new shift.
+        """
         if self._pending is None:
             return
+        if self._lent:
+            self.second, self._lent = self.second.clone(), False
         weight, first, second = self._pending
-        self.weight += weight.to(self.weight)
-        self.first += first.to(self.first.device)
-        second = second.to(self.second.device)
-        # Strip by strip: a float64 copy of the whole would go through memory twice more.
-        for start, stop in _strips(self.second.shape[-1]):
-            self.second[..., start:stop, start:] += second[..., start:stop, start:]
+        weight, first = weight.to(self.weight), first.to(self.first)
+        self.second.add_(second.to(self.second.flat.device))
+        if moved is not None and offset is not None:
+            parts = [
+                shift_terms(self.weight, self.first, moved), shift_terms(weight, first, offset)
+            ]  # fmt: skip
+            self.second.add_products_(*(torch.cat(pair, -2) for pair in zip(*parts, strict=True)))
+            self.first += self.weight[..., None] * moved
+            first = first + weight[..., None] * offset
+        self.weight += weight
+        self.first += first
         self._pending = None
 
     def discard(self) -> None:
+        """Forget what is pending."""
         self._pending = None
 
     def result(self, shift: Tensor) -> SecondMoment:
-        whole = self.second.clone()
-        for start, stop in _strips(whole.shape[-1]):
-            corner = whole[..., start:stop, start:stop]
-            corner.copy_(corner.triu() + corner.triu(1).mT)
-            whole[..., stop:, start:stop] = whole[..., start:stop, stop:].mT
-        return SecondMoment(self.weight.clone(), self.first.clone(), whole, shift.clone())
+        """The moment; its G is these sums' own until the next batch comes."""
+        self._lent = True
+        return SecondMoment(self.weight.clone(), self.first.clone(), self.second, shift.clone())
 
 
-def _home(device: torch.device) -> torch.device:
+def home_of(device: torch.device) -> torch.device:
     """Where float64 sums over activations on `device` live: beside them, but MPS has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def _strips(width: int) -> list[tuple[int, int]]:
-    """Rows of the block upper triangle: strip (a, b) holds columns a and up. A narrow one is whole."""
-    block = _BLOCK if width >= 2 * _BLOCK else width
-    return [(start, min(start + block, width)) for start in range(0, width, block)]
-
-
-def symmetric_product(
-    left: Float[Tensor, "*head rows d"], right: Float[Tensor, "*head rows d"]
-) -> Float[Tensor, "*head d d"]:
-    """leftᵀ right where that is symmetric: the block upper triangle, and nothing meant below it."""
-    width = left.shape[-1]
-    strips = _strips(width)
-    if len(strips) == 1:
-        return left.mT @ right
-    product = left.new_empty((*left.shape[:-2], width, width))
-    for start, stop in strips:
-        torch.matmul(
-            left[..., start:stop].mT, right[..., start:], out=product[..., start:stop, start:]
-        )
-    return product

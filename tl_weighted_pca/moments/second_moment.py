@@ -12,16 +12,19 @@ determine the second moment about every centre μ, exactly and after the fact:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.moments.packed import Packed, shift_terms
+
 
 @dataclass(frozen=True, eq=False)
 class SecondMoment:
-    """c = Σ 1ᵀM1, b = Σ FᵀM1 and G = Σ FᵀMF, in float64, kept about a shift σ.
+    """c = Σ 1ᵀM1, b = Σ FᵀM1 and G = Σ FᵀMF, kept about a shift σ.
 
     The sums are stored for F − 1σᵀ, so that a mean a thousand times the spread costs no digits;
     `first` and `second` give them about zero, `about(μ)` about any centre. Leading dimensions, where
@@ -32,8 +35,8 @@ class SecondMoment:
     """c: the token count when M is the identity."""
     shifted_first: Float[Tensor, "*head d"]
     """b of F − 1σᵀ."""
-    shifted_second: Float[Tensor, "*head d d"]
-    """G of F − 1σᵀ."""
+    packed_second: Packed
+    """G of F − 1σᵀ, its upper triangle; `shifted_second` is the whole."""
     shift: Float[Tensor, "*head d"]
     """σ, a vector near the data."""
 
@@ -41,13 +44,21 @@ class SecondMoment:
     def about_zero(cls, weight: Tensor, first: Tensor, second: Tensor) -> SecondMoment:
         """The moment with the given c [*head], b [*head, d] and G [*head, d, d], all about zero."""
         return cls(
-            weight.double(), first.double(), second.double(), torch.zeros_like(first).double()
+            weight.double(),
+            first.double(),
+            Packed.of(second.double()),
+            torch.zeros_like(first).double(),
         )
 
     @property
     def width(self) -> int:
         """d, the dimension of the space."""
         return self.shift.shape[-1]
+
+    @property
+    def shifted_second(self) -> Float[Tensor, "*head d d"]:
+        """G of F − 1σᵀ, unpacked in float64."""
+        return self.packed_second.full()
 
     @property
     def first(self) -> Float[Tensor, "*head d"]:
@@ -73,10 +84,6 @@ class SecondMoment:
             )
         return self.shift + self.shifted_first / self.weight[..., None]
 
-    def any(self) -> bool:
-        """Whether anything but zeros was added up."""
-        return bool(self.shifted_second.any() | self.weight.any())
-
     def about(self, center: Float[Tensor, "*head d"]) -> Float[Tensor, "*head d d"]:
         """G(μ) = Σ (F − 1μᵀ)ᵀ M (F − 1μᵀ) = G − bμᵀ − μbᵀ + cμμᵀ.
 
@@ -91,15 +98,15 @@ class SecondMoment:
                 f"The centre has shape {tuple(center.shape)}, but this moment is over vectors of "
                 f"width {self.width}: pass a vector of that width."
             )
-        offset = center.to(self.shift) - self.shift
-        cross = self.shifted_first[..., :, None] * offset[..., None, :]
-        outer = offset[..., :, None] * offset[..., None, :]
-        return self.shifted_second - cross - cross.mT + self.weight[..., None, None] * outer
+        return self.reshifted(center.to(self.shift).expand(self.shift.shape)).shifted_second
 
     def reshifted(self, shift: Float[Tensor, "*head d"]) -> SecondMoment:
-        """The same moment kept about another shift."""
-        first = self.shifted_first - self.weight[..., None] * (shift - self.shift)
-        return SecondMoment(self.weight, first, self.about(shift), shift)
+        """The same moment kept about another shift, in float64."""
+        by = self.shift - shift
+        second = self.packed_second.to(torch.float64, copy=True)
+        second.add_products_(*shift_terms(self.weight, self.shifted_first, by))
+        first = self.shifted_first + self.weight[..., None] * by
+        return SecondMoment(self.weight, first, second, shift)
 
     def __add__(self, other: SecondMoment) -> SecondMoment:
         if not isinstance(other, SecondMoment):
@@ -116,9 +123,28 @@ class SecondMoment:
         return SecondMoment(
             mine.weight + theirs.weight,
             mine.shifted_first + theirs.shifted_first,
-            mine.shifted_second + theirs.shifted_second,
+            mine.packed_second.add_(theirs.packed_second),
             shift,
         )
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a file."""
+        second = self.packed_second.flat
+        return {
+            "weight": self.weight, "shifted_first": self.shifted_first, "packed_second": second,
+            "shift": self.shift,
+        }  # fmt: skip
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> SecondMoment:
+        """What `state` gave; files of the first version hold G whole."""
+        shift = state["shift"]
+        packed = (
+            Packed(state["packed_second"], shift.shape[-1])
+            if "packed_second" in state
+            else Packed.of(state["shifted_second"])
+        )
+        return cls(state["weight"], state["shifted_first"], packed, shift)
 
     def to(self, device: torch.device | str) -> SecondMoment:
         """The same moment on another device."""
