@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore")
 
 import collect as collecting  # noqa: E402
 import torch  # noqa: E402
-from helpers.page import made_on, write_between_marks  # noqa: E402
+from helpers.page import folded, made_on, write_between_marks  # noqa: E402
 from helpers.peer_sides import SIDES, Found, hooks_and_backward  # noqa: E402
 from helpers.peer_subject import Subject, subject  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -163,9 +163,9 @@ def report(names: list[str], rounds: int, cpu: bool, memory: bool) -> str:
         )
         for group, title in TITLES.items():
             print(f"\n{name}: {title}", flush=True)
-            text += [f"**{title}.** {what}: {n} batches of {size}×{length}."]
-            text.append("\n".join(rows(name, group, rounds, memory)))
-    return "\n\n".join(text)
+            table = rows(name, group, rounds, memory)
+            text += folded(f"{title}. {what}: {n} batches of {size}×{length}.", table)
+    return "\n".join(text)
 
 
 def main() -> None:
