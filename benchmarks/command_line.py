@@ -2,8 +2,9 @@
 
     python benchmarks/command_line.py [--check]
 
-A block ```console holds commands, each on a line after `$ `, and what they print on stdout (or, if they
-fail, on stderr). All run in one temporary folder, at 88 columns, with no network.
+A block ```console holds commands, each after `$ ` (a backslash at the end of a line goes on on the next), and
+what they print on stdout (or, if they fail, on stderr). All run in one temporary folder, at 80 columns, with no
+network.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from helpers.page import made_on
+
 PAGE = Path(__file__).parent.parent / "docs" / "command_line.md"
-ENVIRONMENT = {"COLUMNS": "88", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "NO_COLOR": "1"}
+ENVIRONMENT = {"COLUMNS": "80", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "NO_COLOR": "1"}
 
 
 def answered(page: str, folder: str) -> str:
@@ -25,7 +28,7 @@ def answered(page: str, folder: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         lines = ["```console"]
-        for command in re.findall(r"^\$ (.*)$", found[1], re.M):
+        for command in re.findall(r"^\$ ((?:.*\\\n)*.*)$", found[1], re.M):
             print("$", command, flush=True)
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             done = subprocess.run(
@@ -48,7 +51,7 @@ def main() -> None:
         after = answered(before, folder)
     if check:
         sys.exit(before != after)
-    PAGE.write_text(after, encoding="utf-8")
+    PAGE.write_text(re.sub(r"^\*Made .*$", made_on(), after, flags=re.M), encoding="utf-8")
 
 
 if __name__ == "__main__":
