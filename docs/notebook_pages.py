@@ -12,5 +12,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     root = Path(config.docs_dir).parent
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         name = path.relative_to(root).as_posix()
-        files.append(File(name, str(root), config.site_dir, config.use_directory_urls))
+        files.append(
+            File(name, str(root), config.site_dir, config.use_directory_urls)
+        )
     return files
