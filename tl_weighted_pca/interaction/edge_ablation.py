@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.ablation.scores import Score, Scorer
-from tl_weighted_pca.bases.basis import Basis
-from tl_weighted_pca.data.batches import batches, count_tokens
+from tl_weighted_pca.data.batches import batches
 from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.interaction.graph import InteractionGraph, top_edges
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.hook_points import hooked
 from tl_weighted_pca.support.whole_numbers import checked_counts
 
 
@@ -70,58 +68,62 @@ def edge_ablation_curves(
             f"graphs is {graphs!r}; expected a dict of at least one graph by name, such as "
             "{'LIB': interaction_edges(…)}."
         )
-    here, there = between = (between[0], between[1])
-    places = {} if anywhere else {hook_point: made_at(model, hook_point) for hook_point in between}
-    for name, graph in graphs.items():
-        if between not in graph.edges:
-            raise ValueError(
-                f"The graph {name!r} has no edges between {here!r} and {there!r}; it has them between "
-                f"{', '.join(map(str, graph.edges))}."
-            )
-        for hook_point, at in places.items():
-            graph.bases[hook_point].check_place(at, "pass anywhere=True")
+    between = (between[0], between[1])
+    _check_graphs(model, graphs, between, anywhere)
     counts = sorted(set(checked_counts("n_edges", n_edges)))
     if not counts:
         raise ValueError("n_edges is empty; expected at least one number of edges.")
+    masks = [
+        (graph, top_edges(graph.edges[between], count))
+        for graph in graphs.values()
+        for count in counts
+    ]
     scorer = Scorer(score)
-    sums: dict[str, list[Tensor]] = {name: [] for name in graphs}
-    baseline, terms, order = [], [], []
-    total = count_tokens(data, max_tokens)
-    bar = tqdm(
-        total=None if total is None else total * len(graphs) * len(counts), unit="tok",
-        unit_scale=True, desc="Ablating edges", dynamic_ncols=True, disable=not progress,
-    )  # fmt: skip
+    edited, baseline, terms, order = [], [], [], []
+    bar = Progress(
+        data, batch_size, max_tokens, progress, title="Ablating edges", passes=len(masks)
+    )
     with bar, quiet(model, gradients=False):
-        source = Downstream(model, here, positions)
-        target = Downstream(model, there, positions)
+        downstream = Downstream(model, between, positions)
         for batch in batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False):
-            run = source.start(batch)
-            target.start(batch)
+            run = downstream.start(batch)
             scores, n = scorer.unablated(run)
+            rows = []
+            for graph, mask in masks:
+                later = _recomputed(downstream, between, graph, mask)
+                output = downstream.resume({between[1]: partial(_instead, later)})
+                rows.append(scorer(run, output)[0])
+                bar.advance(batch)
+            edited.append(torch.stack(rows))
             baseline.append(scores)
             terms.append(n)
             order.append(batch.sequence_index)
-            for name, graph in graphs.items():
-                rows = []
-                for count in counts:
-                    mask = top_edges(graph.edges[between], count)
-                    later = _recomputed(
-                        model, source, there, graph.bases[here], graph.bases[there], mask
-                    )
-                    output = target.resume(partial(_instead, later))
-                    rows.append(scorer(run, output)[0])
-                    bar.update(batch.n_tokens)
-                sums[name].append(torch.stack(rows))
     by_index = torch.cat(order).argsort(stable=True)
+    in_order = torch.cat(edited, 1)[:, by_index]
     return AblationCurves(
         ranks=counts,
         width=max(graph.edges[between].numel() for graph in graphs.values()),
-        per_sequence={name: torch.cat(parts, 1)[:, by_index] for name, parts in sums.items()},
+        per_sequence=dict(zip(graphs, in_order.split(len(counts)), strict=True)),
         baseline_per_sequence=torch.cat(baseline)[by_index],
         counts=torch.cat(terms)[by_index],
-        hook_point=f"{here} → {there}",
+        hook_point=" → ".join(between),
         unit=scorer.unit,
     )
+
+
+def _check_graphs(
+    model: Any, graphs: Mapping[str, InteractionGraph], between: tuple[str, str], anywhere: bool
+) -> None:
+    """Raise ValueError for a graph without edges between the hook points, or of another model."""
+    places = {} if anywhere else {name: made_at(model, name) for name in between}
+    for name, graph in graphs.items():
+        if between not in graph.edges:
+            raise ValueError(
+                f"The graph {name!r} has no edges between {between[0]!r} and {between[1]!r}; it has them "
+                f"between {', '.join(map(str, graph.edges))}."
+            )
+        for hook_point, place in places.items():
+            graph.bases[hook_point].check_place(place, "pass anywhere=True")
 
 
 def _instead(later: Tensor, tensor: Tensor) -> Tensor:
@@ -129,34 +131,32 @@ def _instead(later: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _recomputed(
-    model: Any,
-    source: Downstream,
-    there: str,
-    earlier: Basis,
-    later: Basis,
+    downstream: Downstream,
+    between: tuple[str, str],
+    graph: InteractionGraph,
     mask: Bool[Tensor, "here there"],
 ) -> Tensor:
     """Activations at the later hook point, each feature computed from its own kept edges."""
+    earlier, later = (graph.bases[hook_point] for hook_point in between)
     columns, which = mask.mT.unique(dim=0, return_inverse=True)
-    coordinates: Tensor | None = None
-    shape: torch.Size | None = None
+    parts = []
     for number, column in enumerate(columns):
         seen: list[Tensor] = []
 
         def edit(tensor: Tensor, column: Tensor = column) -> Tensor:
-            flat = tensor.flatten(2) if tensor.ndim == 4 else tensor
-            kept = earlier.encode(flat) * column.to(flat)
+            kept = earlier.encode(_flat(tensor)) * column.to(tensor)
             return earlier.decode(kept).to(tensor.dtype).reshape(tensor.shape)
 
-        def see(tensor: Tensor, hook: Any, seen: list[Tensor] = seen) -> None:
+        def see(tensor: Tensor, seen: list[Tensor] = seen) -> Tensor:
             seen.append(tensor)
+            return tensor
 
-        with hooked(model, [(there, see)]):
-            source.resume(edit)
-        shape = seen[0].shape
-        z = later.encode(seen[0].flatten(2) if seen[0].ndim == 4 else seen[0])
-        coordinates = torch.empty_like(z) if coordinates is None else coordinates
-        chosen = which == number
-        coordinates[..., chosen] = z[..., chosen]
-    assert coordinates is not None and shape is not None
-    return later.decode(coordinates).reshape(shape)
+        downstream.resume(dict(zip(between, (edit, see), strict=True)))
+        parts.append(later.encode(_flat(seen[0]))[..., which == number])
+    coordinates = torch.cat(parts, -1)[..., which.argsort(stable=True).argsort()]
+    return later.decode(coordinates).reshape(seen[0].shape)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """One space of all heads."""
+    return tensor.flatten(2) if tensor.ndim == 4 else tensor

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
+from fancy_einsum import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.data.positions import Positions, selected
 from tl_weighted_pca.models.run import Run
-from tl_weighted_pca.objectives.losses import hook_probe
+from tl_weighted_pca.objectives.losses import hook_probe, real_positions
 from tl_weighted_pca.support.randomness import signs
 from tl_weighted_pca.support.whole_numbers import checked_count
 
@@ -24,8 +26,47 @@ _NARROW = 128
 """Coordinates of one sequence up to which each gets a unit probe of its own: exact Jacobians."""
 
 
+class _Probe:
+    """What both probes read of a run: coordinates at a later hook point."""
+
+    hook_point: str
+    basis: Basis
+    exact: bool | None
+    positions: Positions
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """What the recorder must show in `run.activations`."""
+        return (self.hook_point,)
+
+    def _read(self, run: Run) -> tuple[Run, Float[Tensor, "batch pos k"], Bool[Tensor, " batch"]]:
+        """The run with the mask of what counts there, z = (f − μ)E, and which sequences get unit probes.
+
+        z is zero where the mask leaves positions out; vectors are sequences of length one.
+        """
+        activations = run.activations[self.hook_point]
+        if not activations.requires_grad:
+            raise ValueError(
+                f"Nothing that is collected influences {self.hook_point!r}: give the hook points in the "
+                "order in which the model computes them."
+            )
+        if activations.ndim == 2:
+            mask, z = None, self.basis.encode(activations)[:, None]
+        else:
+            z = self.basis.encode(activations.flatten(2))
+            mask = selected(self.positions, run.mask, (z.shape[0], z.shape[1]))
+            if mask is not None:
+                mask = mask.to(z.device)
+                z = z.masked_fill(~mask[..., None], 0.0)
+        batch, length, k = z.shape
+        counted = torch.full((batch,), length) if mask is None else mask.sum(1)
+        few = counted * k <= _NARROW
+        exact = few if self.exact is None else torch.full_like(few, self.exact)
+        return replace(run, mask=mask), z, exact.to(z.device)
+
+
 @dataclass(frozen=True, repr=False)
-class jacobian_probe:
+class jacobian_probe(_Probe):
     """E[g gᵀ] = Σ JᵀEEᵀJ over samples g, J the Jacobian to the activations at a later hook point.
 
     `hook_probe` with random signs; or, for narrow layers, exactly, with a unit probe for each of a
@@ -58,22 +99,14 @@ class jacobian_probe:
             f"n_probes={self.n_probes}, exact={self.exact}, positions={self.positions!r}, seed={self.seed})"
         )
 
-    @property
-    def hook_points(self) -> tuple[str, ...]:
-        """What the collector must show in `run.activations`."""
-        return (self.hook_point,)
-
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
-        run = _restricted(run, self.hook_point, self.positions)
-        coordinates = _coordinates(run, self.hook_point, self.basis)
-        exact = _are_exact(self.exact, coordinates, run.mask)
-        units = probed = coordinates.new_zeros(0, len(coordinates))
+        run, z, exact = self._read(run)
+        units = probed = z.new_zeros(0, len(z))
         if bool(exact.any()):
-            units = _packed(coordinates, run.mask, exact).flatten(1).mT
+            units = rearrange(_packed(z, run.mask, exact), "batch pos k -> (pos k) batch")
         if not bool(exact.all()):
             probe = hook_probe(self.hook_point, self.basis, self.n_probes, self.seed, anywhere=True)
-            probed = probe(run)
-            probed = probed * ~exact / self.n_probes**0.5
+            probed = probe(run) * ~exact / self.n_probes**0.5
         n = max(len(units), len(probed))
         # A sequence has either; the other's samples are zero, as are those beyond its own.
         both = (F.pad(samples, (0, 0, 0, n - len(samples))) for samples in (units, probed))
@@ -81,7 +114,7 @@ class jacobian_probe:
 
 
 @dataclass(frozen=True, repr=False)
-class coordinate_probe:
+class coordinate_probe(_Probe):
     """g_j = ∂z'_j / ∂f, one sample for each coordinate j = start … stop − 1 of a later hook point.
 
     Where it is `exact`, one for each position t of z'_tj, too; otherwise positions are summed with
@@ -96,58 +129,17 @@ class coordinate_probe:
     positions: Positions
     seed: int
 
-    @property
-    def hook_points(self) -> tuple[str, ...]:
-        """What the recorder must show in `run.activations`."""
-        return (self.hook_point,)
-
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
-        run = _restricted(run, self.hook_point, self.positions)
-        coordinates = _coordinates(run, self.hook_point, self.basis)
-        exact = _are_exact(self.exact, coordinates, run.mask)
-        chosen = coordinates[..., self.start : self.stop]
-        units = _packed(chosen, run.mask, exact)
+        run, z, exact = self._read(run)
+        z = z[..., self.start : self.stop]
+        units = _packed(z, run.mask, exact)
         if not bool(exact.all()):
-            sequence = run.sequence_index.to(chosen.device)[:, None]
-            drawn = signs(self.seed, sequence, _counted(run.mask, chosen)).to(chosen)
-            mixed = (chosen * drawn[..., None]).sum(1) * ~exact[:, None]
-            units = torch.cat([units[:, :1] + mixed[:, None], units[:, 1:]], 1)
-        return units.flatten(1).mT
-
-
-def _restricted(run: Run, hook_point: str, positions: Positions) -> Run:
-    """The run with a mask of the positions that count at a hook point."""
-    activations = run.activations[hook_point]
-    if not activations.requires_grad:
-        raise ValueError(
-            f"Nothing that is collected influences {hook_point!r}: give the hook points in the order "
-            "in which the model computes them."
-        )
-    if activations.ndim == 2:
-        return replace(run, mask=None)
-    shape = (activations.shape[0], activations.shape[1])
-    mask = selected(positions, run.mask, shape)
-    return replace(run, mask=None if mask is None else mask.to(activations.device))
-
-
-def _coordinates(run: Run, hook_point: str, basis: Basis) -> Float[Tensor, "batch pos k"]:
-    """(f − μ)E, zero where the mask leaves positions out; vectors are sequences of length one."""
-    activations = run.activations[hook_point]
-    if activations.ndim == 2:
-        return basis.encode(activations)[:, None]
-    coordinates = basis.encode(activations.flatten(2))
-    return coordinates if run.mask is None else coordinates.masked_fill(~run.mask[..., None], 0.0)
-
-
-def _are_exact(
-    exact: bool | None, coordinates: Float[Tensor, "batch pos k"], mask: Tensor | None
-) -> Bool[Tensor, " batch"]:
-    """Which sequences get unit probes: as was asked, or those with few coordinates that count."""
-    batch, length, k = coordinates.shape
-    if exact is not None:
-        return torch.full((batch,), exact, device=coordinates.device)
-    counted = torch.full((batch,), length) if mask is None else mask.sum(1)
-    return (counted * k <= _NARROW).to(coordinates.device)
+            sequence = run.sequence_index.to(z.device)[:, None]
+            drawn = signs(self.seed, sequence, real_positions(run.mask, z)).to(z)
+            mixed = einsum("batch pos k, batch pos, batch -> batch k", z, drawn, (~exact).to(z))
+            # As if of one position: a sequence has either.
+            units = units + F.pad(mixed[:, None], (0, 0, 0, units.shape[1] - 1))
+        return rearrange(units, "batch pos k -> (pos k) batch")
 
 
 def _packed(
@@ -160,10 +152,3 @@ def _packed(
     order = mask.int().argsort(dim=1, descending=True, stable=True)
     few = max(1, int((mask.sum(1) * exact).max()))
     return kept.take_along_dim(order[:, :few, None], 1)
-
-
-def _counted(mask: Tensor | None, values: Float[Tensor, "batch pos k"]) -> Tensor:
-    """The number of each position among those that count, whatever the padding."""
-    if mask is None:
-        return torch.arange(values.shape[1], device=values.device)
-    return mask.cumsum(1) - 1

@@ -19,6 +19,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from einops import reduce
+from fancy_einsum import einsum
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -170,10 +172,10 @@ def interaction_edges(
     chunk = checked_count("chunk", chunk)
     kept = {name: used(bases[name], threshold) for name in names}
     check_rereadable(batches, "every hook point takes a pass")
-    stats = collect(
-        model, batches, names, objective=None, positions=positions, batch_size=batch_size,
-        max_tokens=max_tokens, progress=False,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens,
+    }  # fmt: skip
+    stats = collect(model, batches, names, objective=None, progress=False, **options)
     n_tokens = stats[names[0]].n_tokens
     if not n_tokens:
         raise ValueError(
@@ -181,26 +183,24 @@ def interaction_edges(
         )
     note_what_goes_past(model, batches, names, batch_size, max_tokens)
     variances = {name: _variances(kept[name], stats[name]) for name in names}
-    starts = {there: range(0, kept[there].n_components, chunk) for there in names[1:]}
+    passes = [
+        (here, there, range(kept[there].n_components)[start : start + chunk])
+        for here, there in pairwise(names)
+        for start in range(0, kept[there].n_components, chunk)
+    ]
     n_batches = count_batches(batches, batch_size) if max_tokens is None else None
     bar = tqdm(
-        total=n_batches and n_batches * sum(map(len, starts.values())), unit="batch",
-        desc="Edges", dynamic_ncols=True, disable=not progress,
+        total=n_batches and n_batches * len(passes), unit="batch", desc="Edges",
+        dynamic_ncols=True, disable=not progress,
     )  # fmt: skip
-    edges: dict[tuple[str, str], Tensor] = {}
+    parts: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairwise(names)}
     with bar:
-        for here, there in pairwise(names):
-            parts = []
-            for start in starts[there]:
-                stop = min(start + chunk, kept[there].n_components)
-                probe = coordinate_probe(there, kept[there], start, stop, exact, positions, seed)
-                stream = stream_pairs(
-                    model, batches, here, objective=probe, positions=positions,
-                    batch_size=batch_size, max_tokens=max_tokens,
-                )  # fmt: skip
-                pairs = (found[here] for found in stream)
-                parts.append(_squared_slopes(pairs, kept[here], stop - start, bar))
-            edges[here, there] = variances[here][:, None] * torch.cat(parts, dim=1)
+        for here, there, j in passes:
+            probe = coordinate_probe(there, kept[there], j.start, j.stop, exact, positions, seed)
+            stream = stream_pairs(model, batches, here, objective=probe, **options)
+            slopes = _squared_slopes((found[here] for found in stream), kept[here], len(j), bar)
+            parts[here, there].append(variances[here][:, None] * slopes)
+    edges = {pair: torch.cat(columns, dim=1) for pair, columns in parts.items()}
     return InteractionGraph(variances, edges, kept, n_tokens)
 
 
@@ -225,9 +225,12 @@ def _squared_slopes(
     for pairs in stream:
         n_tokens += pairs.n_tokens
         g = pairs.rows()[1].double()
-        squared = (g @ source.decoder.mT.to(g.device)).square().sum(1)
+        along = g @ source.decoder.mT.to(g.device)
         # Samples are [position,] coordinate: positions are summed over.
-        slopes += squared.unflatten(0, (-1, n_targets)).sum(0).mT.cpu()
+        squared = reduce(
+            along.square(), "(pos target) token source -> source target", "sum", target=n_targets
+        )
+        slopes += squared.cpu()
         bar.update()
     return slopes / n_tokens
 
@@ -244,8 +247,9 @@ def used(basis: Basis, threshold: float = 0.0) -> Basis:
     if basis.per_head:
         raise ValueError("A basis per head has no interactions here: make one over all heads.")
     values = basis.eigenvalues
-    diagonal = (values[:, None] * basis.decoder.square()).sum(0)
-    rounding = _ROUNDING * basis.width**0.5 * (basis.encoder.square() * diagonal[:, None]).sum(0)
+    diagonal = einsum("k, k d -> d", values, basis.decoder.square())
+    share = einsum("d k, d -> k", basis.encoder.square(), diagonal)
+    rounding = _ROUNDING * basis.width**0.5 * share
     kept = (values > threshold * values.max()) & (values > rounding)
     if not bool(kept.any()):
         raise ValueError(

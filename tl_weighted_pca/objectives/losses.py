@@ -136,7 +136,7 @@ class sampled_token_loss:
         log_probs = F.log_softmax(logits, -1)
         cumulative = log_probs.detach().double().exp().cumsum(-1)
         sequence = run.sequence_index.to(logits.device)[:, None, None]
-        position = _real_positions(run.mask, logits)[..., None]
+        position = real_positions(run.mask, logits)[..., None]
         sample = torch.arange(self.n_samples, device=logits.device)
         draws = uniform(self.seed, sequence, position, sample)  # [batch, pos, samples]
         # Up to the whole sum, not 1: rounding must not push a draw past the last token.
@@ -239,11 +239,11 @@ def _probed(
     if mask is not None:
         values = values.masked_fill(~mask[..., None], 0.0)
     sequence = run.sequence_index.to(values.device)
-    counters = (seed, sequence, _real_positions(mask, values), n_probes)
+    counters = (seed, sequence, real_positions(mask, values), n_probes)
     return SignProbes.apply(values, *counters)
 
 
-def _real_positions(
+def real_positions(
     mask: Bool[Tensor, "batch pos"] | None, values: Float[Tensor, "batch pos ..."]
 ) -> Int[Tensor, "batch pos"]:
     """Positions counted from the first real token, so that padding changes no draw."""
