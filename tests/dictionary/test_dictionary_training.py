@@ -310,6 +310,10 @@ def test_evaluation_where_there_is_nothing_to_evaluate(best_model, heldout):
         evaluate(tokens, slice(0, 0))
     with pytest.raises(ValueError, match="do not vary over the 1 tokens that count"):
         evaluate(tokens[:1], [3])
+    alone = torch.zeros_like(tokens[:8])
+    alone[:, 3] = 1
+    with pytest.raises(ValueError, match="no token to predict"):
+        evaluate([{"input_ids": tokens[:8], "attention_mask": alone}], None)
     # Nothing is predicted from the last position: no gradient, and no loss to recover.
     scores = evaluate(tokens, [-1]).scores["dictionary"]
     assert scores.l0 > 0 and scores.explained_variance < 1

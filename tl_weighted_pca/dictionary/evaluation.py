@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.ablation.scores import Scorer
 from tl_weighted_pca.bases.basis import Basis
-from tl_weighted_pca.data.batches import batches, check_rereadable
+from tl_weighted_pca.data.batches import Batch, batches, check_rereadable
 from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 from tl_weighted_pca.dictionary.scores import CodeSums, Scores, share
-from tl_weighted_pca.models.downstream import Downstream
+from tl_weighted_pca.models.downstream import Downstream, Edit
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.hook_points import resolve
+from tl_weighted_pca.moments.second_moment import Provenance
 from tl_weighted_pca.objectives.losses import Objective, next_token_loss
 from tl_weighted_pca.streaming.pairs import stream_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_UNEDITED = ""
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,7 @@ def evaluate_dictionary(
             that can be read only once, positions that select nothing or at which x does not vary, or
             what `collect` and `ablation_curves` refuse.
     """
-    made = dictionary.provenance
-    if hook_point is None and not made.hook_point:
-        raise ValueError("The dictionary does not say where it was trained: pass `hook_point`.")
-    (hook_point,) = resolve(model, [hook_point or made.hook_point])
-    here = made_at(model, hook_point)
-    if different := made.differences(here):
-        raise ValueError(
-            f"The dictionary was trained elsewhere than it would be used: they differ in {different}: "
-            "evaluate it where it was trained."
-        )
+    here = _place(model, dictionary, hook_point)
     bases = dict(bases or {})
     if "dictionary" in bases:
         raise ValueError(
@@ -105,14 +100,14 @@ def evaluate_dictionary(
     for basis in bases.values():
         basis.check_place(here)
     check_rereadable(data, "an evaluation goes through it up to three times")
+    options: dict[str, Any] = {"batch_size": batch_size, "max_tokens": max_tokens}
 
     def summed(codes: Mapping[str, SparseAutoencoder | Basis]) -> dict[str, CodeSums]:
         sums = {name: CodeSums(code) for name, code in codes.items()}
         for pairs in stream_pairs(
-            model, data, hook_point, objective=objective, positions=positions,
-            batch_size=batch_size, max_tokens=max_tokens,
-        ):  # fmt: skip
-            x, g = pairs[hook_point].rows()
+            model, data, here.hook_point, objective=objective, positions=positions, **options
+        ):
+            x, g = pairs[here.hook_point].rows()
             for one in sums.values():
                 one.add(x, g)
         return sums
@@ -125,45 +120,62 @@ def evaluate_dictionary(
         )
     if own.variance <= 0:
         raise ValueError(
-            f"The activations at {hook_point!r} do not vary over the {own.n_tokens} tokens that count: "
+            f"The activations at {here.hook_point!r} do not vary over the {own.n_tokens} tokens that count: "
             "pass more data, or other positions."
         )
     rank = round(own.l0)
     cut = {name: basis.truncate(min(rank, basis.n_components)) for name, basis in bases.items()}
     if cut:
         sums |= summed(cut)
-    mean = own.mean
-
-    def to_mean(tensor: Tensor) -> Tensor:
-        heads = tensor.shape[2:] if tensor.ndim == 4 else tensor.shape[-1:]
-        return mean.to(tensor).reshape(heads).expand_as(tensor)
-
-    edits: dict[str, Callable[[Tensor], Tensor]] = {
-        "mean": to_mean,
-        "dictionary": lambda tensor: dictionary.hook()(tensor, None),
+    edits: dict[str, Edit] = {
+        "mean": lambda x: own.mean.to(x).view(x.shape[2:]).expand_as(x),
+        "dictionary": lambda x: dictionary.hook()(x, None),
+        **{name: basis.project for name, basis in cut.items()},
     }
-    edits |= {name: basis.project for name, basis in cut.items()}
-    losses, divergences = dict.fromkeys(edits, 0.0), dict.fromkeys(edits, 0.0)
-    clean = terms = positions_scored = 0.0
-    of_loss, of_kl = Scorer("loss"), Scorer("kl")
+    downstream = Downstream(model, here.hook_point, positions)
     with quiet(model, gradients=False):
-        downstream = Downstream(model, hook_point, positions)
-        for batch in batches(data, batch_size, max_tokens=max_tokens):
-            run = downstream.start(batch)
-            values, counted = of_loss(run, run.output)
-            clean, terms = clean + float(values.sum()), terms + float(counted.sum())
-            for name, edit in edits.items():
-                output = downstream.resume(edit)
-                losses[name] += float(of_loss(run, output)[0].sum())
-                kl, of_positions = of_kl(run, output)
-                divergences[name] += float(kl.sum())
-            positions_scored += float(of_positions.sum())
-    loss, ablated = clean / terms, losses["mean"] / terms
+        loss, kl = _effects(downstream, edits, batches(data, **options))
+    clean, ablated = loss[_UNEDITED], loss["mean"]
     scores = {
-        name: one.scores(
-            share(ablated - losses[name] / terms, ablated - loss),
-            divergences[name] / positions_scored,
-        )
+        name: one.scores(share(ablated - loss[name], ablated - clean), kl[name])
         for name, one in sums.items()
     }
-    return Evaluation(scores, own.frequencies, dictionary.biases.cpu(), loss, ablated, own.n_tokens)
+    return Evaluation(
+        scores, own.frequencies, dictionary.biases.cpu(), clean, ablated, own.n_tokens
+    )
+
+
+def _place(model: Any, dictionary: SparseAutoencoder, hook_point: str | None) -> Provenance:
+    """The hook point where a dictionary is evaluated; ValueError if it was trained elsewhere."""
+    made = dictionary.provenance
+    if hook_point is None and not made.hook_point:
+        raise ValueError("The dictionary does not say where it was trained: pass `hook_point`.")
+    (hook_point,) = resolve(model, [hook_point or made.hook_point])
+    here = made_at(model, hook_point)
+    if different := made.differences(here):
+        raise ValueError(
+            f"The dictionary was trained elsewhere than it would be used: they differ in {different}: "
+            "evaluate it where it was trained."
+        )
+    return here
+
+
+def _effects(
+    downstream: Downstream, edits: Mapping[str, Edit], data: Iterable[Batch]
+) -> list[dict[str, float]]:
+    """The loss per predicted token and the KL divergence per position, of the model unedited and edited."""
+    scorers = Scorer("loss"), Scorer("kl")
+    sums = [
+        {name: torch.zeros(2, dtype=torch.float64) for name in (_UNEDITED, *edits)} for _ in scorers
+    ]
+    for batch in data:
+        run = downstream.start(batch)
+        for name in (_UNEDITED, *edits):
+            output = downstream.resume(edits[name]) if name in edits else run.output
+            for scorer, of in zip(scorers, sums, strict=True):
+                of[name] += torch.stack(scorer(run, output)).sum(1)
+    if not bool(sums[0][_UNEDITED][1]):
+        raise ValueError(
+            "The data have no token to predict, and so no loss: pass sequences of two tokens or more."
+        )
+    return [{name: float(total / terms) for name, (total, terms) in of.items()} for of in sums]

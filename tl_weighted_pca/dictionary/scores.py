@@ -50,8 +50,8 @@ class CodeSums:
         self.n_tokens = self.n_attributed = 0
         self.active = self.holders = self.error = self.unexplained = 0.0
         self.shift = self.first = self.fired = self.square = torch.zeros(0)
-        # (g·(x − μ))² with μ known only at the end takes Σ(g·(x − σ))², Σ(g·(x − σ))g and Σ g gᵀ.
-        self.attributed = self.attributed_first = self.attributed_outer = torch.zeros(0)
+        # With μ known only at the end, Σ(g·(x − μ))² = vᵀ(Σ h hᵀ)v of h = (g·(x − σ), g), v = (1, σ − μ).
+        self.attributed = torch.zeros(0)
 
     @torch.no_grad()
     def add(self, x: Float[Tensor, "tokens d"], samples: Float[Tensor, "samples tokens d"]) -> None:
@@ -64,9 +64,8 @@ class CodeSums:
             d = x.shape[1]
             # About a shift near the data, so that a large mean costs no digits.
             self.shift = wide.mean(0)
-            self.first, self.attributed_first = wide.new_zeros(2, d)
-            self.square, self.attributed = wide.new_zeros(2)
-            self.attributed_outer = wide.new_zeros(d, d)
+            self.first, self.square = wide.new_zeros(d), wide.new_zeros(())
+            self.attributed = wide.new_zeros(d + 1, d + 1)
             self.fired = wide.new_zeros(f.shape[1])
         self.n_tokens += len(x)
         self.first += (wide - self.shift).sum(0)
@@ -84,10 +83,9 @@ class CodeSums:
             self.n_attributed += int(counted.sum())
             wide_g = _wide(g)
             self.unexplained += float((wide_g * error).sum(1).square().sum())
-            about = (wide_g * (wide - self.shift)).sum(1)
-            self.attributed += about.square().sum()
-            self.attributed_first += (about[:, None] * wide_g).sum(0)
-            self.attributed_outer += wide_g.T @ wide_g
+            about = (wide_g * (wide - self.shift)).sum(1, keepdim=True)
+            h = torch.cat([about, wide_g], 1)
+            self.attributed += h.mT @ h
 
     @property
     def mean(self) -> Float[Tensor, " d"]:
@@ -108,12 +106,7 @@ class CodeSums:
         return float(self.square - self.n_tokens * offset.square().sum())
 
     def scores(self, loss_recovered: float, kl: float) -> Scores:
-        offset = self.first / self.n_tokens
-        attribution = float(
-            self.attributed
-            - 2 * offset @ self.attributed_first
-            + offset @ self.attributed_outer @ offset
-        )
+        v = torch.cat([self.first.new_ones(1), -self.first / self.n_tokens])
         return Scores(
             n_features=len(self.fired),
             l0=self.l0,
@@ -121,7 +114,7 @@ class CodeSums:
             loss_recovered=loss_recovered,
             kl=kl,
             attribution_l0=self.holders / max(self.n_attributed, 1),
-            unexplained_attribution=share(self.unexplained, attribution),
+            unexplained_attribution=share(self.unexplained, float(v @ self.attributed @ v)),
             dead=float((self.fired == 0).double().mean()),
             dense=float((self.frequencies > 0.1).double().mean()),
         )

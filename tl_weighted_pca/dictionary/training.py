@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,11 +18,7 @@ from tl_weighted_pca.data.batches import is_one_shot
 from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, check_settings
 from tl_weighted_pca.dictionary.recipe import Recipe, Units
-from tl_weighted_pca.dictionary.shuffle_buffer import (
-    PairStream,
-    Place,
-    shuffled_blocks,
-)
+from tl_weighted_pca.dictionary.shuffle_buffer import PairStream, Place, Rows, shuffled_blocks
 from tl_weighted_pca.dictionary.trainer import Trainer
 from tl_weighted_pca.models.fingerprint import fingerprint, made_at
 from tl_weighted_pca.models.frozen import device_of
@@ -158,32 +155,38 @@ def train_dictionary(
         total=n_steps * size, initial=trainer.step_number * size, unit="tok", unit_scale=True,
         desc="Training", dynamic_ncols=True, disable=not progress,
     )  # fmt: skip
+    blocks = shuffled_blocks(stream, capacity, recipe.seed, place)
     with bar:
-        blocks = shuffled_blocks(stream, capacity, recipe.seed, place)
-        while trainer.step_number < n_steps:
-            block = next(blocks, None)
-            if block is None:
-                if not trainer.step_number:
-                    raise ValueError(
-                        f"The data ended before one batch of {size} tokens: pass more, or data that can "
-                        "be gone through again, or set the recipe's batch_size."
-                    )
-                warnings.warn(
-                    f"The data ended after {trainer.step_number * size} of {n_tokens} tokens, before "
-                    "the schedule did: pass data that can be gone through again, or fewer n_tokens.",
-                    stacklevel=3,  # past the decorator
-                )
-                break
-            (x, g), place = block
-            for start in range(0, len(x) - size + 1, size):
-                if trainer.step_number == n_steps:
-                    break
-                rows = slice(start, start + size)
-                trainer.step(x[rows], None if g is None else g[rows])
-                bar.update(size)
+        for place in _train(trainer, blocks, bar):
             if checkpoint is not None and trainer.step_number:
                 _write(checkpoint, trainer, units, place, run)
+    done = trainer.step_number * size
+    if not done:
+        raise ValueError(
+            f"The data ended before one batch of {size} tokens: pass more, or data that can be gone through "
+            "again, or set the recipe's batch_size."
+        )
+    if trainer.step_number < n_steps:
+        warnings.warn(
+            f"The data ended after {done} of {n_tokens} tokens, before the schedule did: pass data that "
+            "can be gone through again, or fewer n_tokens.",
+            stacklevel=3,  # past the decorator
+        )
     return trainer.finished()
+
+
+def _train(trainer: Trainer, blocks: Iterator[tuple[Rows, Place]], bar: tqdm) -> Iterator[Place]:
+    """Train until the schedule or the data ends; after each block, the place where it ended."""
+    size = trainer.recipe.batch_size
+    while trainer.step_number < trainer.n_steps and (block := next(blocks, None)):
+        (x, g), place = block
+        for start in range(0, len(x) - size + 1, size):
+            if trainer.step_number == trainer.n_steps:
+                break
+            rows = slice(start, start + size)
+            trainer.step(x[rows], None if g is None else g[rows])
+            bar.update(size)
+        yield place
 
 
 def _check_moments(moments: Moments, provenance: Provenance) -> None:
