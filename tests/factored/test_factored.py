@@ -16,7 +16,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 from transformer_lens.utilities.matrix import composition_scores
 
-from tl_weighted_pca.factored.factored_matrix import SVD, FactoredMatrix, svd
+from tl_weighted_pca.factored import SVD, FactoredMatrix, svd
 
 HAS_V = hasattr(transformer_lens.FactoredMatrix, "V")
 """Not in TransformerLens 3.0, where V is called Vh."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from tl_weighted_pca.factored.decompose import _sign_weights
-from tl_weighted_pca.factored.factored_matrix import SVD, svd, svdvals
+from tl_weighted_pca.factored import SVD, svd, svdvals
 
 DTYPES = [torch.float32, torch.float64]
 

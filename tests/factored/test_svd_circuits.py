@@ -14,7 +14,7 @@ from transformer_lens.FactoredMatrix import FactoredMatrix as Theirs
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.weight_processing import ProcessWeights
 
-from tl_weighted_pca.factored.factored_matrix import FactoredMatrix, use_linalg_svd
+from tl_weighted_pca.factored import FactoredMatrix, use_linalg_svd
 
 try:
     HookedTransformer = importlib.import_module(

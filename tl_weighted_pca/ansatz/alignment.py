@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 
 import torch
+from fancy_einsum import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,7 +30,7 @@ _FLOAT32 = torch.finfo(torch.float32).eps
 def cosine(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> float:
     """tr(AᵀB) / (‖A‖_F ‖B‖_F), uncentred; NaN where one of them vanishes."""
     norms = float(a.norm() * b.norm())
-    return float((a * b).sum()) / norms if norms else math.nan
+    return float(einsum("m n, m n ->", a, b)) / norms if norms else math.nan
 
 
 def centred_cosine(a: Square, b: Square) -> float:
@@ -38,10 +39,8 @@ def centred_cosine(a: Square, b: Square) -> float:
     NaN where either is a multiple of the identity (to rounding): it has no eigenvectors to compare.
     """
     deviations = [_traceless(a), _traceless(b)]
-    for whole, deviation in zip((a, b), deviations, strict=True):
-        if float(deviation.norm()) <= 1e-9 * float(whole.norm()):
-            return math.nan
-    return cosine(*deviations)
+    none = (d.norm() <= 1e-9 * whole.norm() for d, whole in zip(deviations, (a, b), strict=True))
+    return math.nan if any(none) else cosine(*deviations)
 
 
 def centred_cosine_sd(width: int) -> float:
@@ -83,8 +82,9 @@ def captured(matrix: Float[Tensor, "d_in d_out"], agop: Float[Tensor, "d_in d_in
     papers that write Wx call them right ones. Unlike angles between single vectors the curve does
     not mind near-equal singular values. A random subspace gives k tr(A) / (d Σ_{i≤k} λ_i).
     """
-    vectors = torch.linalg.svd(matrix, full_matrices=False).U
-    return _held(vectors, agop) / _best(agop)[: vectors.shape[1]]
+    U = torch.linalg.svd(matrix, full_matrices=False).U
+    held = einsum("i k, i k -> k", U, agop @ U).cumsum(0)
+    return held / _best(agop)[: U.shape[1]]
 
 
 def captured_by_chance(
@@ -142,10 +142,6 @@ def replaced_cosine(
 
 def _traceless(matrix: Square) -> Square:
     return matrix - matrix.trace() / len(matrix) * torch.eye(len(matrix), dtype=matrix.dtype)
-
-
-def _held(vectors: Float[Tensor, "d k"], agop: Square) -> Float[Tensor, " k"]:
-    return ((vectors.mT @ agop) * vectors.mT).sum(1).cumsum(0)
 
 
 def _best(agop: Square) -> Float[Tensor, " d"]:

@@ -142,18 +142,20 @@ class FeatureAnsatz:
     rows: tuple[WeightAnsatz, ...]
 
     def __repr__(self) -> str:
-        names = list(dict.fromkeys(row.name for row in self.rows))
-        objectives = ", ".join(dict.fromkeys(row.objective for row in self.rows))
+        names = self._names
+        objectives = ", ".join(dict.fromkeys(row.objective for row in self))
         return f"FeatureAnsatz({len(names)} weights, {names[0]} … {names[-1]}; {objectives})"
 
     def __getitem__(self, name: str) -> WeightAnsatz:
         """The entry of a weight, by its name, under the first objective."""
-        for row in self.rows:
+        for row in self:
             if row.name == name:
                 return row
-        raise KeyError(
-            f"{name!r} was not measured; these were: {', '.join(dict.fromkeys(r.name for r in self.rows))}."
-        )
+        raise KeyError(f"{name!r} was not measured; these were: {', '.join(self._names)}.")
+
+    @property
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(row.name for row in self))
 
     def __iter__(self) -> Iterator[WeightAnsatz]:
         return iter(self.rows)
@@ -179,17 +181,11 @@ class FeatureAnsatz:
         """
         import pandas as pd
 
-        table = []
-        for row in self.rows:
-            others = [
-                other
-                for other in self.rows
-                if other.kind == row.kind
-                and other.objective == row.objective
-                and other.name != row.name
-            ]
-            table.append(row.row(others, power))
-        return pd.DataFrame(table)
+        def others(row: WeightAnsatz) -> list[WeightAnsatz]:
+            alike = (row.kind, row.objective)
+            return [r for r in self if (r.kind, r.objective) == alike and r.name != row.name]
+
+        return pd.DataFrame([row.row(others(row), power) for row in self])
 
     def plot(self, **options: Any) -> Any:
         """A matplotlib figure: the cosine and its baselines by layer, one panel a kind of weight."""
@@ -220,13 +216,13 @@ def _row(what: _Measured, objective: str, moments: Mapping[str, Moments]) -> Wei
     first = what.weights[0]
     matrix = torch.cat([weight.claimed for weight in what.weights], dim=1)
     before = None if what.pre_activation is None else at(what.pre_activation)
-    if before is None:
-        agop = at(first.reads)
-        if first.change is not None:
-            change = first.change.double().cpu()
-            agop = change @ agop @ change.mT
-    else:
+    if before is not None:
         agop = matrix @ before @ matrix.mT
+    elif first.change is None:
+        agop = at(first.reads)
+    else:
+        change = first.change.double().cpu()
+        agop = change @ at(first.reads) @ change.mT
     module = first.name.rpartition(".")[0]
     kind = "+".join(weight.kind for weight in what.weights)
     shared = len(what.weights) > 1

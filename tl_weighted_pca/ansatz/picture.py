@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from tl_weighted_pca.support.figure import MARKERS, PALETTE, Picture
+from tl_weighted_pca.support.figure import MARKERS, PALETTE, Picture, plain
 
 if TYPE_CHECKING:
     from tl_weighted_pca.ansatz.model_ansatz import FeatureAnsatz, WeightAnsatz
@@ -137,9 +137,7 @@ def _panels(kinds: Sequence[str], columns: int) -> tuple[Figure, dict[str, Axes]
         ax.set_visible(False)
     panels = dict(zip(kinds, axes, strict=False))
     for kind, ax in panels.items():
-        ax.set_title(kind, fontsize=10)
-        ax.grid(True, color="0.9", linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
+        plain(ax).set_title(kind, fontsize=10)
     return figure, panels
 
 

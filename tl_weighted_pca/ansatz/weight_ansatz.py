@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,9 +74,13 @@ class WeightAnsatz:
         k = max(1, min(d_in, d_out) // 8)
         kept = self.matrix.mT @ self.matrix
         before, after = self.before, self.after
+        nan = math.nan
+
+        def of(gradients: Tensor | None, measure: Callable[[Tensor], float]) -> float:
+            return nan if gradients is None else measure(gradients)
+
         # The frame that W's columns or rows make, whichever there are fewer of.
         small = gram if d_in <= d_out else kept
-        nan = float("nan")
         return {
             "name": self.name, "kind": self.kind, "layer": self.layer, "objective": self.objective,
             "d_in": d_in, "d_out": d_out,
@@ -84,17 +90,17 @@ class WeightAnsatz:
             "centred": centred_cosine(gram, agop),
             "centred_sd": centred_cosine_sd(d_in),
             "other_layers": sum(cosine(g, agop) for g in same) / len(same) if same else nan,
-            "replaced": nan if before is None or power != 1 else replaced_cosine(self.matrix, before),
-            "left": nan if before is None else cosine(kept, before),
-            "left_identity": nan if before is None else participation_ratio(before) ** 0.5,
+            "replaced": of(before if power == 1 else None, partial(replaced_cosine, self.matrix)),
+            "left": of(before, partial(cosine, kept)),
+            "left_identity": of(before, participation_ratio) ** 0.5,
             "captured": float(self.captured().mean()),
             "captured_by_chance": float(self.captured_by_chance().mean()),
             "angles_k": k,
             "mean_cos2_angle": float(self.principal_angles(k).cos().square().mean()),
-            "tight_before": nan if before is None else participation_ratio(before),
-            "condition_before": nan if before is None else support_condition(before),
-            "tight_after": nan if after is None else participation_ratio(after),
-            "condition_after": nan if after is None else support_condition(after),
+            "tight_before": of(before, participation_ratio),
+            "condition_before": of(before, support_condition),
+            "tight_after": of(after, participation_ratio),
+            "condition_after": of(after, support_condition),
             "tight_weight": participation_ratio(small),
             "condition_weight": support_condition(small),
             "n_tokens": self.n_tokens,

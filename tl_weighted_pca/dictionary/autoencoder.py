@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -74,7 +75,7 @@ class SparseAutoencoder(nn.Module):
         encoder = decoder.T * min(1.0, 2 * width / n_features)
         center = torch.zeros(width)
         if basis is not None:
-            encoder, decoder, center = _from_basis(basis, encoder, decoder)
+            encoder, decoder, center = _from_basis(basis, decoder)
         self.W_enc = nn.Parameter(encoder.contiguous())
         self.b_enc = nn.Parameter(torch.zeros(n_features))
         self.W_dec = nn.Parameter(decoder)
@@ -167,21 +168,12 @@ class SparseAutoencoder(nn.Module):
 
     def empty_copy(self) -> SparseAutoencoder:
         """A dictionary of the same shape and settings, its weights not yet set."""
-        return SparseAutoencoder(
-            self.width,
-            self.n_features,
-            self.kind,
-            tied=self.tied,
-            relu_where_positive=self.relu_where_positive,
-            provenance=self.provenance,
-        ).to(self.W_dec)
+        return self.from_header(self.header()).to(self.W_dec)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `SparseAutoencoder.load` reads; an old one is replaced whole."""
-        tensors = dict(self.state_dict())
-        write_atomically(
-            path, tensors, {"format": _FORMAT, "dictionary": json.dumps(self.header())}
-        )
+        header = {"format": _FORMAT, "dictionary": json.dumps(self.header())}
+        write_atomically(path, self.state_dict(), header)
 
     @classmethod
     def load(
@@ -232,7 +224,7 @@ def check_settings(kind: str, n_features: int) -> None:
 
 
 def _from_basis(
-    basis: Basis, encoder: Tensor, decoder: Tensor
+    basis: Basis, decoder: Tensor
 ) -> tuple[Float[Tensor, "d features"], Float[Tensor, "features d"], Float[Tensor, " d"]]:
     """Encoder, decoder and centre with the basis's components, + and −, before the random rest."""
     n_features, width = decoder.shape
@@ -247,13 +239,9 @@ def _from_basis(
     columns = _both_signs((basis.encoder * lengths.T).T)[:n_features].to(decoder)
     n = len(rows)
     # The others must not disturb at first what the basis reconstructs.
-    rest = 0.1 * decoder[n:].T
-    return (
-        torch.cat([columns.T, rest], dim=1),
-        torch.cat([rows, decoder[n:]]),
-        basis.center.to(decoder),
-    )
+    encoder = torch.cat([columns, 0.1 * decoder[n:]]).T
+    return encoder, torch.cat([rows, decoder[n:]]), basis.center.to(decoder)
 
 
 def _both_signs(rows: Float[Tensor, "k d"]) -> Float[Tensor, "2k d"]:
-    return torch.stack([rows, -rows], dim=1).flatten(0, 1)
+    return rearrange([rows, -rows], "sign k d -> (k sign) d")

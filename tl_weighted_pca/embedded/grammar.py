@@ -5,25 +5,16 @@ to do something and the other merely wishes to; one of the two takes one of the 
 Later sentences can only be told by someone who remembers all that.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import lexicon
 from .teller import Form, Teller
 
 FACTS = (
-    "who",
-    "place",
-    "object",
-    "spare",
-    "promiser",
-    "promise",
-    "wisher",
-    "wish",
-    "culprit",
-    "innocent",
-    "hideout",
-    "feeling",
-)
+    "who", "place", "object", "spare", "promiser", "promise", "wisher", "wish", "culprit",
+    "innocent", "hideout", "feeling",
+)  # fmt: skip
 """The latent facts of a story, each a column of ``stories(...)``.
 
 ``who`` the hero; ``place`` where they meet; ``object`` the thing that is taken, ``spare`` the
@@ -44,12 +35,16 @@ class Cast(NamedTuple):
 def opening(teller: Teller) -> Cast:
     """Tell who meets where."""
 
+    def name(*taken: str) -> str:
+        return teller.word(_but(lexicon.NAMES, *taken))
+
+    def place(before: str) -> str:
+        teller.say(before)
+        return teller.word(lexicon.PLACES)
+
     def weather() -> None:
         teller.word(lexicon.WEATHERS)
         teller.word(lexicon.TIMES)
-
-    def name(*taken: str) -> str:
-        return teller.word([each for each in lexicon.NAMES if each not in taken])
 
     form = teller.tell(
         Form("One", 3),
@@ -59,46 +54,45 @@ def opening(teller: Teller) -> Cast:
         Form("There was once a", 3),
         Form("Long ago,", 2),
     ).start
+    if form == "Long ago,":
+        first = name()
+        teller.say(" and")
+        second = name(first)
+        where = place(" came to the")
+        teller.say(" to visit")
+        who = name(first, second)
+        teller.say(".")
+        return Cast(who, (first, second), where)
     if form in ("One", "On a"):
         weather()
         teller.say(",")
         who = name()
-        teller.say(" went to the" if form == "One" else " was in the")
-        place = teller.word(lexicon.PLACES)
+        where = place(" went to the" if form == "One" else " was in the")
     elif form == "It was a":
         weather()
-        teller.say(" in the")
-        place = teller.word(lexicon.PLACES)
+        where = place(" in the")
         teller.say(", and")
         who = name()
         teller.say(" was playing")
     elif form == "Once upon a time,":
         who = name()
-        teller.say(" lived near the")
-        place = teller.word(lexicon.PLACES)
-    elif form == "There was once a":
+        where = place(" lived near the")
+    else:
         teller.word(lexicon.TRAITS)
         girl = teller.word(("girl", "boy"), closed=True) == "girl"
         teller.say(" named")
         who = teller.word(lexicon.GIRLS if girl else lexicon.BOYS)
-        teller.say(" who lived near the")
-        place = teller.word(lexicon.PLACES)
-    else:
-        first = name()
-        teller.say(" and")
-        second = name(first)
-        teller.say(" came to the")
-        place = teller.word(lexicon.PLACES)
-        teller.say(" to visit")
-        who = name(first, second)
-        teller.say(".")
-        return Cast(who, (first, second), place)
+        where = place(" who lived near the")
     teller.say(" with")
     first = name(who)
     teller.say(" and")
     second = name(who, first)
     teller.say(".")
-    return Cast(who, (first, second), place)
+    return Cast(who, (first, second), where)
+
+
+def _but(words: Sequence[str], *taken: str) -> list[str]:
+    return [word for word in words if word not in taken]
 
 
 def tell_story(teller: Teller, cast: Cast) -> None:
@@ -115,13 +109,13 @@ def tell_story(teller: Teller, cast: Cast) -> None:
     _promise(teller, cast)
     _theft(teller, cast, things)
     _loss(teller)
-    remaining = dict(_RECALLS)
+    recalls = _RECALLS
     for _ in range(3):
-        form = teller.tell(*(form for forms in remaining.values() for form in forms))
+        form = teller.tell(*recalls)
         if form.inner is not None:
             teller.word(form.inner)
             teller.say(form.end)
-        del remaining[form.topic]
+        recalls = [each for each in recalls if each.topic != form.topic]
     _closing(teller)
 
 
@@ -136,8 +130,8 @@ def _belongings(teller: Teller) -> tuple[str, str]:
     color = teller.word(lexicon.COLORS)
     thing = teller.word(lexicon.OBJECTS)
     teller.say(" and a")
-    teller.word([each for each in lexicon.COLORS if each != color])
-    other = teller.word([each for each in lexicon.OBJECTS if each != thing])
+    teller.word(_but(lexicon.COLORS, color))
+    other = teller.word(_but(lexicon.OBJECTS, thing))
     teller.say(".")
     return thing, other
 
@@ -153,22 +147,22 @@ def _promise(teller: Teller, cast: Cast) -> None:
     form = teller.tell(*forms)
     deeds = {deed.infinitive: deed for deed in lexicon.DEEDS}
     first = deeds[teller.word(list(deeds), closed=True)]
-    teller.say(f" {first.rest}, but")
-    (other,) = set(cast.friends) - {form.choice}
+    teller.say(f" {first.object}, but")
+    (other,) = _but(cast.friends, form.choice)
     promising = form.topic == "promiser"
     teller.say(f" {other} " + ("only wanted to" if promising else "promised to"))
     del deeds[first.infinitive]
     second = deeds[teller.word(list(deeds), closed=True)]
-    teller.say(f" {second.rest}.")
+    teller.say(f" {second.object}.")
     promise, wish = (first, second) if promising else (second, first)
     teller.facts.update(
         promiser=form.choice if promising else other,
         wisher=other if promising else form.choice,
         promise=promise.infinitive,
         promised=promise.past,
-        promise_rest=promise.rest,
+        promise_object=promise.object,
         wish=wish.infinitive,
-        wish_rest=wish.rest,
+        wish_object=wish.object,
     )
 
 
@@ -183,8 +177,8 @@ def _theft(teller: Teller, cast: Cast, things: tuple[str, str]) -> None:
         ]
     form = _after_a_pause(teller, cast, forms)
     thing = teller.word(things, closed=True)
-    (spare,) = set(things) - {thing}
-    (innocent,) = set(cast.friends) - {form.choice}
+    (spare,) = _but(things, thing)
+    (innocent,) = _but(cast.friends, form.choice)
     teller.say(f" and {form.topic} in the")
     teller.facts.update(
         culprit=form.choice,
@@ -232,52 +226,53 @@ def _after_a_pause(teller: Teller, cast: Cast, forms: list[Form]) -> Form:
     elif form.topic == "food":
         food = teller.word(lexicon.FOODS)
         teller.say(" and")
-        teller.word([each for each in lexicon.FOODS if each != food])
+        teller.word(_but(lexicon.FOODS, food))
     elif form.topic == "sky":
         teller.word(lexicon.SKIES)
     else:
-        teller.word([each for each in lexicon.PLACES if each != cast.place])
+        teller.word(_but(lexicon.PLACES, cast.place))
     teller.say(".")
     return teller.tell(*forms)
 
 
-_RECALLS = {
-    "culprit": (
-        Form(" Who had taken the {object}? It was {culprit}.", 1, "culprit"),
-        Form(" It was {culprit} who had taken the {object}.", 1, "culprit"),
-        Form(" At last {culprit} said sorry to {who}.", 1, "culprit"),
-    ),
-    "innocent": (
-        Form(" Luckily, {innocent} was not to blame.", 1, "innocent"),
-        Form(" Of course {innocent} had known nothing about it.", 1, "innocent"),
-    ),
-    "hideout": (
-        Form(" They found the {object} in the {hideout}.", 1, "hideout"),
-        Form(" Where was the {object}? It was in the {hideout}.", 1, "hideout"),
-        Form(" {who} looked in the {hideout} and found the {object}.", 1, "hideout"),
-    ),
-    "promise": (
-        Form(" As promised, {promiser} {promised:promise} {promise_rest:}.", 2, "promise"),
-        Form(" {promiser} kept the promise and {promised:promise} {promise_rest:}.", 1, "promise"),
-    ),
-    "wish": (
-        Form(" Only {wisher} still wanted to {wish} {wish_rest:}.", 1, "wish"),
-        Form(" {wisher} still wanted to {wish} {wish_rest:}.", 1, "wish"),
-    ),
-    "spare": (
-        Form(" Nobody had touched the {spare}.", 1, "spare"),
-        Form(" At least {who} still had the {spare}.", 1, "spare"),
-    ),
-    "place": (
-        Form(" Everyone in the {place} heard about it.", 1, "place"),
-        Form(" They stayed in the {place} until dark.", 1, "place"),
-        Form(" The {place} was quiet again.", 1, "place"),
-    ),
-    "feeling": (
-        Form(" {who} was not {feeling} any more.", 1, "feeling"),
-        Form(" Now {who} felt", 1, "feeling", inner=lexicon.JOYS, end=" instead of {feeling}."),
-    ),
-}
+_RECALLS = [
+    (Form(form, 1) if isinstance(form, str) else form)._replace(topic=fact)
+    for fact, forms in {
+        "culprit": (
+            " Who had taken the {object}? It was {culprit}.",
+            " It was {culprit} who had taken the {object}.",
+            " At last {culprit} said sorry to {who}.",
+        ),
+        "innocent": (
+            " Luckily, {innocent} was not to blame.",
+            " Of course {innocent} had known nothing about it.",
+        ),
+        "hideout": (
+            " They found the {object} in the {hideout}.",
+            " Where was the {object}? It was in the {hideout}.",
+            " {who} looked in the {hideout} and found the {object}.",
+        ),
+        "promise": (
+            Form(" As promised, {promiser} {promised:promise} {promise_object:}.", 2),
+            " {promiser} kept the promise and {promised:promise} {promise_object:}.",
+        ),
+        "wish": (
+            " Only {wisher} still wanted to {wish} {wish_object:}.",
+            " {wisher} still wanted to {wish} {wish_object:}.",
+        ),
+        "spare": (" Nobody had touched the {spare}.", " At least {who} still had the {spare}."),
+        "place": (
+            " Everyone in the {place} heard about it.",
+            " They stayed in the {place} until dark.",
+            " The {place} was quiet again.",
+        ),
+        "feeling": (
+            " {who} was not {feeling} any more.",
+            Form(" Now {who} felt", 1, inner=lexicon.JOYS, end=" instead of {feeling}."),
+        ),
+    }.items()
+    for form in forms
+]
 
 
 def _closing(teller: Teller) -> None:

@@ -8,7 +8,7 @@ class Deed(NamedTuple):
 
     infinitive: str
     past: str
-    rest: str
+    object: str
 
 
 def _words(words: str) -> tuple[str, ...]:

@@ -142,9 +142,9 @@ class Teller:
 def _parse(form: str) -> tuple[tuple[str, str, str], ...]:
     """Split into triples: a token and two empty strings, or a space, a name and a fact."""
     parsed: list[tuple[str, str, str]] = []
-    literal, *rest = _FIELD.split(form)
+    literal, *fields = _FIELD.split(form)
     parsed += ((token, "", "") for token in TOKEN.findall(literal))
-    for space, name, colon, fact, literal in zip(*(rest[i::5] for i in range(5)), strict=True):
+    for space, name, colon, fact, literal in zip(*(fields[i::5] for i in range(5)), strict=True):
         parsed.append((space, name, fact if colon else name))
         parsed += ((token, "", "") for token in TOKEN.findall(literal))
     return tuple(parsed)

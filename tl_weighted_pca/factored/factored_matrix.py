@@ -1,8 +1,4 @@
-"""M = A B that decomposes as `torch.linalg` does and takes part in torch functions.
-
-`svd` is in `svd.py`, its mathematics in `decompose.py`, `use_linalg_svd` in `circuits.py`. This is the module
-to import all of them from.
-"""
+"""M = A B that decomposes as `torch.linalg` does and takes part in torch functions."""
 
 from __future__ import annotations
 
@@ -18,11 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from tl_weighted_pca.factored.decompose import is_transforming
-from tl_weighted_pca.factored.svd_switch import use_linalg_svd
-from tl_weighted_pca.factored.thin_svd import SVD, svd, svdvals
+from tl_weighted_pca.factored.thin_svd import SVD, svd
 from tl_weighted_pca.factored.torch_functions import FROM_FACTORS
-
-__all__ = ["SVD", "FactoredMatrix", "svd", "svdvals", "use_linalg_svd"]
 
 # ‖AB‖² / ‖A‖²‖B‖² below which the trace formula for the norm has lost digits that float64 would keep.
 _CANCELLED = 1e-6
@@ -121,8 +114,8 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
         # 1 in place of what is not used keeps an infinite derivative of the root at 0 out of the graph.
         norm = torch.where(cancelled, 1, square).sqrt()
         if cancelled.any():
-            rest = torch.linalg.matrix_norm(A[cancelled] @ B[cancelled])
-            norm = norm.masked_scatter(cancelled, rest)
+            dense = torch.linalg.matrix_norm(A[cancelled] @ B[cancelled])
+            norm = norm.masked_scatter(cancelled, dense)
         return norm.to(_result_dtype(self))
 
     def truncate(self, k: int) -> FactoredMatrix:

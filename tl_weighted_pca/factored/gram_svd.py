@@ -83,6 +83,6 @@ def _gram(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _sum_of_rows(X: Tensor) -> Tensor:
     """Σ_i x_ij of entries ≥ 0, right to 1e-7: few rows each in float32, and these sums in float64."""
     n = X.shape[-2] // _ROWS
-    whole, rest = X.split([n * _ROWS, X.shape[-2] - n * _ROWS], dim=-2)
+    whole, last = X.split([n * _ROWS, X.shape[-2] - n * _ROWS], dim=-2)
     few = whole.unflatten(-2, (n, _ROWS)).sum(-2)
-    return few.sum(-2, dtype=torch.float64) + rest.sum(-2)
+    return few.sum(-2, dtype=torch.float64) + last.sum(-2)

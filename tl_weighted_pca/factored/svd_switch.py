@@ -15,6 +15,8 @@ import transformer_lens
 from torch import Tensor
 from torch.utils._contextlib import _DecoratorContextManager
 
+from tl_weighted_pca.factored.factored_matrix import FactoredMatrix
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -139,9 +141,6 @@ def _patched(circuit: str, original: property | None, build: Callable[[Any], Any
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {circuit!r}")
             return original.__get__(self)
         return FactoredMatrix(build(self) if original is None else original.__get__(self))
-
-    # Not at the head of the file: factored.py imports this one.
-    from tl_weighted_pca.factored.factored_matrix import FactoredMatrix
 
     return property(get, doc=original.__doc__ if original else build.__doc__)
 

@@ -11,8 +11,6 @@ from torch.autograd import forward_ad
 
 from tl_weighted_pca.factored.decompose import SVD, broadcast_batch, decompose, is_transforming
 
-__all__ = ["SVD", "svd", "svdvals"]
-
 
 def svd(matrix: Any, B: Float[Tensor, "*batch m r"] | None = None) -> SVD:
     """M = A B = U diag(S) V_T, without forming M: `svd(A, B)`, or `svd(M)` of a factored matrix.
