@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-from tl_weighted_pca.factored.decompose import _sign_weights
 from tl_weighted_pca.factored import SVD, svd, svdvals
+from tl_weighted_pca.factored.decompose import _sign_weights
 
 DTYPES = [torch.float32, torch.float64]
 
