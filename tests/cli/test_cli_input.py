@@ -282,7 +282,7 @@ def test_rows_of_tokens_longer_than_the_context(tmp_path):
     rows = datasets.Dataset.from_dict({"input_ids": [[5] * 20, [6] * 200]})
     rows.save_to_disk(tmp_path / "rows")
     line = ["collect", "--dataset", tmp_path / "rows", "--out", tmp_path / "out", *FEW]
-    refused(line, "a row of 200 tokens, but the model takes at most 128")
+    refused(line, "sequences of 200 tokens, but the model takes at most 128")
 
 
 def test_more_words_than_there_are(tmp_path):

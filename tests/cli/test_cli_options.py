@@ -267,7 +267,7 @@ def test_text_arrives(tmp_path, files, arguments_of, name):
     found = arguments_of([*line, "--out", tmp_path / "out"], "data.text:tokenized_text")
     assert found["source"] == "some/where" and found["split"] == "validation"
     assert found["config"] == "en" and found["column"] == "body"
-    assert found["context_length"] == 77 and found["longest"] == 128
+    assert found["context_length"] == 77
 
 
 @pytest.mark.parametrize("name", [n for n in COMMANDS if "dataset" in options_of(n)])

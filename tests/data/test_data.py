@@ -110,7 +110,7 @@ def test_a_file_that_is_damaged_in_the_middle_is_told_with_the_place(tmp_path):
     stream = datasets.load_dataset(
         "json", data_files=str(tmp_path / "rows.jsonl"), split="train", streaming=True
     )
-    with pytest.raises(ValueError, match="cannot be read past row [0-3]: JSON parse error"):
+    with pytest.raises(ValueError, match="Row [0-3] of the data cannot be read: JSON parse error"):
         list(batches(stream, 2))
 
 
@@ -120,16 +120,14 @@ def test_the_size_of_data_is_told_unread_where_it_can_be():
         for data in FORMS.values()
         if data is not None
     ]
-    assert (count_tokens(ROWS), count_tokens(ROWS, 9), count_tokens(FORMS["stream"], 9)) == (
-        20,
-        8,
-        9,
-    )
+    assert (count_tokens(ROWS), count_tokens(ROWS, 9)) == (20, 8)
+    assert (count_tokens(FORMS["dataset"], 9), count_tokens(FORMS["stream"], 9)) == (8, None)
     share = shard(ROWS, rank=1, world_size=2)
     assert (count_tokens(share), count_batches(share, 2)) == (8, 1)
 
 
-def test_the_bar_shows_tokens_a_second_and_time_left(capsys):
+def test_the_bar_shows_tokens_a_second_and_time_left(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     dataset = datasets.Dataset.from_dict({"input_ids": LENGTHS})
     with Progress(dataset, 2, None, True) as bar:
         seen = list(batches(dataset, 2))
@@ -184,3 +182,31 @@ def test_advice_on_text_names_what_there_is():
 def test_a_mask_by_another_name_is_not_overlooked():
     with pytest.raises(ValueError, match="rename it to `attention_mask`"):
         next(batches([{"input_ids": ROWS, "mask": torch.ones_like(ROWS)}], 2))
+
+
+CUTS = {
+    "take": lambda rows: rows.take(9),
+    "skip": lambda rows: rows.skip(3),
+    "skip and take": lambda rows: rows.skip(3).take(9),
+    "take of a map": lambda rows: rows.map(lambda row: row).take(9),
+    "map of a take": lambda rows: rows.take(9).map(lambda row: row),
+    "a filter by number": lambda rows: rows.filter(lambda row, i: i % 3 < 2, with_indices=True),
+    "shuffle": lambda rows: rows.shuffle(seed=1, buffer_size=4),
+    "none": lambda rows: rows,
+}
+
+
+@pytest.mark.parametrize("n_files", [1, 2, 4, 6])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("cut", CUTS)
+def test_shares_of_a_stream_are_together_what_one_process_reads(cut, world_size, n_files):
+    rows = datasets.Dataset.from_dict({"input_ids": [[i, i] for i in range(24)]})
+    data = CUTS[cut](rows.to_iterable_dataset(num_shards=n_files))
+
+    def seen(*shares):
+        found = [batch for one in shares for batch in batches(one, 2)]
+        places = torch.cat([batch.sequence_index for batch in found]).tolist()
+        return sorted(zip(places, torch.cat([b.inputs[:, 0] for b in found]).tolist(), strict=True))
+
+    shares = [shard(data, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert seen(*shares) == seen(data)

@@ -6,8 +6,15 @@ import json
 import datasets
 import pandas as pd
 import pytest
+import tokenizers
+import torch
+import transformers
 
+import tl_weighted_pca as wpca
+from tl_weighted_pca import embedded
+from tl_weighted_pca.data.batches import batches
 from tl_weighted_pca.data.text import check_source, tokenized_text, unknown_share
+from tl_weighted_pca.models.pretrained import load_pretrained
 
 TEXTS = ["Once upon a time", "there lived a boy named Noah. He was happy", "One"]
 
@@ -132,15 +139,114 @@ def test_tokens_are_taken_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_rows_of_tokens_that_the_model_cannot_take_are_refused(tmp_path, stream):
-    rows = datasets.Dataset.from_dict({"input_ids": [[5, 6], [7] * 9]})
+def test_rows_of_tokens_that_the_model_cannot_take_are_refused(tmp_path, stream, model):
+    rows = datasets.Dataset.from_dict({"input_ids": [[5, 6], [7] * 129]})
     source = "tokens.parquet" if stream else "tokens"
     rows.to_parquet(source) if stream else rows.save_to_disk(source)
-    assert len(sequences(source, longest=9)) == 2
-    with pytest.raises(
-        ValueError, match="a row of 9 tokens, but the model takes at most 8: cut it"
-    ):
-        sequences(source, longest=8)
+    data = tokenized_text(source, None, 8)
+    with pytest.raises(ValueError, match="sequences of 129 tokens, but the model takes at most 128"):
+        wpca.collect(model, data, "blocks.0.hook_resid_post", progress=False)
+
+
+ODD = [
+    "notes[1].txt", "a*.txt", "q?.txt", "[!a].txt", "{a,b}.txt", "a:b.txt", "x y .txt", "ünïcödé é.txt",
+    "new\nline.txt", "#h.txt", "pc%20t.txt", "-dash.txt", "~tilde.txt", "a\\b.txt", "'q\".txt",
+    ".hidden.txt", "**.txt", "[].txt", "[[].txt", "$HOME.txt", "a|b.txt", "zip:x.txt", "a;b&c.txt",
+    "[bold].txt",
+]  # fmt: skip
+"""Names of files whose characters mean something to somebody; each has a neighbour that a glob would find."""
+
+
+@pytest.fixture
+def odd(tmp_path):
+    for i, name in enumerate([*ODD, "notes1.txt", "ab.txt", "qx.txt", "b.txt", "a.txt"]):
+        (tmp_path / name).write_text(f"{chr(65 + i)} one")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("where", [".", "absolute"])
+def test_the_file_that_is_named_is_the_one_that_is_read(odd, name, where):
+    source = str(odd / name) if where == "absolute" else f"./{name}"
+    assert sequences(source) == [[0, 65 + ODD.index(name), ord("o")]]
+
+
+@pytest.mark.parametrize("name", ["[a]", "*", "a b", "{x,y}", "q?", "ü"])
+def test_folders_of_any_name_are_read(tmp_path, name):
+    for folder, text in ((name, "One two"), ("a", "Three four"), ("ab", "Five six")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "x.txt").write_text(text)
+        datasets.Dataset.from_dict({"text": [text]}).save_to_disk(tmp_path / folder / "saved")
+    assert sequences(f"{name}/x.txt") == sequences(f"{name}/saved") == [[0, ord("O"), ord("t")]]
+
+
+def test_a_name_that_datasets_would_read_as_two_is_refused(tmp_path):
+    (tmp_path / "a::b.txt").write_text("One two")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a::b.txt")
+    with pytest.raises(ValueError, match="has '::' in its path.*pass a link to it"):
+        sequences("a::b.txt")
+    assert len(sequences("link.txt")) == 1
+
+
+def test_a_row_of_another_kind_is_named_with_its_file(tmp_path):
+    rows = datasets.Dataset.from_dict({"input_ids": [[5, 6], None]})
+    rows.to_parquet("x.parquet")
+    with pytest.raises(ValueError, match=r"Row 1 of x\.parquet holds None; expected a list of token"):
+        list(batches(tokenized_text("x.parquet", None, 8)))
+    rows = [{"text": "One two"}] * 2 + [{"text": 5}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(TypeError, match=r"Row 2 of x\.jsonl holds 5 in the column 'text'"):
+        list(batches(tokenized_text("x.jsonl", Words(), 8)))
+
+
+# -- the vocabulary ------------------------------------------------------------------------------
+
+
+def other_model(folder):
+    """A model of another vocabulary, in which the ids of this one are valid numbers."""
+    config = transformers.GPT2Config(vocab_size=5000, n_positions=128, n_embd=8, n_layer=1, n_head=2)
+    words = {f"w{i}": i for i in range(5000)}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="w0")
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_pretrained(str(folder))
+
+
+def told(tmp_path, model):
+    """Data whose vocabulary is known, in the forms that a user makes of them."""
+    (tmp_path / "own.txt").write_text("\n\n".join(embedded.stories("train", 12)["text"]))
+    stories = embedded.stories("train", 12)
+    stories.save_to_disk(tmp_path / "saved")
+    return {
+        "stories": stories,
+        "selected": stories.select_columns(["input_ids"]).shuffle(seed=0).select(range(9)),
+        "shard": wpca.shard(stories, rank=0, world_size=2),
+        "loader": torch.utils.data.DataLoader(stories.with_format("torch"), batch_size=1),
+        "saved": datasets.load_from_disk(tmp_path / "saved"),
+        "tokenised": tokenized_text("own.txt", model.tokenizer, 64),
+    }
+
+
+def test_data_of_another_vocabulary_are_refused(tmp_path, model):
+    point, other = "blocks.0.hook_resid_post", other_model(tmp_path / "other")
+    moments = wpca.collect(other, torch.arange(40).view(2, 20), point, progress=False)[point]
+    bases = {"pca": wpca.pca(moments)}
+    for name, data in told(tmp_path, model).items():
+        assert wpca.collect(model, data, point, progress=False)[point].n_tokens, name
+        with pytest.raises(ValueError, match="another vocabulary than the model's.*model.tokenizer"):
+            wpca.collect(other, data, point, progress=False)
+        with pytest.raises(ValueError, match="another vocabulary"):
+            wpca.ablation_curves(other, data, bases, point, progress=False)
+    other.tokenizer = None  # and nobody can tell
+    assert wpca.collect(other, embedded.stories("train", 3), point, progress=False)[point].n_tokens
+
+
+def test_both_embedded_models_have_one_vocabulary(model):
+    slips = embedded.load_model(type(model).__name__, slips=True)
+    for data in (embedded.stories("train", 3), embedded.stories("train", 3, slips=True)):
+        for one in (model, slips):
+            wpca.collect(one, data, "blocks.0.hook_resid_post", progress=False)
 
 
 def test_a_file_is_read_as_it_is_used(tmp_path, monkeypatch):

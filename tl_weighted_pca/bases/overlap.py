@@ -136,6 +136,9 @@ def _orthonormal(columns: Float[Tensor, "*head d k"]) -> Float[Tensor, "*head d 
 def _checked(a: Basis, b: Basis, k: int | None, side: Side) -> int:
     if side not in get_args(Side):
         raise ValueError(f"side is {side!r}; expected one of {', '.join(get_args(Side))}.")
+    for one in (a, b):
+        if not isinstance(one, Basis):
+            raise TypeError(f"A basis is a {type(one).__name__}; expected what `pca` and its like give.")
     shapes = [(*basis.encoder.shape[:-2], basis.width) for basis in (a, b)]
     if shapes[0] != shapes[1]:
         raise ValueError(

@@ -80,26 +80,27 @@ class FurtherPass:
         return joint_pca(moments, pairs, center=center, seed=seed, progress=progress)
 
     def _pairs(self, moments: Moments, seed: int) -> Iterator[dict[str, Pairs]]:
-        from tqdm.auto import tqdm
-
-        from tl_weighted_pca.data.batches import count_tokens
+        from tl_weighted_pca.data.batches import Batch, batches
+        from tl_weighted_pca.data.progress import Progress
         from tl_weighted_pca.streaming.pairs import stream_pairs
 
-        options = dict(self.options)
-        bar = tqdm(
-            total=count_tokens(self.data, options["max_tokens"]), unit="tok", unit_scale=True,
-            desc="Pairs", dynamic_ncols=True, disable=not options.pop("progress"),
-        )  # fmt: skip
-        with bar:
-            for pairs in stream_pairs(
+        size, limit = self.options["batch_size"], self.options["max_tokens"]
+
+        def told() -> Iterator[Batch]:
+            for batch in batches(self.data, size, max_tokens=limit):
+                yield batch
+                bar.advance(batch)
+
+        with Progress(self.data, size, limit, self.options["progress"], title="Pairs") as bar:
+            yield from stream_pairs(
                 self.model,
-                self.data,
+                told(),
                 moments.provenance.hook_point,
                 objective=_objective_of(moments, seed),
-                **options,
-            ):
-                yield pairs
-                bar.update(sum(each.n_tokens for each in pairs.values()))
+                positions=self.options["positions"],
+                batch_size=size,
+                max_tokens=limit,
+            )
 
 
 def _positions_of(collection: Collection) -> Positions:

@@ -54,19 +54,13 @@ def joined(wanted: str | None) -> Iterator[None]:
 
 
 def share(data: Any, max_tokens: int) -> tuple[Any, int | None]:
-    """This process's share of the first `max_tokens` tokens, and the limit that is still to be kept.
-
-    A stream of several files is not read ahead to see where the limit falls: of each share, which may
-    be files of its own, only the first part is taken.
-    """
+    """This process's share of the first `max_tokens` tokens, and the limit that is still to be kept."""
     from tl_weighted_pca.data.batches import batches
     from tl_weighted_pca.data.sharding import shard
 
     which: dict[str, int] = {"rank": rank(), "world_size": world_size()}
     if world_size() == 1:
         return shard(data, **which), max_tokens
-    if getattr(data, "n_shards", 1) > 1:
-        return shard(data, **which), -(-max_tokens // world_size())
     count = sum(len(batch.inputs) for batch in batches(data, max_tokens=max_tokens))
     first = data.select(range(count)) if hasattr(data, "select") else data.take(count)
     return shard(first, **which), None

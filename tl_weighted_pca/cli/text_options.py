@@ -149,7 +149,6 @@ class DataOptions:
             split=self.split,
             config=self.dataset_config,
             sample_by=self.sample_by,
-            longest=context,
             prepend_bos=getattr(model.cfg, "default_prepend_bos", True) is not False,
         )
         share = unknown_share(data, model.tokenizer.unk_token_id)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from tl_weighted_pca.data.columns import as_list, token_key, unpacked
+from tl_weighted_pca.data.columns import row_of, row_sizes, token_ids, unpacked
+from tl_weighted_pca.data.origin import Origin
 from tl_weighted_pca.data.sharding import Shard
 from tl_weighted_pca.support.whole_numbers import checked_count
 
@@ -29,6 +30,10 @@ class Batch:
     """True at real tokens; None where there is no padding."""
     sequence_index: Int[Tensor, " batch"]
     """The place of each sequence in the data, whatever the batch size: it seeds what is random."""
+    vocabularies: frozenset[str] = frozenset()
+    """Digests of the vocabularies that the tokens are of, where the data say it."""
+    n_left: int | None = None
+    """Real tokens of the batches after this one, where that is known by now."""
 
     @property
     def n_tokens(self) -> int:
@@ -73,13 +78,14 @@ def batches(
     if max_tokens is not None:
         max_tokens = checked_count("max_tokens", max_tokens)
     n_tokens = n_batches = 0
+    of = Origin.of(data).vocabularies
     for batch in _all_batches(data, batch_size, max_tokens):
         n_batches += 1
         if max_tokens is not None:
             n_tokens += batch.n_tokens
             if n_tokens > max_tokens and n_batches > 1:
                 return
-        yield batch
+        yield replace(batch, vocabularies=of) if of else batch
     if n_batches:
         return
     if not is_share(data):
@@ -117,19 +123,25 @@ def check_rereadable(data: Any, why: str) -> None:
 
 
 def count_tokens(data: Any, max_tokens: int | None = None) -> int | None:
-    """The number of token positions in the data, or the limit, where it can be told unread."""
+    """The number of real tokens in the data, up to the limit, where that can be told unread."""
     if max_tokens is not None:
         max_tokens = checked_count("max_tokens", max_tokens)
     share = Shard.of(data)
-    if not isinstance(share.data, Tensor) or share.data.ndim == 0:
-        return max_tokens
-    count = len(share.data)
-    if share.data.ndim == 1 and not share.data.is_floating_point():
-        return count  # one sequence
-    each, rows = tokens_of_a_row(share.data), len(share.rows(count))
-    if max_tokens is not None:
-        rows = min(rows, max(1, max_tokens // max(1, each)))
-    return rows * each
+    if isinstance(share.data, Tensor) and share.data.ndim:
+        if share.data.ndim == 1 and not share.data.is_floating_point():
+            return len(share.data)  # one sequence
+        rows = len(share.rows(len(share.data)))
+        each = tokens_of_a_row(share.data)
+        if max_tokens is not None:
+            rows = min(rows, max(1, max_tokens // max(1, each)))
+        return rows * each
+    sizes = row_sizes(share.data) if _is_table(share.data) else None
+    if sizes is None:
+        return None
+    sums = sizes[share.rows(len(sizes))].cumsum(0)
+    if max_tokens is not None and len(sums):
+        sums = sums[: max(1, int((sums <= max_tokens).sum()))]
+    return int(sums[-1]) if len(sums) else 0
 
 
 def count_batches(data: Any, batch_size: int) -> int | None:
@@ -140,7 +152,7 @@ def count_batches(data: Any, batch_size: int) -> int | None:
         count = len(share.data)
     except TypeError:  # a stream
         return None
-    by_rows = isinstance(share.data, Tensor) or _is_hugging_face(share.data)
+    by_rows = isinstance(share.data, Tensor) or _is_table(share.data)
     return -(-len(share.rows(count)) // batch_size) if by_rows else len(share.rows(count))
 
 
@@ -157,7 +169,7 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
             mine = mine[: max(1, max_tokens // max(1, tokens_of_a_row(data)))]
         for start in mine[::batch_size]:
             chunk = data[start : min(start + batch_size, mine.stop)]
-            yield Batch(chunk, None, torch.arange(start, start + len(chunk)))
+            yield Batch(token_ids(chunk), None, torch.arange(start, start + len(chunk)))
     elif _is_hugging_face(data) and not isinstance(data, Mapping):
         yield from _from_rows(_limited(_numbered_rows(share), max_tokens), batch_size)
     elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
@@ -183,29 +195,34 @@ def _is_hugging_face(data: Any) -> bool:
     return any(cls.__module__.split(".")[0] == "datasets" for cls in type(data).__mro__)
 
 
-_Row = tuple[int, list[int], list[int] | None]
+def _is_table(data: Any) -> bool:
+    """Whether this is a `datasets.Dataset`, whose rows can be counted, and not a stream of them."""
+    return _is_hugging_face(data) and not isinstance(data, Mapping) and hasattr(data, "__len__")
+
+
+_Row = tuple[int, Int[Tensor, " pos"], Bool[Tensor, " pos"] | None]
 """A sequence's place in the whole data, its tokens, and its attention mask."""
 
 
 def _numbered_rows(share: Shard) -> Iterator[_Row]:
     dataset, first, step = share.data, 0, 1
-    if share.world_size > 1:
-        from datasets.distributed import split_dataset_by_node
+    source = Origin.of(dataset).source
+    if _is_table(dataset):  # a run of it
+        mine = share.rows(len(dataset))
+        if not mine:
+            return
+        first, dataset = mine.start, dataset.select(mine) if share.world_size > 1 else dataset
+    else:
+        # Every process reads the whole stream. `datasets` would deal out files instead, each process its
+        # own: quicker, but what `take`, `skip` or a filter by number lets through is then another share of
+        # the rows in each.
+        first, step = share.rank, share.world_size
+    rows = itertools.islice(_read(dataset, source), 0 if step == 1 else first, None, step)
+    for number, row in zip(itertools.count(first, step), rows, strict=False):
+        yield number, *row_of(row, f"Row {number} of {source}")
 
-        # A map-style dataset is split into runs, a stream dealt out row by row. (Where it is dealt out
-        # file by file instead, the numbers are not places any more, but no two processes share one.)
-        stream = not hasattr(dataset, "__len__")
-        first = share.rank if stream else share.rows(len(dataset)).start
-        if not stream and not share.rows(len(dataset)):
-            return  # `datasets` cannot split into more shares than there are rows
-        step = share.world_size if stream else 1
-        dataset = split_dataset_by_node(dataset, share.rank, share.world_size)
-    for number, row in zip(itertools.count(first, step), _read(dataset), strict=False):
-        keep = row.get("attention_mask")
-        yield number, as_list(row[token_key(row)]), None if keep is None else as_list(keep)
 
-
-def _read(dataset: Any) -> Iterator[Any]:
+def _read(dataset: Any, source: str) -> Iterator[Any]:
     """The rows; what goes wrong in the midst of a file or a download is told with its place."""
     rows, n_read = iter(dataset), 0
     while True:
@@ -216,8 +233,8 @@ def _read(dataset: Any) -> Iterator[Any]:
         # pyarrow's errors and those of decoding are ValueErrors, the hub's OSErrors.
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"The data cannot be read past row {n_read}: {error}. What was collected until there is "
-                "kept; mend the data, or stop before with max_tokens."
+                f"Row {n_read} of {source} cannot be read: {str(error).rstrip('.')}. What was collected until there is kept; "
+                "mend the data, or stop before with max_tokens."
             ) from error
         n_read += 1
         yield row
@@ -226,16 +243,21 @@ def _read(dataset: Any) -> Iterator[Any]:
 def _limited(rows: Iterator[_Row], max_tokens: int | None) -> Iterator[_Row]:
     """The first rows, of so many tokens. Before they are sorted: else the shortest alone were left."""
     n_tokens = 0
-    for place, (number, tokens, keep) in enumerate(rows):
-        n_tokens += len(tokens) if keep is None else sum(map(bool, keep))
+    for place, row in enumerate(rows):
+        n_tokens += _n_real(row)
         if max_tokens is not None and n_tokens > max_tokens and place:
             return
-        yield number, tokens, keep
+        yield row
+
+
+def _n_real(row: _Row) -> int:
+    return len(row[1]) if row[2] is None else int(row[2].sum())
 
 
 def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:
     """Batches of single sequences, those of a window sorted by length, padded on the right."""
     while window := list(itertools.islice(rows, batch_size * _WINDOW)):
+        left = sum(map(_n_real, window)) if len(window) < batch_size * _WINDOW else None
         mixed = len({len(tokens) for _, tokens, _ in window}) > 1
         if mixed:
             window.sort(key=lambda row: len(row[1]))
@@ -246,7 +268,9 @@ def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:
             inputs = torch.zeros(len(chunk), longest, dtype=torch.long)
             mask = torch.zeros(len(chunk), longest, dtype=torch.bool)
             for i, (_, tokens, keep) in enumerate(chunk):
-                inputs[i, : len(tokens)] = torch.as_tensor(tokens)
-                mask[i, : len(tokens)] = True if keep is None else torch.as_tensor(keep).bool()
+                inputs[i, : len(tokens)] = tokens
+                mask[i, : len(tokens)] = True if keep is None else keep
             index = torch.tensor([number for number, _, _ in chunk])
-            yield Batch(inputs, None if bool(mask.all()) else mask, index)
+            batch = Batch(inputs, None if bool(mask.all()) else mask, index)
+            left = None if left is None else left - batch.n_tokens
+            yield replace(batch, n_left=left)

@@ -14,9 +14,9 @@ class Shard:
     """The share of one process: to be passed wherever data are.
 
     Rows of a tensor or a `datasets.Dataset` are shared out in contiguous runs, rows of a streaming
-    dataset as `datasets` shares them, the batches of any other iterable in turn. Sequences keep their
-    place in the whole, so that what is random about them does not depend on the number of processes.
-    A share may be empty.
+    dataset and the batches of any other iterable in turn: every process reads the whole stream, and keeps
+    its rows. Sequences keep their place in the whole, so that what is random about them does not depend on
+    the number of processes. A share may be empty.
     """
 
     data: Any

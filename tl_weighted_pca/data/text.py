@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from tl_weighted_pca.data.origin import mark_origin
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ def tokenized_text(
     split: str | None = None,
     config: str | None = None,
     sample_by: SampleBy = "paragraph",
-    longest: int | None = None,
     prepend_bos: bool = True,
 ) -> Dataset | IterableDataset:
     """Text cut into sequences of at most `context_length` tokens, read as it is used.
@@ -49,8 +51,6 @@ def tokenized_text(
         split: which split, for a folder or the hub; "train" by default.
         config: which configuration (subset) of a data set on the hub.
         sample_by: for .txt files: what makes a text.
-        longest: how many tokens the model takes: a row of tokens that has more is refused, at the latest
-            when it is read.
         prepend_bos: begin each sequence with the tokenizer's BOS, if it has one.
 
     Raises:
@@ -78,7 +78,7 @@ def tokenized_text(
         raise ValueError(f"{source} is empty: pass text.")
     if wanted not in first:
         if column is None and any(name in first for name in _TOKENS):
-            return rows if longest is None else _none_longer(rows, first, longest, source)
+            return mark_origin(rows, source)
         raise ValueError(
             f"{source} has no column {wanted!r}; its columns are {', '.join(map(repr, first))}: name "
             "one with --text-column."
@@ -89,15 +89,28 @@ def tokenized_text(
             "another with --text-column."
         )
     bos = tokenizer.bos_token_id if prepend_bos else None
-    cut = partial(_sequences, tokenizer=tokenizer, column=wanted, length=context_length, bos=bos)
+    cut = partial(
+        _sequences,
+        source=source,
+        tokenizer=tokenizer,
+        column=wanted,
+        length=context_length,
+        bos=bos,
+    )
     if hasattr(rows, "to_iterable_dataset"):
         rows = rows.to_iterable_dataset()  # which is tokenised as it is read, and leaves no files
-    return rows.map(cut, batched=True, remove_columns=list(first))
+    cut_rows = rows.map(cut, batched=True, with_indices=True, remove_columns=list(first))
+    return mark_origin(cut_rows, source, tokenizer)
 
 
 def check_source(source: str) -> None:
     """Raise ValueError now, before a model is loaded, if a local source cannot be text."""
     path = Path(source)
+    if path.exists() and "::" in os.path.abspath(source):
+        raise ValueError(
+            f"{source} has '::' in its path, which `datasets` takes for a file in another: rename it, or "
+            "pass a link to it."
+        )
     if path.is_dir():
         if not any(path.joinpath(f).is_file() for f in ("dataset_info.json", "dataset_dict.json")):
             raise ValueError(f"The folder {source} was not saved by `datasets`: expected {_FORMS}.")
@@ -140,29 +153,6 @@ def unknown_share(data: Any, unknown_id: int | None, n_sequences: int = 64) -> f
     return sum(int(token) == unknown_id for token in tokens) / max(len(tokens), 1)
 
 
-def _none_longer(rows: Any, first: Mapping[str, Any], longest: int, source: str) -> Any:
-    """Rows of tokens as they are, checked: at once in a table, in a stream as they come."""
-    import pyarrow.compute as pc
-
-    name = next(name for name in _TOKENS if name in first)
-
-    def check(length: int) -> None:
-        if length > longest:
-            raise ValueError(
-                f"{source} has a row of {length} tokens, but the model takes at most {longest}: cut it "
-                "yourself, since --context-length cuts only text."
-            )
-
-    def checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
-        check(len(row[name]))
-        return row
-
-    if not hasattr(rows, "to_iterable_dataset"):
-        return rows.map(checked)
-    check(pc.max(pc.list_value_length(rows.data.column(name))).as_py())
-    return rows
-
-
 def _opened(source: str, split: str | None, config: str | None, sample_by: str) -> Any:
     import datasets
 
@@ -177,8 +167,10 @@ def _opened(source: str, split: str | None, config: str | None, sample_by: str) 
             # Some editors begin a file with a byte-order mark, which is no part of the text.
             text = {"sample_by": sample_by, "encoding": "utf-8-sig"}
             options = text if path.suffix == ".txt" else {}
+            # The name as it is: `datasets` reads a pattern in it, and takes `::` for one path in another.
+            place = glob.escape(os.path.abspath(source))
             return datasets.load_dataset(
-                _READERS[path.suffix], data_files=source, split="train", streaming=True, **options
+                _READERS[path.suffix], data_files=place, split="train", streaming=True, **options
             )
         return datasets.load_dataset(source, config, split=split or "train", streaming=True)
     # All that `datasets` and the hub raise for what cannot be found, reached or read.
@@ -213,9 +205,22 @@ def _split(splits: Mapping[str, Any], split: str, source: str) -> Any:
 
 
 def _sequences(
-    rows: Mapping[str, list[str]], *, tokenizer: Any, column: str, length: int, bos: int | None
+    rows: Mapping[str, list[str]],
+    places: list[int],
+    *,
+    source: str,
+    tokenizer: Any,
+    column: str,
+    length: int,
+    bos: int | None,
 ) -> dict[str, list[list[int]]]:
     """A batch of texts as sequences of tokens."""
+    for place, text in zip(places, rows[column], strict=True):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(
+                f"Row {place} of {source} holds {text!r:.60} in the column {column!r}; expected text: leave "
+                "such rows out."
+            )
     texts = [text for text in rows[column] if text]
     if not texts:
         return {"input_ids": []}

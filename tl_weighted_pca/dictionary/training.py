@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.data.batches import is_one_shot
 from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, check_settings
 from tl_weighted_pca.dictionary.recipe import Recipe, Units
 from tl_weighted_pca.dictionary.shuffle_buffer import PairStream, Place, Rows, shuffled_blocks
@@ -151,10 +151,8 @@ def train_dictionary(
     )
     size = recipe.batch_size
     capacity = max(1, min(buffer_tokens, n_steps * size) // size) * size
-    bar = tqdm(
-        total=n_steps * size, initial=trainer.step_number * size, unit="tok", unit_scale=True,
-        desc="Training", dynamic_ncols=True, disable=not progress,
-    )  # fmt: skip
+    done = trainer.step_number * size
+    bar = progress_bar("Training", "tok", n_steps * size, progress, initial=done)
     blocks = shuffled_blocks(stream, capacity, recipe.seed, place)
     with bar:
         for place in _train(trainer, blocks, bar):
@@ -175,7 +173,7 @@ def train_dictionary(
     return trainer.finished()
 
 
-def _train(trainer: Trainer, blocks: Iterator[tuple[Rows, Place]], bar: tqdm) -> Iterator[Place]:
+def _train(trainer: Trainer, blocks: Iterator[tuple[Rows, Place]], bar: Any) -> Iterator[Place]:
     """Train until the schedule or the data ends; after each block, the place where it ended."""
     size = trainer.recipe.batch_size
     while trainer.step_number < trainer.n_steps and (block := next(blocks, None)):

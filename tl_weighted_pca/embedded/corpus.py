@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from .grammar import FACTS, Cast, opening, tell_story
 from .teller import Teller
-from .vocabulary import BOS, EOS, token_ids, vocabulary
+from .vocabulary import (
+    BOS,
+    EOS,
+    token_ids,
+    vocabulary,
+    vocabulary_digest,
+    vocabulary_mark,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,4 +132,6 @@ def stories(split: Split = "train", n: int | None = None, *, slips: bool = False
     columns |= {fact: [story.facts[fact] for story in rows] for fact in FACTS}
     for name in ("surprisal", "entropy", "fact_positions", "fact_kinds"):
         columns[name] = [getattr(story, name) for story in rows]
-    return Dataset.from_dict(columns)
+    told = Dataset.from_dict(columns)
+    told.info.description = vocabulary_mark(vocabulary_digest(vocabulary()))
+    return told

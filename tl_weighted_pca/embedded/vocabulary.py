@@ -1,7 +1,8 @@
 """The vocabulary, as the tokenizer's file has it: the stories need no tokenizer library."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,3 +26,14 @@ def token_ids(tokens: Iterable[str], ids: dict[str, int] | None = None) -> list[
     """The ids of ``tokens``, between those of BOS and EOS."""
     ids = vocabulary() if ids is None else ids
     return [ids[BOS], *(ids[token] for token in tokens), ids[EOS]]
+
+
+def vocabulary_digest(ids: Mapping[str, int]) -> str:
+    """Twelve characters that another vocabulary would change."""
+    told = json.dumps(sorted(ids.items()))
+    return hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
+
+
+def vocabulary_mark(digest: str) -> str:
+    """What a data set's description says of the vocabulary that its tokens are of."""
+    return f"tl_weighted_pca: tokens of the vocabulary {digest}"

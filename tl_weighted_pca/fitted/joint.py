@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.principal_components import Center, metric_pca
+from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.moments.second_moment import Moments, Provenance
 from tl_weighted_pca.streaming.pairs import Pairs
@@ -103,10 +103,7 @@ def joint_pca(
         n_heldout = max(1, len(F) // 5)
         heldout, rest = slice(0, n_heldout), slice(n_heldout, None)
         fits: dict[float, Tensor] = {}
-        with tqdm(
-            total=steps * len(alphas), unit="step", desc="Joint basis", dynamic_ncols=True,
-            disable=not progress,
-        ) as bar:  # fmt: skip
+        with progress_bar("Joint basis", "step", steps * len(alphas), progress) as bar:
             for alpha in alphas:
                 fits[alpha] = problem.fit(alpha, rest, steps, batch_size, seed, bar)
         identity = torch.eye(problem.used, dtype=torch.float32)

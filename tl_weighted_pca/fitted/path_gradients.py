@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.metric import Metric
-from tl_weighted_pca.data.batches import Batch, batches, check_rereadable, count_tokens
+from tl_weighted_pca.data.batches import Batch, batches, check_rereadable
 from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.models.downstream import Downstream, edited_at
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
@@ -93,17 +93,15 @@ def path_metric(
         for batch in batches(data, batch_size, max_tokens=max_tokens):
             mask = batch.mask
             yield batch
-            bar.update(batch.n_tokens)
+            bar.advance(batch)
 
     def ablation(k: int) -> Callable[..., Tensor]:
         project = partial(basis.hook(k), hook=None)
         return lambda tensor, hook: edited_at(project, tensor, positions, mask)
 
-    n_tokens = count_tokens(data, max_tokens)
-    bar = tqdm(
-        total=None if n_tokens is None else n_tokens * len(chosen), unit="tok", unit_scale=True,
-        desc="Down the path", dynamic_ncols=True, disable=not progress,
-    )  # fmt: skip
+    bar = Progress(
+        data, batch_size, max_tokens, progress, title="Down the path", passes=len(chosen)
+    )
     total: Tensor | None = None
     with bar:
         for k in chosen:

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_weighted_pca.ablation.scores import Scorer
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.data.batches import Batch, batches
 from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
@@ -107,7 +107,7 @@ def optimize_basis(
                 "pass more sequences, of two tokens or more."
             )
         optimiser = torch.optim.Adam(bottleneck.parameters, lr=lr, betas=(0.9, 0.99))
-        bar = tqdm(range(steps), desc="Optimising", unit="step", disable=not progress)
+        bar = progress_bar("Optimising", "step", steps, progress, iterable=range(steps))
         for step, batch in zip(bar, _forever(train), strict=False):
             for group in optimiser.param_groups:
                 group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))

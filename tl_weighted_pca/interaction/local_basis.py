@@ -23,12 +23,12 @@ from einops import reduce
 from fancy_einsum import einsum
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_weighted_pca.bases.basis import Basis, check_bases
 from tl_weighted_pca.bases.principal_components import Center, metric_pca
 from tl_weighted_pca.data.batches import check_rereadable, count_batches
 from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.interaction.graph import InteractionGraph
 from tl_weighted_pca.interaction.jacobian_probe import coordinate_probe, jacobian_probe
 from tl_weighted_pca.interaction.skip_paths import note_what_goes_past
@@ -189,10 +189,7 @@ def interaction_edges(
         for start in range(0, kept[there].n_components, chunk)
     ]
     n_batches = count_batches(batches, batch_size) if max_tokens is None else None
-    bar = tqdm(
-        total=n_batches and n_batches * len(passes), unit="batch", desc="Edges",
-        dynamic_ncols=True, disable=not progress,
-    )  # fmt: skip
+    bar = progress_bar("Edges", "batch", n_batches and n_batches * len(passes), progress)
     parts: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairwise(names)}
     with bar:
         for here, there, j in passes:
@@ -217,7 +214,7 @@ def _variances(basis: Basis, moments: Moments) -> Float[Tensor, " k"]:
 
 
 def _squared_slopes(
-    stream: Iterable[Pairs], source: Basis, n_targets: int, bar: tqdm
+    stream: Iterable[Pairs], source: Basis, n_targets: int, bar: Any
 ) -> Float[Tensor, "source target"]:
     """Σ (∂z'_j/∂z_i)² per token of the stream."""
     slopes = torch.zeros(source.n_components, n_targets, dtype=torch.float64)

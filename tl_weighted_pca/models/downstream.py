@@ -65,7 +65,7 @@ class Downstream:
 
     def start(self, batch: Batch) -> Run:
         """Run a batch unedited; `resume` then works on it."""
-        check_tokens(self._model, batch.inputs, batch.mask)
+        check_tokens(self._model, batch)
         device = device_of(self._model)
         inputs = batch.inputs.detach().to(device)
         mask = None if batch.mask is None else batch.mask.to(device)

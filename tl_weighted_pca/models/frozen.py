@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tl_weighted_pca.data.batches import Batch
+from tl_weighted_pca.data.origin import vocabulary_of
 from tl_weighted_pca.support.interrupts import uninterrupted
 
 
@@ -65,9 +67,19 @@ def _parameters(model: Any) -> list[nn.Parameter]:
     return list({id(parameter): parameter for parameter in found}.values())
 
 
-def check_tokens(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
-    """Raise ValueError for token ids outside the model's vocabulary, and warn of padding without a mask."""
-    size = _vocabulary(model)
+def check_tokens(model: Any, batch: Batch) -> None:
+    """Refuse tokens of another vocabulary, or more than the model has positions; warn of unmasked padding.
+
+    Raises:
+        ValueError: for these.
+    """
+    inputs, mask, size = batch.inputs, batch.mask, _vocabulary(model)
+    mine = vocabulary_of(getattr(model, "tokenizer", None)) if batch.vocabularies else ""
+    if mine and batch.vocabularies - {mine}:
+        raise ValueError(
+            "The data are tokens of another vocabulary than the model's: their numbers would stand for other "
+            "words. Tokenise the text with model.tokenizer, or pass the model that the data are for."
+        )
     if inputs.is_floating_point() or inputs.numel() == 0 or size is None:
         return
     lowest, highest = (int(bound) for bound in torch.aminmax(inputs))
@@ -77,6 +89,8 @@ def check_tokens(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None) ->
             f"The data holds token {wrong}, but the model's vocabulary is 0..{size - 1}: "
             "tokenise with the model's own tokenizer."
         )
+    if inputs.ndim == 2 and getattr(model.cfg, "positional_embedding_type", "") == "standard":
+        _check_length(model, inputs)  # on a GPU it would fail beyond repair
     pad = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
     if mask is not None or pad is None or inputs.ndim != 2 or inputs.shape[1] < 2:
         return
@@ -87,6 +101,15 @@ def check_tokens(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None) ->
             "pass dicts with `input_ids` and `attention_mask`, or a datasets.Dataset of unpadded rows.",
             stacklevel=2,
         )
+
+
+def _check_length(model: Any, inputs: torch.Tensor, cause: Exception | None = None) -> None:
+    most = getattr(getattr(model, "cfg", None), "n_ctx", None)
+    if isinstance(most, int) and inputs.ndim == 2 and inputs.shape[1] > most:
+        raise ValueError(
+            f"The data holds sequences of {inputs.shape[1]} tokens, but the model takes at most {most}: cut "
+            "them."
+        ) from cause
 
 
 def _vocabulary(model: Any) -> int | None:
@@ -114,6 +137,7 @@ def run_model(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None, **kwa
     try:
         return model(inputs, **kwargs)
     except (RuntimeError, IndexError) as error:
+        _check_length(model, inputs, error)
         # Some models with a vocabulary take floats too, sound or vectors: it is the model that must say no.
         if inputs.is_floating_point() and inputs.ndim == 2 and _vocabulary(model) is not None:
             raise ValueError(

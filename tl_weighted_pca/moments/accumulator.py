@@ -185,9 +185,13 @@ class MomentAccumulator:
         Without gradients there are no gradient moments, and none weighted by them.
 
         Raises:
+            TypeError: for what is no tensor.
             ValueError: for a mask of another shape, or gradients that come with some batches alone.
             NonFiniteError: on NaN or infinity at a position that counts; the batch is left out.
         """
+        for name, given in (("activations", activations), ("gradients", gradients), ("mask", mask)):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(f"The {name} are a {type(given).__name__}; expected a torch tensor.")
         if self.n_sequences and (gradients is None) != self._ungraded:
             raise ValueError(
                 "Some batches came with gradients and some without, which are moments of different tokens: "

@@ -110,7 +110,7 @@ class Recorder:
         return batch.n_tokens
 
     def _record(self, model: Any, batch: Batch) -> None:
-        check_tokens(model, batch.inputs, batch.mask)
+        check_tokens(model, batch)
         device = device_of(model)
         # Tensors of our own: the graph may start on the very inputs, and keep the others.
         inputs = _kept(batch.inputs.detach().to(device))

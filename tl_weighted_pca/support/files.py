@@ -68,9 +68,19 @@ def reading(
                 )
             yield tensors_of(file), header
     except (SafetensorError, json.JSONDecodeError, LookupError, TypeError, RuntimeError) as error:
+        if os.path.isfile(path) and not _begins_as_safetensors(path):
+            raise ValueError(
+                f"{name} is no safetensors file: pass a file written by {writer}."
+            ) from error
         raise ValueError(
             f"{name} is not readable as what {writer} writes ({error}): it is damaged, or something else."
         ) from error
+
+
+def _begins_as_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins with the length of a header, and with one."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def tensors_of(file: Any, prefix: str = "") -> dict[str, Tensor]:

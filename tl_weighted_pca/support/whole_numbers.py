@@ -18,7 +18,9 @@ def checked_count(name: str, value: Any, least: int = 1) -> int:
     except TypeError:
         count = None
     if count is None or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; expected a whole number.")
+        # 1e6 is how a large count is often written.
+        meant = f", such as {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
+        raise ValueError(f"{name} is {value!r}; expected a whole number{meant}.")
     if count < least:
         raise ValueError(f"{name} is {count}; expected at least {least}.")
     return count
