@@ -81,8 +81,8 @@ def test_each_command_is_here():
     ("content", "words"),
     [
         (None, "There is no file"),
-        (b"", "header too small"),
-        (bytes(range(256)) * 8, "header too large"),
+        (b"", "safetensors file"),
+        (bytes(range(256)) * 8, "safetensors file"),
         ("truncated", ""),
         ("foreign", ""),
     ],

@@ -70,7 +70,7 @@ def reading(
     except (SafetensorError, json.JSONDecodeError, LookupError, TypeError, RuntimeError) as error:
         if os.path.isfile(path) and not _begins_as_safetensors(path):
             raise ValueError(
-                f"{name} is no safetensors file: pass a file written by {writer}."
+                f"{name} is not readable as what {writer} writes: it is no safetensors file."
             ) from error
         raise ValueError(
             f"{name} is not readable as what {writer} writes ({error}): it is damaged, or something else."
