@@ -74,7 +74,7 @@ def collect(
           --objective loss --objective fisher --out run
       torchrun --nproc-per-node 2 -m tl_weighted_pca collect --out run
     """
-    from tl_weighted_pca.models.hook_points import matching
+    from tl_weighted_pca.models.hook_points import resolve
     from tl_weighted_pca.runs.run_folder import partial_of
     from tl_weighted_pca.streaming.one_pass import collect as collect_moments
 
@@ -94,7 +94,7 @@ def collect(
     ):
         processes.wait()
         model, data = text.read(source, run)
-        points = matching(model, hook)
+        points = resolve(model, hook)
         data, max_tokens = processes.share(data, text.max_tokens)
         chosen: Any = {name.value: objective(name, samples, seed) for name in names}
         checkpoint = f"checkpoint.{rank}.safetensors"

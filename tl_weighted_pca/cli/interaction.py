@@ -56,11 +56,11 @@ def interaction(
           --hook blocks.2.hook_resid_post --out lib
     """
     from tl_weighted_pca.interaction.local_basis import interaction_edges, local_interaction_basis
-    from tl_weighted_pca.models.hook_points import matching
+    from tl_weighted_pca.models.hook_points import resolve
 
     with output.folder() as run:
         model, data = text.read(source, run)
-        points = matching(model, hook)
+        points = resolve(model, hook)
         options = {"seed": seed, **how.options}
         bases = local_interaction_basis(
             model,

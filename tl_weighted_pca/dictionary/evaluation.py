@@ -19,7 +19,7 @@ from tl_weighted_pca.dictionary.scores import CodeSums, Scores, share
 from tl_weighted_pca.models.downstream import Downstream, Edit
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.hook_points import resolve
+from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.second_moment import Provenance
 from tl_weighted_pca.objectives.losses import Objective, next_token_loss
 from tl_weighted_pca.streaming.pairs import stream_pairs
@@ -150,7 +150,7 @@ def _place(model: Any, dictionary: SparseAutoencoder, hook_point: str | None) ->
     made = dictionary.provenance
     if hook_point is None and not made.hook_point:
         raise ValueError("The dictionary does not say where it was trained: pass `hook_point`.")
-    (hook_point,) = resolve(model, [hook_point or made.hook_point])
+    hook_point = resolve_one(model, hook_point or made.hook_point)
     here = made_at(model, hook_point)
     if different := made.differences(here):
         raise ValueError(

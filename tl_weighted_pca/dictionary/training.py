@@ -22,7 +22,7 @@ from tl_weighted_pca.dictionary.shuffle_buffer import PairStream, Place, Rows, s
 from tl_weighted_pca.dictionary.trainer import Trainer
 from tl_weighted_pca.models.fingerprint import fingerprint, made_at
 from tl_weighted_pca.models.frozen import device_of
-from tl_weighted_pca.models.hook_points import resolve
+from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.second_moment import Moments, Provenance
 from tl_weighted_pca.objectives.losses import Objective, next_token_loss, objective_name
 from tl_weighted_pca.streaming.one_pass import collect
@@ -95,7 +95,7 @@ def train_dictionary(
         OSError: before anything is trained, if the checkpoint cannot be written.
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
-    (hook_point,) = resolve(model, [hook_point])
+    hook_point = resolve_one(model, hook_point)
     n_steps = n_tokens // recipe.batch_size
     if n_steps < 1:
         raise ValueError(

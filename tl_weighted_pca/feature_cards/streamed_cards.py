@@ -25,7 +25,7 @@ from tl_weighted_pca.feature_cards.single_ablation import single_ablations
 from tl_weighted_pca.feature_cards.token_text import TokenText
 from tl_weighted_pca.models.fingerprint import made_at, model_name
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.hook_points import hooked, resolve
+from tl_weighted_pca.models.hook_points import hooked, resolve_one
 from tl_weighted_pca.streaming.recorder import Recorder
 from tl_weighted_pca.support.whole_numbers import checked_count, checked_counts
 
@@ -94,7 +94,7 @@ def cards(
     hook_point = basis.provenance.hook_point if hook_point is None else hook_point
     if not hook_point:
         raise ValueError("The basis does not say where it was made: pass hook_point=.")
-    (hook_point,) = resolve(model, [hook_point])
+    hook_point = resolve_one(model, hook_point)
     if not anywhere:
         basis.check_place(made_at(model, hook_point), "pass anywhere=True")
     counts = {"contexts": contexts, "n_promoted": n_promoted, "batch_size": batch_size}

@@ -17,7 +17,7 @@ from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.models.downstream import Downstream, edited_at
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.hook_points import hooked, resolve
+from tl_weighted_pca.models.hook_points import hooked, resolve_one
 from tl_weighted_pca.objectives.losses import Objective, next_token_loss, objective_name
 from tl_weighted_pca.streaming.one_pass import collect
 from tl_weighted_pca.support.whole_numbers import checked_counts
@@ -70,7 +70,7 @@ def path_metric(
         raise TypeError(
             "path_metric takes one objective, not a dict of them: call it once for each, and average."
         )
-    (hook_point,) = resolve(model, [hook_point])
+    hook_point = resolve_one(model, hook_point)
     basis.check_place(made_at(model, hook_point))
     check_rereadable(data, "every rank takes a pass")
     most = basis.n_components

@@ -19,7 +19,7 @@ from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.hook_points import resolve
+from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.support.whole_numbers import checked_count
 
@@ -74,7 +74,7 @@ def optimize_basis(
     place = basis.provenance.hook_point if hook_point is None else hook_point
     if not place:
         raise ValueError("This basis does not know where it was made: say where with hook_point.")
-    (place,) = resolve(model, [place])
+    place = resolve_one(model, place)
     basis.check_place(made_at(model, place))
     k = checked_count("k", k, least=0)
     if not 1 <= k <= basis.n_components:

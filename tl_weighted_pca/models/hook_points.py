@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,18 +14,19 @@ from torch import Tensor
 from tl_weighted_pca.support.interrupts import uninterrupted
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool]
-"""A hook point's name, several, or a predicate on names: TransformerLens's `names_filter`."""
+"""A hook point's name or a glob, several, or a predicate on names: TransformerLens's `names_filter`."""
 
 
 def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
     """The hook points' names, each once, in the order in which they were given.
 
-    A name stays as the user gave it; a predicate that matches several aliases of one hook point
-    (TransformerBridge has many) takes the first of them.
+    A name stays as the user gave it; a predicate or a glob such as `blocks.*.hook_resid_post` that matches
+    several aliases of one hook point (TransformerBridge has many) takes the first of them.
 
     Raises:
         TypeError: if the model has no hook points, or a name is no string.
-        ValueError: for a name that the model does not have, with the nearest that it has.
+        ValueError: for a name that the model does not have, or a glob that matches none, with the nearest
+            names that it has.
     """
     known = getattr(model, "hook_dict", None)
     if known is None or not hasattr(model, "hooks"):
@@ -33,11 +35,7 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
             "HookedTransformer, a TransformerBridge or another HookedRootModule."
         )
     if callable(hook_points):
-        names, seen = [], set()
-        for name, point in known.items():
-            if hook_points(name) and id(point) not in seen:
-                seen.add(id(point))
-                names.append(name)
+        names = _selected(known, hook_points)
         if not names:
             raise ValueError(
                 f"The predicate matches none of the model's {len(known)} hook points: "
@@ -48,43 +46,44 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
         raise TypeError(
             f"hook_points is {hook_points!r}; expected a name, several, or a predicate on names."
         )
-    given = [hook_points] if isinstance(hook_points, str) else list(hook_points)
-    for name in given:
+    found: dict[str, None] = {}
+    for name in [hook_points] if isinstance(hook_points, str) else hook_points:
         if not isinstance(name, str):
             raise TypeError(f"A hook point is {name!r}; expected its name, a string.")
-    names = list(dict.fromkeys(given))
-    if not names:
-        raise ValueError("No hook points were given; name at least one.")
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        matches = _selected(known, partial(fnmatchcase, pat=name)) if is_glob(name) else [name]
+        if not matches or matches[0] not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             nearest = (
                 f"the nearest are {', '.join(close)}" if close else f"it has {len(known)} others"
             )
+            if is_glob(name):
+                raise ValueError(f"No hook point of the model matches {name!r}: {nearest}.")
             raise ValueError(f"The model has no hook point {name!r}: {nearest}.")
-    return names
+        found |= dict.fromkeys(matches)
+    if not found:
+        raise ValueError("No hook points were given; name at least one.")
+    return list(found)
 
 
-def matching(model: Any, patterns: Sequence[str]) -> list[str]:
-    """The hook points that names or globs such as `blocks.*.hook_resid_post` mean, each once, in order.
+def resolve_one(model: Any, hook_point: str) -> str:
+    """The one hook point of that name, or that a glob matches; raises ValueError if it matches several."""
+    names = resolve(model, [hook_point])
+    if len(names) > 1:
+        raise ValueError(
+            f"{hook_point!r} matches {len(names)} hook points, and one is expected: {names[0]}, …"
+        )
+    return names[0]
 
-    Raises:
-        ValueError: for a name, or a glob that matches none, with the nearest names that there are.
-    """
-    names: dict[str, None] = {}
-    for pattern in patterns:
-        if not any(sign in pattern for sign in "*?["):
-            names |= dict.fromkeys(resolve(model, [pattern]))
-            continue
-        found = [name for name in model.hook_dict if fnmatch.fnmatchcase(name, pattern)]
-        if not found:
-            close = difflib.get_close_matches(pattern, model.hook_dict, n=3, cutoff=0.5)
-            raise ValueError(
-                f"No hook point of the model matches {pattern!r}: "
-                f"{'the nearest are ' + ', '.join(close) if close else 'it has none like it'}."
-            )
-        names |= dict.fromkeys(resolve(model, set(found).__contains__))
-    return list(names)
+
+def is_glob(name: str) -> bool:
+    """Whether this is a pattern such as `blocks.*.hook_resid_post`, and no name."""
+    return any(sign in name for sign in "*?[")
+
+
+def _selected(known: Mapping[str, Any], chosen: Callable[[str], bool]) -> list[str]:
+    """The chosen names; of several aliases of one hook point the first."""
+    first = {id(point): name for name, point in reversed(list(known.items())) if chosen(name)}
+    return [name for name, point in known.items() if first.get(id(point)) == name]
 
 
 def has_hooks(model: Any) -> bool:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_weighted_pca.moments.packed import Packed, symmetric_product
+from tl_weighted_pca.moments.memory import Budget
+from tl_weighted_pca.moments.packed import Packed, packed_size, symmetric_product
 from tl_weighted_pca.moments.row_metric import RowMetric, row_metric_name, weighted_sums
-from tl_weighted_pca.moments.running_sums import Sums, full_precision, home_of
+from tl_weighted_pca.moments.running_sums import Precision, Sums, home_of, products_in
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
 
 STATISTICS = ("activation", "gradient", "weighted")
+
+SumsDtype = Literal["float64", "float32"]
+"""What the sums of all batches are kept in; the products of one are float32 or wider."""
 
 
 class NonFiniteError(ValueError):
@@ -44,7 +49,12 @@ class MomentAccumulator:
         statistics: which of "activation", "gradient" and "weighted" to keep.
         objectives: one name a set of gradients; they share the activations.
         per_head: treat [batch, pos, head, d_head] as one space a head, not one of head·d_head.
+        sums_dtype: "float64", or "float32" for half the memory: within 5e-6 over 10⁶ tokens, as long as
+            a batch has 1,024 of them or more.
+        sums_device: where the sums are; None for beside the activations.
+        precision: of the products: "highest" (float32) or "tf32", three digits, on GPUs that have it.
         provenance: carried into the moments.
+        budget: what the sums' memory is counted by, before they are there.
     """
 
     def __init__(
@@ -54,9 +64,23 @@ class MomentAccumulator:
         statistics: str | Sequence[str] = STATISTICS,
         objectives: Sequence[str] = ("",),
         per_head: bool = False,
+        sums_dtype: SumsDtype = "float64",
+        sums_device: torch.device | str | None = None,
+        precision: Precision = "highest",
         provenance: Provenance | None = None,
+        budget: Budget | None = None,
     ) -> None:
         row_metric_name(row_metric)
+        for option, value, known in (
+            ("sums_dtype", sums_dtype, get_args(SumsDtype)),
+            ("precision", precision, get_args(Precision)),
+        ):
+            if value not in known:
+                raise ValueError(f"{option} is {value!r}; expected {known[0]!r} or {known[1]!r}.")
+        self.precision: Precision = precision
+        self.sums_dtype: SumsDtype = sums_dtype
+        self._dtype = torch.float32 if sums_dtype == "float32" else torch.float64
+        self.sums_device = None if sums_device is None else torch.device(sums_device)
         self.row_metric = row_metric
         self.statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
         if not self.statistics or not set(self.statistics) <= set(STATISTICS):
@@ -66,6 +90,7 @@ class MomentAccumulator:
         self.objectives = tuple(objectives)
         self.per_head = per_head
         self.provenance = provenance or Provenance()
+        self._budget = budget
         self.n_tokens = 0
         self.n_sequences = 0
         self.shift: Tensor | None = (
@@ -103,19 +128,24 @@ class MomentAccumulator:
         if self.shift is None:
             if n_tokens == 0:
                 return
-            self._lay_out(rows.shape[:-3], rows.shape[-1], home_of(rows.device))
+            home = home_of(rows.device)
+            if self._budget is not None:
+                n = len(self.kept()) * rows.shape[:-3].numel() * packed_size(rows.shape[-1])
+                held = self.sums_device or home
+                self._budget.take(held, n * self._dtype.itemsize, rows.device, n * rows.itemsize)
+            self._lay_out(rows.shape[:-3], rows.shape[-1], home)
         assert self.shift is not None
         if self.shift.device != (home := home_of(rows.device)):  # restored from a file
             self.shift = self.shift.to(home)
             for sums in self._sums.values():
-                sums.move(home)
+                sums.move(self.sums_device or home)
         if rows.shape[-1] != self.shift.shape[-1] or rows.shape[:-3] != self.shift.shape[:-1]:
             raise ValueError(
                 f"Activations of shape {tuple(activations.shape)} arrived at a hook point whose earlier "
                 f"ones had width {self.shift.shape[-1]}: collect models of one shape at a time."
             )
         mean = rows.new_zeros((*rows.shape[:-3], rows.shape[-1]))
-        with full_precision(rows.device.type):
+        with products_in(self.precision, rows.device.type):
             if n_tokens and any(kind != "gradient" for kind, _ in self._sums):
                 rows, mean = _about_their_mean(rows, mask, n_tokens)
                 self._mean = mean.to(self.shift)
@@ -132,7 +162,7 @@ class MomentAccumulator:
             return
         batch = self._batch
         g = self._to_rows(gradients)
-        with full_precision(g.device.type):
+        with products_in(self.precision, g.device.type):
             if batch.mask is not None:
                 g = g.masked_fill(~batch.mask[..., None], 0.0)
             if ("gradient", objective) in self._sums:
@@ -220,6 +250,7 @@ class MomentAccumulator:
             return {}
         found = {"shift": self.shift}
         for (kind, objective), sums in self._sums.items():
+            sums.settle()
             parts = {"weight": sums.weight, "first": sums.first, "packed": sums.second.flat}
             found |= {f"{kind}/{objective}/{part}": tensor for part, tensor in parts.items()}
         return found
@@ -279,21 +310,24 @@ class MomentAccumulator:
             return x.movedim(2, 0) if self.per_head else x.flatten(2)
         return x
 
-    def _lay_out(self, lead: torch.Size, width: int, device: torch.device) -> None:
-        """Empty sums for every statistic that is kept, on a device that has float64."""
-        self.shift = torch.zeros((*lead, width), dtype=torch.float64, device=device)
-        weighted = "weighted" in self.statistics
+    def kept(self) -> list[tuple[str, str]]:
+        """Statistic and objective of each second moment that is summed."""
+        weighted = "weighted" in self.statistics and self.row_metric != "identity"
         # Under M = I the weighted moment is the activations' own, and is not computed twice.
-        if "activation" in self.statistics or (weighted and self.row_metric == "identity"):
-            names = [("activation", "")]
-        else:
-            names = []
+        identity = "weighted" in self.statistics and not weighted
+        names = [("activation", "")] if "activation" in self.statistics or identity else []
         for objective in self.objectives:
             if "gradient" in self.statistics:
                 names.append(("gradient", objective))
-            if weighted and self.row_metric != "identity":
+            if weighted:
                 names.append(("weighted", objective))
-        self._sums = {name: Sums(lead, width, device) for name in names}
+        return names
+
+    def _lay_out(self, lead: torch.Size, width: int, device: torch.device) -> None:
+        """Empty sums for every statistic that is kept, on a device that has float64."""
+        self.shift = torch.zeros((*lead, width), dtype=torch.float64, device=device)
+        home = self.sums_device or device
+        self._sums = {name: Sums(lead, width, home, self._dtype) for name in self.kept()}
 
 
 def _about_their_mean(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,26 +21,32 @@ from torch import Tensor
 from tl_weighted_pca.moments.packed import Packed, shift_terms
 from tl_weighted_pca.moments.second_moment import SecondMoment
 
+Precision = Literal["highest", "tf32"]
+"""Of the products of a batch: float32, or TF32 where the device has it."""
+
 
 @contextlib.contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """No TF32, no reduced-precision sums and no autocast inside; what was set before, after."""
+def products_in(precision: Precision, device_type: str) -> Iterator[None]:
+    """Float32 products, or TF32 ones on CUDA; no autocast inside; what was set before, after."""
     # The two APIs of torch for this must not be mixed, so only the oldest, which all versions have.
-    before = torch.backends.cuda.matmul.allow_tf32 if device_type == "cuda" else False
-    if before:
-        torch.backends.cuda.matmul.allow_tf32 = False
+    matmul = torch.backends.cuda.matmul
+    before, wanted = matmul.allow_tf32, precision == "tf32"
+    change = device_type == "cuda" and before != wanted
+    if change:
+        matmul.allow_tf32 = wanted
     try:
         with torch.no_grad(), torch.autocast(device_type, enabled=False):
             yield
     finally:
-        if before:
-            torch.backends.cuda.matmul.allow_tf32 = True
+        if change:
+            matmul.allow_tf32 = before
 
 
 class Sums:
     """c, b and G of one moment; only the upper triangle of G, in packed strips.
 
-    A batch that fails half-way is dropped whole.
+    A batch that fails half-way is dropped whole. Where the sums live on the CPU and the activations on a
+    GPU, a batch's products are on their way while the next one is computed.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Sums:
         self.second = Packed.zeros(lead, width, dtype=dtype, device=home)
         self._lent = False
         self._pending: tuple[Tensor, Tensor, Packed] | None = None
+        self._arriving: tuple[list[Tensor | None], int, torch.Event] | None = None
 
     def move(self, home: torch.device) -> None:
         """Bring the sums to another device."""
@@ -83,21 +91,43 @@ class Sums:
         """
         if self._pending is None:
             return
+        weight, first, second = self._pending
+        parts = [weight, first, second.flat, moved, offset]
+        if second.flat.is_cuda and self.weight.device.type == "cpu":
+            self.settle()
+            on_host = [None if part is None else _pinned(part) for part in parts]
+            self._arriving = on_host, second.width, torch.cuda.current_stream().record_event()
+        else:
+            self._merge(parts, second.width)
+        self._pending = None
+
+    def settle(self) -> None:
+        """Wait for what is on its way to the CPU, and add it."""
+        if self._arriving is not None:
+            parts, width, event = self._arriving
+            event.synchronize()
+            self._arriving = None
+            self._merge(parts, width)
+
+    def _merge(self, parts: list[Tensor | None], width: int) -> None:
+        home = self.weight.device
+        weight, first, flat, moved, offset = (
+            part if part is None else part.to(home) for part in parts
+        )
+        assert weight is not None and first is not None and flat is not None
+        weight, first = weight.double(), first.double()
         if self._lent:
             self.second, self._lent = self.second.clone(), False
-        weight, first, second = self._pending
-        weight, first = weight.to(self.weight), first.to(self.first)
-        self.second.add_(second.to(self.second.flat.device))
+        self.second.add_(Packed(flat, width))
         if moved is not None and offset is not None:
-            parts = [
-                shift_terms(self.weight, self.first, moved), shift_terms(weight, first, offset)
-            ]  # fmt: skip
-            self.second.add_products_(*(torch.cat(pair, -2) for pair in zip(*parts, strict=True)))
+            mine = shift_terms(self.weight, self.first, moved)
+            theirs = shift_terms(weight, first, offset)
+            left, right = (torch.cat(pair, -2) for pair in zip(mine, theirs, strict=True))
+            self.second.add_products_(left, right)
             self.first += self.weight[..., None] * moved
             first = first + weight[..., None] * offset
         self.weight += weight
         self.first += first
-        self._pending = None
 
     def discard(self) -> None:
         """Forget what is pending."""
@@ -105,8 +135,16 @@ class Sums:
 
     def result(self, shift: Tensor) -> SecondMoment:
         """The moment; its G is these sums' own until the next batch comes."""
+        self.settle()
         self._lent = True
-        return SecondMoment(self.weight.clone(), self.first.clone(), self.second, shift.clone())
+        here = shift.to(self.weight.device, copy=True)
+        return SecondMoment(self.weight.clone(), self.first.clone(), self.second, here)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy in the CPU's memory that a GPU writes without being waited for."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def home_of(device: torch.device) -> torch.device:

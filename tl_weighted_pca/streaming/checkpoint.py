@@ -153,7 +153,7 @@ class Checkpoint:
                     f"The checkpoint {str(self.path)!r} was made with {key}={theirs!r}, but this run "
                     f"has {key}={mine!r}: use the same settings to go on, or another path to start anew."
                 )
-        check_code(self.path, found.get("code"), self._settings["code"])
+        check_code(self.path, found.get("code"), self._settings.get("code", {}))
 
     def _check_data(self) -> None:
         """The batches up to where the file stopped are those it holds; asked once, when there."""

@@ -3,84 +3,75 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, overload
 
-from tl_weighted_pca.data.batches import batches, is_share
+import torch
+from tqdm.auto import tqdm
+
+from tl_weighted_pca.data.batches import Batch, batches, is_share
 from tl_weighted_pca.data.positions import Positions, checked_positions
 from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.models.fingerprint import fingerprint, made_at
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.hook_points import NamesFilter, hooked, resolve
 from tl_weighted_pca.models.recompute import recomputed
-from tl_weighted_pca.moments.accumulator import STATISTICS, MomentAccumulator
+from tl_weighted_pca.moments.accumulator import MomentAccumulator, SumsDtype
 from tl_weighted_pca.moments.collection import Collection
+from tl_weighted_pca.moments.memory import Budget
 from tl_weighted_pca.moments.row_metric import RowMetric, row_metric_name
-from tl_weighted_pca.objectives.losses import (
-    Objective,
-    check_objective,
-    next_token_loss,
-    objective_name,
-)
+from tl_weighted_pca.moments.running_sums import Precision
+from tl_weighted_pca.moments.second_moment import Provenance
+from tl_weighted_pca.objectives.losses import Objective, next_token_loss, objective_name
 from tl_weighted_pca.streaming.checkpoint import Checkpoint
 from tl_weighted_pca.streaming.recorder import Recorder
+from tl_weighted_pca.streaming.request import (
+    Asked,
+    Statistics,
+    asked_of,
+    checked_objectives,
+    recorded,
+)
 from tl_weighted_pca.support.callables import codes_of
 from tl_weighted_pca.support.whole_numbers import checked_count
 
+_FEW_TOKENS = 1024
+"""Of a batch, below which float32 sums are rounded too often."""
+
 
 @overload
 def collect(
-    model: Any,
-    data: Any,
-    hook_points: NamesFilter,
-    *,
-    objective: Objective | None = ...,
-    row_metric: RowMetric = ...,
-    statistics: Sequence[str] | None = ...,
-    positions: Positions = ...,
-    batch_size: int = ...,
-    per_head: bool = ...,
-    max_tokens: int | None = ...,
-    recompute: bool = ...,
-    checkpoint: str | os.PathLike[str] | None = ...,
-    checkpoint_every: int = ...,
-    progress: bool = ...,
-) -> Collection: ...
+    model: Any, data: Any, hook_points: NamesFilter, *,
+    objective: Mapping[str, Objective], **options: Any,
+) -> dict[str, Collection]: ...  # fmt: skip
 @overload
 def collect(
-    model: Any,
-    data: Any,
-    hook_points: NamesFilter,
-    *,
-    objective: Mapping[str, Objective],
-    row_metric: RowMetric = ...,
-    statistics: Sequence[str] | None = ...,
-    positions: Positions = ...,
-    batch_size: int = ...,
-    per_head: bool = ...,
-    max_tokens: int | None = ...,
-    recompute: bool = ...,
-    checkpoint: str | os.PathLike[str] | None = ...,
-    checkpoint_every: int = ...,
-    progress: bool = ...,
-) -> dict[str, Collection]: ...
+    model: Any, data: Any, hook_points: NamesFilter, *,
+    objective: Objective | None = ..., **options: Any,
+) -> Collection: ...  # fmt: skip
 
 
-def collect(
+def collect(  # type: ignore[misc]
     model: Any,
     data: Any,
     hook_points: NamesFilter,
     *,
     objective: Objective | Mapping[str, Objective] | None = next_token_loss,
-    row_metric: RowMetric = "gradient",
-    statistics: Sequence[str] | None = None,
+    row_metric: RowMetric | Mapping[str, RowMetric] = "gradient",
+    statistics: Statistics | Mapping[str, Statistics] = None,
     positions: Positions = None,
     batch_size: int = 8,
-    per_head: bool = False,
+    per_head: bool | Mapping[str, bool] = False,
     max_tokens: int | None = None,
     recompute: bool = False,
+    precision: Precision = "highest",
+    sums_dtype: SumsDtype = "float64",
+    sums_device: torch.device | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
     progress: bool = True,
@@ -99,14 +90,15 @@ def collect(
         data: a tensor [n, pos] of tokens, a DataLoader, an iterable of [batch, pos] tensors or of
             dicts with `input_ids`/`tokens` and `attention_mask`, a Hugging Face dataset, or a `shard`
             of any of these. What it yields goes to the model as it is.
-        hook_points: a name, several, or a predicate: TransformerLens's `names_filter`. Activations
-            [batch, d] are sequences of length 1; [batch, pos, head, d_head] is one space of
-            head·d_head.
+        hook_points: a name, a glob such as "blocks.*.hook_resid_post", several, or a predicate:
+            TransformerLens's `names_filter`. Activations [batch, d] are sequences of length 1;
+            [batch, pos, head, d_head] is one space of head·d_head.
         objective: what to differentiate, or a dict of objectives that share one forward pass and
             give a dict of collections. None collects activations only, with no graph, and ends each
             pass at the last hook point: that one fires again with something else goes unseen then.
         row_metric: M of the weighted moment: "gradient" (g gᵀ), "identity", "diagonal"
-            (diag ‖g_s‖²) or a callable (F, g) -> [batch, pos, pos] of the rows that count.
+            (diag ‖g_s‖²) or a callable (F, g) -> [batch, pos, pos] of the rows that count. This, `statistics`
+            and `per_head` may be mappings from hook points, or globs of them, to values.
         statistics: which of "activation", "gradient" and "weighted" to keep; all by default.
         positions: a slice or indices of the positions that count, from the first real token. Others
             drop out of every sum over positions, but still take part in the model and the objective.
@@ -115,6 +107,11 @@ def collect(
         max_tokens: stop before exceeding so many tokens of data.
         recompute: keep only the inputs of each block for the backward pass and compute the rest
             again there: less memory for one more forward pass.
+        precision: of a batch's products: "highest" (float32 or wider) or "tf32", which has three digits
+            and is faster on GPUs that have it.
+        sums_dtype: "float64", or "float32" for half the memory: within 5e-6 over 10⁶ tokens, as long as
+            batches have 1,024 tokens or more.
+        sums_device: where the sums are: None for beside the activations, or "cpu" to spare a GPU's memory.
         checkpoint: a file to go on from if it exists, and to write to. The moments are those of a run
             without interruption, to the bit. The file stays when the run is done.
         checkpoint_every: batches between two writes.
@@ -129,74 +126,30 @@ def collect(
             objective, tokens outside the vocabulary, or an objective of the wrong shape.
             Also for a checkpoint that is damaged, foreign, or of other settings, model or data: it is
             left as it is.
+        MemoryError: if the sums take more than there is, before the first batch is added.
         OSError: if the checkpoint cannot be written; the last one written is still there.
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
-    if isinstance(objective, Mapping):
-        objectives: dict[str, Objective] = dict(objective)
-        if not objectives:
-            raise ValueError("The dict of objectives is empty: pass at least one, or None.")
-    else:
-        objectives = {} if objective is None else {"": objective}
-    for each in objectives.values():
-        check_objective(each)
-    kept = _checked_statistics(statistics, objectives, row_metric)
+    objectives = checked_objectives(objective)
     positions = checked_positions(positions)
     batch_size = checked_count("batch_size", batch_size)
     max_tokens = None if max_tokens is None else checked_count("max_tokens", max_tokens)
-    # Gradients are what makes the graph: no statistic that needs them, no objective.
-    graph = "gradient" in kept or ("weighted" in kept and row_metric != "identity")
-    needed = objectives if graph else {}
     names = resolve(model, hook_points)
-    # Several names can mean one hook point (the bridge has aliases): it is recorded once.
-    points = model.hook_dict
-    first_of: dict[int, str] = {}
-    leader = {name: first_of.setdefault(id(points[name]), name) for name in names}
-    accumulators = {
-        name: MomentAccumulator(
-            row_metric, statistics=kept, objectives=tuple(needed) or ("",), per_head=per_head
-        )
-        for name in first_of.values()
-    }
-    metric, here = row_metric_name(row_metric), made_at(model, "")
-    settings = {
-        "row_metric": metric,
-        "statistics": list(kept),
-        "positions": None if positions is None else repr(positions),
-        "per_head": per_head,
-    }
-
-    def collection(key: str) -> Collection:
-        what = objective_name(objectives[key]) if key in needed else ""
-        found = {}
-        for name in names:
-            moments = accumulators[leader[name]].result(key)
-            provenance = replace(here, hook_point=name, objective=what, row_metric=metric)
-            found[name] = replace(moments, provenance=provenance)
-        return Collection(found, settings)
-
-    def result() -> Collection | dict[str, Collection]:
-        if isinstance(objective, Mapping):
-            return {key: collection(key) for key in objectives}
-        return collection("")
-
-    recorder = Recorder(accumulators, needed, positions)
+    asked = asked_of(
+        names, objectives, statistics=statistics, row_metric=row_metric, per_head=per_head
+    )
+    # Gradients are what makes the graph: no statistic that needs them, no objective.
+    needed = objectives if any(each.gradients for each in asked.values()) else {}
+    options = {
+        "precision": precision, "sums_dtype": sums_dtype, "sums_device": sums_device,
+        "told": partial(tqdm.write, file=sys.stderr) if progress else None,
+    }  # fmt: skip
+    gathered = _Gathered.of(model, asked, positions, objectives, needed, options)
+    recorder = Recorder(gathered.accumulators, needed, positions)
     file = None
     if checkpoint is not None:
-        asked = {
-            **settings,
-            "model": here.model,
-            "weights": fingerprint(model),
-            "hook_points": names,
-            "objective": {key: objective_name(value) for key, value in objectives.items()},
-            "batch_size": batch_size,
-            "max_tokens": max_tokens,
-            "code": codes_of(
-                {"row metric": row_metric}
-                | {f"objective {key}".strip(): each for key, each in objectives.items()}
-            ),
-        }
-        file = Checkpoint(checkpoint, checkpoint_every, asked, accumulators)
+        settings = gathered.to_agree_with(model, batch_size, max_tokens)
+        file = Checkpoint(checkpoint, checkpoint_every, settings, gathered.accumulators)
         file.resume()
     blocks = recomputed(model, recorder.again) if recompute and needed else nullcontext()
     try:
@@ -211,40 +164,130 @@ def collect(
                     recorder.skip()
                     bar.skip(batch)
                     continue
+                if not gathered.n_tokens:
+                    _check_size(batch, sums_dtype)
                 recorder.run(model, batch)
                 if file is not None:
                     file.advance()
                 bar.advance(batch)
             if file is not None:
                 file.finish()
-        if not is_share(data) and not any(acc.n_tokens for acc in accumulators.values()):
+        if not is_share(data) and not gathered.n_tokens:
             raise ValueError(
                 f"positions={positions!r} selects no token of the data: choose others, or None for all."
             )
     except BaseException as error:
-        if any(acc.n_sequences for acc in accumulators.values()):
-            error.collection = result()  # type: ignore[attr-defined]
+        if any(each.n_sequences for each in gathered.accumulators.values()):
+            error.collection = gathered.result(objective)  # type: ignore[attr-defined]
         raise
-    return result()
+    return gathered.result(objective)
 
 
-def _checked_statistics(
-    statistics: Sequence[str] | None, objectives: Mapping[str, Objective], row_metric: RowMetric
-) -> tuple[str, ...]:
-    """The statistics to keep; raises ValueError for unknown ones, or ones that lack an objective."""
-    row_metric_name(row_metric)
-    if statistics is None:
-        return STATISTICS if objectives else ("activation",)
-    chosen = (statistics,) if isinstance(statistics, str) else tuple(statistics)
-    unknown = [name for name in chosen if name not in STATISTICS]
-    if unknown or not chosen:
-        raise ValueError(
-            f"statistics is {statistics!r}; expected some of {', '.join(map(repr, STATISTICS))}."
+def _check_size(batch: Batch, sums_dtype: SumsDtype) -> None:
+    """Warn of float32 sums that are rounded too often."""
+    if sums_dtype == "float32" and batch.n_tokens < _FEW_TOKENS:
+        warnings.warn(
+            f"The first batch has {batch.n_tokens} tokens, and float32 sums want {_FEW_TOKENS:,} or more in "
+            "each: raise batch_size, or leave sums_dtype at 'float64'.",
+            stacklevel=3,
         )
-    wants_gradient = "gradient" in chosen or ("weighted" in chosen and row_metric != "identity")
-    if wants_gradient and not objectives:
-        raise ValueError(
-            f"statistics={chosen!r} needs gradients, but objective is None: pass an objective such as "
-            "next_token_loss, or ask for 'activation' alone."
-        )
-    return chosen
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """What a pass has summed, hook point by hook point."""
+
+    asked: dict[str, Asked]
+    accumulators: dict[str, MomentAccumulator]
+    leader: dict[str, str]
+    """Several names can mean one hook point (the bridge has aliases): the one that it is recorded under."""
+    objectives: dict[str, Objective]
+    graded: bool
+    """Whether gradients are taken."""
+    here: Provenance
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        asked: dict[str, Asked],
+        positions: Positions,
+        objectives: dict[str, Objective],
+        needed: dict[str, Objective],
+        options: dict[str, Any],
+    ) -> _Gathered:
+        points, first_of = model.hook_dict, dict[int, str]()
+        leader = {name: first_of.setdefault(id(points[name]), name) for name in asked}
+        for name, first in leader.items():
+            if asked[name] != asked[first]:
+                raise ValueError(
+                    f"{first!r} and {name!r} are one hook point, and are asked for different statistics: "
+                    "name it once."
+                )
+        told = options.pop("told") or (lambda line: None)
+        budget = Budget(len(first_of), told)
+        accumulators = {
+            name: MomentAccumulator(
+                asked[name].row_metric,
+                statistics=asked[name].statistics,
+                objectives=tuple(needed) or ("",),
+                per_head=asked[name].per_head,
+                budget=budget,
+                **options,
+            )
+            for name in first_of.values()
+        }
+        settings = {
+            "row_metric": recorded({n: row_metric_name(a.row_metric) for n, a in asked.items()}),
+            "statistics": recorded({n: list(a.statistics) for n, a in asked.items()}),
+            "positions": None if positions is None else repr(positions),
+            "per_head": recorded({n: a.per_head for n, a in asked.items()}),
+        }
+        here = made_at(model, "")
+        return cls(asked, accumulators, leader, objectives, bool(needed), here, settings)
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the hook point that has most; all have the same."""
+        return max(each.n_tokens for each in self.accumulators.values())
+
+    def to_agree_with(self, model: Any, batch_size: int, max_tokens: int | None) -> dict[str, Any]:
+        """What a checkpoint must have been made with."""
+        alike = len({each.row_metric for each in self.asked.values()}) == 1
+        metrics = {
+            "row metric" if alike else f"row metric at {name}": each.row_metric
+            for name, each in self.asked.items()
+        }
+        named = {f"objective {key}".strip(): each for key, each in self.objectives.items()}
+        return {
+            **self.settings,
+            "model": self.here.model,
+            "weights": fingerprint(model),
+            "hook_points": list(self.asked),
+            "objective": {key: objective_name(value) for key, value in self.objectives.items()},
+            "batch_size": batch_size,
+            "max_tokens": max_tokens,
+            "code": codes_of(metrics | named),
+        }
+
+    def result(self, objective: Any) -> Collection | dict[str, Collection]:
+        """The collection, or one for each objective of a dict."""
+        if isinstance(objective, Mapping):
+            return {key: self._collection(key) for key in self.objectives}
+        return self._collection("")
+
+    def _collection(self, key: str) -> Collection:
+        found = {}
+        for name, asked in self.asked.items():
+            graded = self.graded and key in self.objectives and asked.gradients
+            what = objective_name(self.objectives[key]) if graded else ""
+            made = replace(
+                self.here,
+                hook_point=name,
+                objective=what,
+                row_metric=row_metric_name(asked.row_metric),
+            )
+            moments = self.accumulators[self.leader[name]].result(key)
+            found[name] = replace(moments, provenance=made)
+        return Collection(found, self.settings)
