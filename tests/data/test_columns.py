@@ -40,9 +40,7 @@ def test_columns_that_say_what_holds_anyway_change_nothing(form, mask):
         "loss_mask": mask,
     }
     plain = {name: whole[name] for name in ("input_ids", "attention_mask")}
-    for one, other in zip(
-        batches(FORMS[form](whole)), batches(FORMS[form](plain)), strict=True
-    ):
+    for one, other in zip(batches(FORMS[form](whole)), batches(FORMS[form](plain)), strict=True):
         assert torch.equal(one.inputs, other.inputs)
         assert (one.mask is None) == (other.mask is None)
         assert one.mask is None or torch.equal(one.mask, other.mask)
@@ -66,7 +64,9 @@ def test_a_column_that_would_change_the_result_is_refused(form, name, column):
 
 def test_the_class_of_a_sequence_is_no_label_of_its_tokens():
     assert list(batches([{"input_ids": TOKENS, "labels": torch.tensor([1, 0])}]))
-    assert list(batches(datasets.Dataset.from_dict({"input_ids": TOKENS.tolist(), "labels": [1, 0]})))
+    assert list(
+        batches(datasets.Dataset.from_dict({"input_ids": TOKENS.tolist(), "labels": [1, 0]}))
+    )
 
 
 @pytest.mark.parametrize("low", [-torch.inf, -1e9, torch.finfo(torch.float32).min])
@@ -124,9 +124,7 @@ def test_a_batch_that_holds_no_tokens_is_one_sentence(item):
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.lists(
-        st.lists(st.booleans(), min_size=1, max_size=5).filter(any), min_size=1, max_size=7
-    ),
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=5).filter(any), min_size=1, max_size=7),
     st.booleans(),
 )
 def test_the_sizes_of_rows_are_known_unread(masks, masked):

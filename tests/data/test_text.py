@@ -144,7 +144,9 @@ def test_rows_of_tokens_that_the_model_cannot_take_are_refused(tmp_path, stream,
     source = "tokens.parquet" if stream else "tokens"
     rows.to_parquet(source) if stream else rows.save_to_disk(source)
     data = tokenized_text(source, None, 8)
-    with pytest.raises(ValueError, match="sequences of 129 tokens, but the model takes at most 128"):
+    with pytest.raises(
+        ValueError, match="sequences of 129 tokens, but the model takes at most 128"
+    ):
         wpca.collect(model, data, "blocks.0.hook_resid_post", progress=False)
 
 
@@ -191,7 +193,9 @@ def test_a_name_that_datasets_would_read_as_two_is_refused(tmp_path):
 def test_a_row_of_another_kind_is_named_with_its_file(tmp_path):
     rows = datasets.Dataset.from_dict({"input_ids": [[5, 6], None]})
     rows.to_parquet("x.parquet")
-    with pytest.raises(ValueError, match=r"Row 1 of x\.parquet holds None; expected a list of token"):
+    with pytest.raises(
+        ValueError, match=r"Row 1 of x\.parquet holds None; expected a list of token"
+    ):
         list(batches(tokenized_text("x.parquet", None, 8)))
     rows = [{"text": "One two"}] * 2 + [{"text": 5}]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -204,7 +208,9 @@ def test_a_row_of_another_kind_is_named_with_its_file(tmp_path):
 
 def other_model(folder):
     """A model of another vocabulary, in which the ids of this one are valid numbers."""
-    config = transformers.GPT2Config(vocab_size=5000, n_positions=128, n_embd=8, n_layer=1, n_head=2)
+    config = transformers.GPT2Config(
+        vocab_size=5000, n_positions=128, n_embd=8, n_layer=1, n_head=2
+    )
     words = {f"w{i}": i for i in range(5000)}
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="w0")
@@ -234,7 +240,9 @@ def test_data_of_another_vocabulary_are_refused(tmp_path, model):
     bases = {"pca": wpca.pca(moments)}
     for name, data in told(tmp_path, model).items():
         assert wpca.collect(model, data, point, progress=False)[point].n_tokens, name
-        with pytest.raises(ValueError, match="another vocabulary than the model's.*model.tokenizer"):
+        with pytest.raises(
+            ValueError, match="another vocabulary than the model's.*model.tokenizer"
+        ):
             wpca.collect(other, data, point, progress=False)
         with pytest.raises(ValueError, match="another vocabulary"):
             wpca.ablation_curves(other, data, bases, point, progress=False)

@@ -138,7 +138,9 @@ def _checked(a: Basis, b: Basis, k: int | None, side: Side) -> int:
         raise ValueError(f"side is {side!r}; expected one of {', '.join(get_args(Side))}.")
     for one in (a, b):
         if not isinstance(one, Basis):
-            raise TypeError(f"A basis is a {type(one).__name__}; expected what `pca` and its like give.")
+            raise TypeError(
+                f"A basis is a {type(one).__name__}; expected what `pca` and its like give."
+            )
     shapes = [(*basis.encoder.shape[:-2], basis.width) for basis in (a, b)]
     if shapes[0] != shapes[1]:
         raise ValueError(

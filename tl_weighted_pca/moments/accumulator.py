@@ -221,7 +221,9 @@ class MomentAccumulator:
         """
         for name, given in (("activations", activations), ("gradients", gradients), ("mask", mask)):
             if given is not None and not isinstance(given, Tensor):
-                raise TypeError(f"The {name} are a {type(given).__name__}; expected a torch tensor.")
+                raise TypeError(
+                    f"The {name} are a {type(given).__name__}; expected a torch tensor."
+                )
         if self.n_sequences and (gradients is None) != self._ungraded:
             raise ValueError(
                 "Some batches came with gradients and some without, which are moments of different tokens: "
