@@ -1,17 +1,15 @@
-"""Joint basis, path metric and trained bottleneck: exact where they can be, better where they claim it."""
+"""Joint basis and path metric: exact where they can be, better where they claim it."""
 
-import contextlib
 import dataclasses
 
 import pytest
 import torch
 from fancy_einsum import einsum
+from masked_logits import never_saying
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.data.batches import batches
 from tl_weighted_pca.fitted.joint import _Coordinates
-from tl_weighted_pca.fitted.trained import _per_sequence, _surely_lower
-from tl_weighted_pca.moments.second_moment import Provenance
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -215,96 +213,6 @@ class TestPathMetric:
         assert torch.allclose(got.matrix, expected, atol=1e-5 * float(expected.abs().max()))
 
 
-class TestOptimize:
-    def test_training_lowers_the_loss_and_leaves_the_model(self, model, stories, moments):
-        start = wpca.pca(moments)
-        weights = [p.clone() for p in model.parameters()]
-        options = {"steps": 25, "batch_size": 8, "progress": False}
-        trained = wpca.optimize_basis(model, stories, start, 16, **options)
-        assert trained.method == "optimize_basis"
-        assert trained.n_components == 16
-        curves = wpca.ablation_curves(
-            model, wpca.embedded.stories("heldout", 24), {"pca": start, "trained": trained}, HOOK,
-            ranks=[16], progress=False,
-        )  # fmt: skip
-        assert curves.scores["trained"][0] < curves.scores["pca"][0]
-        assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
-        assert all(p.grad is None and p.requires_grad for p in model.parameters())
-
-    def test_it_never_returns_what_is_worse(self, best_model, stories, moments):
-        start = wpca.pca(moments)
-        wrecked = wpca.optimize_basis(
-            best_model, stories, start, 40, steps=3, lr=100.0, batch_size=16, progress=False
-        )
-        assert torch.equal(wrecked.encoder, start.encoder[:, :40])
-
-    def test_chance_is_no_gain(self):
-        """Of starts that are as good as what was trained, one in twenty is given up; of gains, none."""
-        generator = torch.Generator().manual_seed(0)
-        terms = torch.randint(20, 100, (40,), generator=generator).double()
-        start = torch.rand(40, generator=generator).double() * terms
-        given_up = 0
-        for _ in range(400):
-            noise = 0.01 * torch.randn(40, generator=generator).double() * terms
-            given_up += _surely_lower((start + noise, terms), (start, terms))
-            assert _surely_lower((start + noise - 0.01 * terms, terms), (start, terms))
-        assert 5 <= given_up <= 40
-
-    def test_what_is_held_out_is_not_all_of_one_length(self, best_model, moments, monkeypatch):
-        judged = []
-
-        def spy(downstream, edit, data, scorer):
-            judged.append(data)
-            return _per_sequence(downstream, edit, data, scorer)
-
-        monkeypatch.setattr("tl_weighted_pca.fitted.trained._per_sequence", spy)
-        stories = wpca.embedded.stories("train", 64)
-        start, options = wpca.pca(moments), {"steps": 1, "batch_size": 4, "progress": False}
-        wpca.optimize_basis(best_model, stories, start, 8, **options)
-        longest = max(map(len, stories["input_ids"]))
-        lengths = [batch.inputs.shape[1] for batch in judged[0]]
-        assert len(judged[0]) == 3 and min(lengths) < longest - 3
-        with pytest.raises(ValueError, match="There is one batch"):
-            wpca.optimize_basis(best_model, stories, start, 8, max_tokens=300, **options)
-        nowhere = dataclasses.replace(start, provenance=Provenance())
-        with pytest.raises(ValueError, match="say where with hook_point"):
-            wpca.optimize_basis(best_model, stories, nowhere, 8, **options)
-
-    def test_one_sequence_makes_nothing_sure(self):
-        one = torch.ones(1, dtype=torch.float64)
-        assert not _surely_lower((one, 10 * one), (2 * one, 10 * one))
-
-    def test_held_out_batches_with_nothing_to_predict(self, best_model, moments):
-        tokens = torch.arange(30).view(3, 10) + 5
-        single = torch.zeros(3, 10, dtype=torch.long)
-        single[:, 0] = 1  # one real token each
-        data = [{"input_ids": tokens, "attention_mask": single}] * 4
-        with pytest.raises(ValueError, match="held-out batches have no token to predict"):
-            wpca.optimize_basis(best_model, data, wpca.pca(moments), 8, progress=False)
-
-    def test_kl_too(self, best_model, stories, moments):
-        start = wpca.metric_pca(moments)
-        trained = wpca.optimize_basis(
-            best_model, stories, start, 16, loss="kl", steps=15, batch_size=16, progress=False
-        )
-        curves = wpca.ablation_curves(
-            best_model, wpca.embedded.stories("heldout", 24), {"pca": start, "trained": trained}, HOOK,
-            ranks=[16], score="kl", progress=False,
-        )  # fmt: skip
-        assert curves.scores["trained"][0] < curves.scores["pca"][0]
-
-    @pytest.mark.parametrize(
-        ("k", "options", "message"),
-        [(0, {}, r"expected 1\.\.64"), (65, {}, r"expected 1\.\.64"), (8, {"loss": "mse"}, "'loss' or 'kl'"),
-         (8, {"batch_size": 64}, "There is one batch")],
-    )  # fmt: skip
-    def test_wrong_input(self, best_model, stories, moments, k, options, message):
-        with pytest.raises(ValueError, match=message):
-            wpca.optimize_basis(
-                best_model, stories, wpca.pca(moments), k, progress=False, **options
-            )
-
-
 def test_a_rank_without_a_gradient_has_no_say_on_the_path(best_model, stories, moments):
     options = {"batch_size": 16, "progress": False}
     basis, data = wpca.pca(moments), stories.select(range(16))
@@ -339,27 +247,6 @@ def _runs(model, data, batch_size):
         order = batch.sequence_index.argsort()
         mask = None if batch.mask is None else batch.mask[order]
         yield wpca.Run(output[order], batch.inputs[order], mask, batch.sequence_index[order])
-
-
-@contextlib.contextmanager
-def never_saying(model, token):
-    """The model with a logit of -infinity, as where a vocabulary is masked."""
-
-    def never(logits, hook):
-        logits = logits.clone()
-        logits[..., token] = -torch.inf
-        return logits
-
-    if "unembed.hook_out" in model.hook_dict:
-        with model.hooks(fwd_hooks=[("unembed.hook_out", never)]):
-            yield
-        return
-    before = model.unembed.b_U.data
-    model.unembed.b_U.data = before.index_fill(0, torch.tensor(token), -torch.inf)
-    try:
-        yield
-    finally:
-        model.unembed.b_U.data = before
 
 
 class TestPastTheHook:
@@ -411,16 +298,6 @@ class TestPastTheHook:
             model.blocks[3].mlp.W_out.data[0, 0] = torch.nan
         with pytest.raises(ValueError, match="score of the unablated model is NaN in batch 0"):
             wpca.ablation_curves(model, tokens, {"a": basis}, HOOK, anywhere=True, progress=False)
-
-
-def test_a_score_that_is_infinite_is_no_lack_of_gain(model, stories, moments):
-    with (
-        never_saying(model, 7),
-        pytest.raises(wpca.NonFiniteError, match="is NaN or infinite on the held-out batches"),
-    ):  # fmt: skip
-        wpca.optimize_basis(
-            model, stories, wpca.pca(moments), 8, loss="kl", batch_size=16, progress=False
-        )
 
 
 def test_the_joint_basis_shows_its_steps_where_asked(best_model, stories, moments, capsys):
@@ -517,18 +394,6 @@ def test_a_basis_of_elsewhere_is_no_probe_s_coordinates(best_model, moments):
     with pytest.raises(ValueError, match=f"would be used at '{other}'.*anywhere=True"):
         wpca.hook_probe(other, wpca.pca(moments))
     assert wpca.hook_probe(other, wpca.pca(moments), anywhere=True).hook_points == (other,)
-
-
-def test_the_start_stays_as_it_was(best_model, stories, moments):
-    """In float32 too, which is not copied by being asked for in float32."""
-    made = wpca.pca(moments)
-    names = ("encoder", "decoder", "center", "eigenvalues", "total")
-    start = dataclasses.replace(made, **{name: getattr(made, name).float() for name in names})
-    before = {name: getattr(start, name).clone() for name in names}
-    trained = wpca.optimize_basis(best_model, stories, start, 8, steps=5, lr=0.1, progress=False)
-    for name in names:
-        assert torch.equal(getattr(start, name), before[name])
-        assert not getattr(start, name).requires_grad and not getattr(trained, name).requires_grad
 
 
 def test_autocast_is_for_the_model_alone(best_model, stories, moments):

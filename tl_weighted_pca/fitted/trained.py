@@ -1,21 +1,30 @@
-"""A basis trained through the model: the limit that computed bases are held against."""
+"""The trained basis: E, D and μ that keep a model's score with few components, found through the model.
+
+For a hook point with activations f let f̂_k = μ + (f − μ)E_kD_k, the first k columns of E and rows of
+D = E⁻¹. Training takes Adam to the mean over ranks of
+
+    KL(model ‖ model with f̂_k) / that of the start at k,
+
+one basis for every rank: E = E₀A and D = A⁻¹D₀ in whitened coordinates of a start E₀, D₀, so that rank
+d is the identity at every step.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import torch
-from torch import Tensor
 
-from tl_weighted_pca.ablation.scores import Scorer
-from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.ablation.scores import Score, Scorer
+from tl_weighted_pca.bases.basis import Basis, check_bases
 from tl_weighted_pca.data.batches import Batch, batches
 from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.data.progress import progress_bar
+from tl_weighted_pca.fitted.kept_runs import KeptRuns
+from tl_weighted_pca.fitted.processes import Processes
+from tl_weighted_pca.fitted.training import Training, evaluated
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
@@ -23,158 +32,189 @@ from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.support.whole_numbers import checked_count
 
+_EVALUATIONS = 4
+"""How often a state is held against the start on held-out batches, evenly over the steps."""
+
+
+@overload
+def optimize_basis(
+    model: Any, data: Any, basis: Basis, k: int | None = ..., *, hook_point: str | None = ...,
+    loss: Score = ..., steps: int = ..., lr: float | None = ..., positions: Positions = ...,
+    batch_size: int = ..., max_tokens: int | None = ..., seed: int = ..., progress: bool = ...,
+) -> Basis: ...  # fmt: skip
+@overload
+def optimize_basis(
+    model: Any, data: Any, basis: Mapping[str, Basis], k: int | None = ..., *, hook_point: None = ...,
+    loss: Score = ..., steps: int = ..., lr: float | None = ..., positions: Positions = ...,
+    batch_size: int = ..., max_tokens: int | None = ..., seed: int = ..., progress: bool = ...,
+) -> dict[str, Basis]: ...  # fmt: skip
+
 
 def optimize_basis(
     model: Any,
     data: Any,
-    basis: Basis,
-    k: int,
+    basis: Basis | Mapping[str, Basis],
+    k: int | None = None,
     *,
     hook_point: str | None = None,
-    loss: Literal["loss", "kl"] = "loss",
-    steps: int = 300,
-    lr: float = 0.01,
+    loss: Score = "kl",
+    steps: int = 400,
+    lr: float | None = None,
     positions: Positions = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     max_tokens: int | None = None,
+    seed: int = 0,
     progress: bool = True,
-) -> Basis:
-    """argmin over E, D, μ of the model's loss with f ↦ μ + (f − μ)ED: a rank-k bottleneck, trained.
+) -> Basis | dict[str, Basis]:
+    """argmin over E, D, μ of Σ_k KL(model ‖ model with f ↦ μ + (f − μ)E_kD_k) / that of the start.
 
-    Starts from the first k components of `basis` and takes Adam through the model, whose own parameters
-    stay as they are; where the model class can start at a layer, only what lies downstream of the hook
-    point runs again. This is the limit to quote beside bases that are computed. What was trained is kept
-    only if it is surely better than the start on a fifth of the batches, held out, by a paired one-sided
-    test at 95%: where there is next to nothing to gain, a few sequences would take noise for a gain.
+    One basis for every rank, trained through the model: D = E⁻¹, so that rank d is the identity. Only
+    what lies downstream of the hook point runs again; the model's parameters stay as they are. The
+    best state by the excess on held-out batches is returned, if it is significantly better than the
+    start there and at no rank significantly worse.
 
     Args:
         model: as for `collect`.
-        data: as for `collect`; read whole, and then gone through again and again in other orders.
-        basis: where to start.
-        k: components to keep, 1..n_components.
+        data: as for `collect`; kept in memory, and gone through again and again in other orders. With a
+            `shard` the processes of torch.distributed train one basis together.
+        basis: where to start, complete; or a dict of them by hook point, which share the unablated runs.
+        k: None for every rank, or the one rank to train: E [d, k], D [k, d] and μ are free then.
         hook_point: where; by default where the basis was made.
-        loss: "loss" (next-token loss) or "kl" (Kullback-Leibler divergence from the unablated model).
+        loss: "kl" (Kullback-Leibler divergence from the unablated model), "loss" (next-token loss) or a
+            callable: as the score of `ablation_curves`.
         steps: batches to train on.
-        lr: Adam's first step size, in units of the coordinates' and directions' own scales; it falls to
-            zero as a cosine.
+        lr: Adam's first step size, in whitened coordinates; by default 0.5/d. It falls to zero as a cosine.
         positions: where the bottleneck applies.
-        batch_size: sequences a batch.
-        max_tokens: stop before exceeding so many tokens of data, which are kept in memory.
-        progress: show a progress bar.
+        batch_size: sequences a batch, each at a rank of its own.
+        max_tokens: stop before exceeding so many tokens of data.
+        seed: of the batches held out, the order and the ranks.
+        progress: show a progress bar, with the held-out excess relative to the start's.
 
     Returns:
-        A basis of k components that is better than its start on held-out batches, or the start itself.
-        Its eigenvalues are those of the start.
+        A basis, or a dict of them. Trained for every rank, its components are ordered, rows of D have
+        norm 1, and ½ Σ_{i>k} Λ_i is the held-out excess at rank k. Of a single rank the eigenvalues are
+        the start's.
 
     Raises:
-        ValueError: if k is outside 1..n_components, there are too few batches to hold one out, or
-            those held out have nothing to predict.
+        TypeError: for a dict of other things than bases.
+        ValueError: if k is outside 1..n_components, a basis for every rank is not complete, there are too
+            few batches to hold one out, or those held out have nothing to predict.
         NonFiniteError: where the score of the start is NaN or infinite.
     """
-    place = basis.provenance.hook_point if hook_point is None else hook_point
-    if not place:
-        raise ValueError("This basis does not know where it was made: say where with hook_point.")
-    place = resolve_one(model, place)
-    basis.check_place(made_at(model, place))
-    k = checked_count("k", k, least=0)
-    if not 1 <= k <= basis.n_components:
-        raise ValueError(
-            f"k is {k}; expected 1..{basis.n_components}, the components of this basis."
-        )
-    if loss not in ("loss", "kl"):
-        raise ValueError(f"loss is {loss!r}; expected 'loss' or 'kl'.")
+    starts = _starts(model, basis, k, hook_point)
+    steps = checked_count("steps", steps)
+    seed = checked_count("seed", seed, least=0)
     scorer = Scorer(loss)
-    start = basis.truncate(k)
-    every = list(batches(data, batch_size, max_tokens=max_tokens))
+    every = list(batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False))
+    heldout, train = _split(every, steps, seed)
+    processes = Processes.of(data)
+    with quiet(model, gradients=True):
+        downstream = Downstream(model, list(starts), positions)
+        trainings = [
+            Training(
+                place, start, k, downstream, scorer, positions, processes,
+                steps=steps, lr=lr, seed=seed,
+            )
+            for place, start in starts.items()
+        ]  # fmt: skip
+        held, runs = (KeptRuns(downstream, list(starts), part) for part in (heldout, train))
+        _begin(trainings, held, scorer, processes)
+        judged = {steps * i // _EVALUATIONS for i in range(1, _EVALUATIONS + 1)}
+        with progress_bar("Training", "step", steps, progress) as bar:
+            for step, number in zip(range(steps), _order(len(train), seed), strict=False):
+                run = runs.start(number)
+                for training in trainings:
+                    training.step(run, step)
+                if step + 1 in judged:
+                    scores, _, _ = evaluated(trainings, held, scorer, processes)
+                    for training, found in zip(trainings, scores, strict=True):
+                        training.consider(found, step + 1)
+                    bar.set_postfix_str(
+                        "held-out excess " + ", ".join(training.said for training in trainings)
+                    )
+                bar.update()
+        made = {training.hook_point: training.basis() for training in trainings}
+    return next(iter(made.values())) if isinstance(basis, Basis) else made
+
+
+def _starts(
+    model: Any, basis: Basis | Mapping[str, Basis], k: int | None, hook_point: str | None
+) -> dict[str, Basis]:
+    """The bases to start from by hook point, checked to be of there and to be large enough."""
+    if isinstance(basis, Basis):
+        place = basis.provenance.hook_point if hook_point is None else hook_point
+        if not place:
+            raise ValueError(
+                "This basis does not know where it was made: say where with hook_point."
+            )
+        starts = {place: basis}
+    else:
+        check_bases(basis, "by hook point, or one Basis")
+        starts = dict(basis)
+    for place, start in starts.items():
+        resolve_one(model, place)
+        start.check_place(made_at(model, place))
+        if k is not None:
+            rank = checked_count("k", k, least=0)
+            if not 1 <= rank <= start.n_components:
+                raise ValueError(
+                    f"k is {k}; expected 1..{start.n_components}, the components of this basis."
+                )
+        elif start.n_components < start.width:
+            raise ValueError(
+                f"This basis has {start.n_components} components of width {start.width}; a basis for every "
+                f"rank starts from a complete one: pass that, or k={start.n_components} for this rank alone."
+            )
+    return starts
+
+
+def _split(every: Sequence[Batch], steps: int, seed: int) -> tuple[list[Batch], list[Batch]]:
+    """Batches to hold out and batches to train on: a fifth, or what costs half as much as training."""
     if len(every) < 2:
         raise ValueError("There is one batch; pass at least two, one to train on and one held out.")
     # Batches may come sorted by length: the last would be of positions that the others never reach.
-    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
-    n_heldout = max(1, len(every) // 5)
-    heldout, train = ([every[i] for i in part] for part in (order[:n_heldout], order[n_heldout:]))
-    with quiet(model, gradients=True):
-        downstream = Downstream(model, place, positions)
-        bottleneck = _Bottleneck(start, next(model.parameters()).device)
-        before = _per_sequence(downstream, bottleneck, heldout, scorer)
-        if not bool(before[0].isfinite().all()):
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).tolist()
+    # A step is three passes; an evaluation ten, one a rank; the start is evaluated too.
+    affordable = steps * 3 // (2 * 10 * (_EVALUATIONS + 1))
+    at_least = -(-16 // len(every[0].inputs))  # sequences enough to tell noise from gain
+    n_heldout = max(1, min(len(every) // 5, max(affordable, at_least)))
+    return [every[i] for i in order[:n_heldout]], [every[i] for i in order[n_heldout:]]
+
+
+def _begin(
+    trainings: Sequence[Training], held: KeptRuns, scorer: Scorer, processes: Processes
+) -> None:
+    """Make the bottlenecks, and score them as they start.
+
+    Raises:
+        ValueError: where the held-out batches have nothing to predict.
+        NonFiniteError: where a start's score is NaN or infinite.
+    """
+    with torch.no_grad():
+        for number in range(len(held)):
+            run = held.start(number)
+            for training in trainings:
+                training.watch(run)
+    for training in trainings:
+        training.begin()
+    scores, baseline, terms = evaluated(trainings, held, scorer, processes)
+    if not bool(terms.sum() > 0):
+        raise ValueError(
+            "The held-out batches have no token to predict, so nothing can be said of what was trained: "
+            "pass more sequences, of two tokens or more."
+        )
+    for training, found in zip(trainings, scores, strict=True):
+        if not bool(found.isfinite().all() and baseline.isfinite().all()):
             raise NonFiniteError(
-                f"The {scorer.unit} of the start is NaN or infinite on the held-out batches: look at what "
-                "the model gives there, and take loss='loss' where some of its logits are infinite."
+                f"The {scorer.unit} of the start at {training.hook_point!r} is NaN or infinite on the "
+                "held-out batches: look at what the model gives there, and take loss='loss' where some of "
+                "its logits are infinite."
             )
-        if not bool(before[1].sum() > 0):
-            raise ValueError(
-                "The held-out batches have no token to predict, so nothing can be said of what was trained: "
-                "pass more sequences, of two tokens or more."
-            )
-        optimiser = torch.optim.Adam(bottleneck.parameters, lr=lr, betas=(0.9, 0.99))
-        bar = progress_bar("Optimising", "step", steps, progress, iterable=range(steps))
-        for step, batch in zip(bar, _forever(train), strict=False):
-            for group in optimiser.param_groups:
-                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-            values, terms = _scores(downstream, bottleneck, batch, scorer)
-            optimiser.zero_grad()
-            (values.sum() / terms.sum()).backward()
-            torch.nn.utils.clip_grad_norm_(bottleneck.parameters, 1.0)
-            optimiser.step()
-        after = _per_sequence(downstream, bottleneck, heldout, scorer)
-    return bottleneck.basis() if _surely_lower(after, before) else start
+        training.hold_out(found, baseline, terms)
 
 
-class _Bottleneck:
-    """E, D and μ in units of their own: E's columns by the spread of the coordinates, D's rows by theirs."""
-
-    def __init__(self, start: Basis, device: torch.device) -> None:
-        self.start = start
-        norms = start.decoder.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        # Unit rows of D, so that a step means the same in every component.
-        self.encoder = (start.encoder * norms.mT).float().to(device).requires_grad_()
-        self.decoder = (start.decoder / norms).float().to(device).requires_grad_()
-        self.center = start.center.to(device, torch.float32, copy=True).requires_grad_()
-        self.parameters = [self.encoder, self.decoder, self.center]
-
-    def __call__(self, f: Tensor) -> Tensor:
-        return self.basis_of(self.encoder, self.decoder, self.center).project(f)
-
-    def basis_of(self, encoder: Tensor, decoder: Tensor, center: Tensor) -> Basis:
-        return dataclasses.replace(self.start, encoder=encoder, decoder=decoder, center=center)
-
-    def basis(self) -> Basis:
-        values = [parameter.detach().double().cpu() for parameter in self.parameters]
-        return dataclasses.replace(self.basis_of(*values), method="optimize_basis")
-
-
-def _scores(
-    downstream: Downstream, edit: _Bottleneck, batch: Batch, scorer: Scorer
-) -> tuple[Tensor, Tensor]:
-    """The scores of the edited run, one a sequence, and the number of their terms."""
-    with torch.no_grad():
-        run = downstream.start(batch)
-    return scorer(run, downstream.resume(edit))
-
-
-def _per_sequence(
-    downstream: Downstream, edit: _Bottleneck, data: list[Batch], scorer: Scorer
-) -> tuple[Tensor, Tensor]:
-    """The same for several batches, without a graph."""
-    with torch.no_grad():
-        scores = [_scores(downstream, edit, batch, scorer) for batch in data]
-    values, terms = (torch.cat(parts) for parts in zip(*scores, strict=True))
-    return values, terms
-
-
-def _surely_lower(after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> bool:
-    """Whether Σ after / Σ terms is below Σ before / Σ terms by more than 1.64 standard errors, paired."""
-    difference, terms = after[0] - before[0], after[1]
-    n = len(terms)
-    if n < 2:  # of a single sequence there is no spread to be sure by
-        return False
-    mean = difference.sum() / terms.sum()
-    error = (difference - mean * terms).square().sum().mul(n / (n - 1)).sqrt() / terms.sum()
-    return bool(mean + 1.64 * error < 0)
-
-
-def _forever(data: list[Batch]) -> Iterator[Batch]:
-    """The batches again and again, each time in another order."""
+def _order(n: int, seed: int) -> Any:
+    """Batch numbers again and again, each time in another order."""
     for epoch in itertools.count():
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch))
-        yield from (data[i] for i in order.tolist())
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        yield from torch.randperm(n, generator=generator).tolist()

@@ -113,6 +113,25 @@ class Downstream:
         with hooked(self._model, self._hooks(edits)):
             return run_model(self._model, self._run.inputs, self._run.mask)
 
+    @property
+    def state(self) -> tuple[Run, dict[str, Tensor]]:
+        """The batch that `resume` works on: its run, and the activations where a pass can start again."""
+        return self._run, self._residuals
+
+    def restore(self, state: tuple[Run, dict[str, Tensor]]) -> None:
+        """Let `resume` work on the batch of a state again."""
+        self._run, self._residuals = state
+
+    def restarts(self, hook_point: str) -> bool:
+        """Whether `resume` starts at the hook point's layer, and not where the model does."""
+        entry = self._entries.get(hook_point)
+        return entry is not None and self._can_restart(hook_point, entry)
+
+    @property
+    def last(self) -> str:
+        """The hook point that fires last: least is downstream of it."""
+        return max(self._names, key=self._order.index)
+
     def _from_layer(self, entry: _Entry, first: str, edits: Mapping[str, Edit]) -> Any:
         residual, start = self._residuals[entry.residual], {"start_at_layer": entry.layer}
         if entry.direct:
