@@ -157,7 +157,7 @@ class TestObjectives:
             return {"scalar": losses.sum(), "transposed": losses[:, None], "nothing": None}[shape]
 
         with pytest.raises(
-            ValueError, match=r"The objective objective gave .*one scalar a sequence"
+            ValueError, match=r"The objective objective gave .*one scalar per sequence"
         ):
             collect(model, tokens[:4], objective=objective)
 
@@ -303,7 +303,7 @@ class TestAblation:
             wpca.ablation_curves(best_model, tokens, {}, HOOK, progress=False)
         with pytest.raises(ValueError, match="expected 'loss', 'kl' or a callable"):
             self.curves(best_model, tokens, basis, score="accuracy")
-        with pytest.raises(ValueError, match="The score gave .*; expected one scalar a sequence"):
+        with pytest.raises(ValueError, match="The score gave .*; expected one scalar per sequence"):
             self.curves(best_model, tokens, basis, score=lambda run: run.output)
 
     def test_an_attention_pattern(self, best_model, tokens, basis):

@@ -42,7 +42,7 @@ class AblationCurves:
     unit: str = "score"
     """What a score is, for tables and pictures."""
     kept: list[dict[str, int]] = field(default_factory=list)
-    """The components kept at each hook point, one dict a rank."""
+    """The components kept at each hook point, one dict per rank."""
 
     def __repr__(self) -> str:
         place = f" at {self.hook_point!r}" if self.hook_point else ""
@@ -58,7 +58,7 @@ class AblationCurves:
 
     @property
     def scores(self) -> dict[str, list[float]]:
-        """Scores by basis, one a rank."""
+        """Scores by basis, one per rank."""
         total = self.counts.sum()
         return {name: (s.sum(1) / total).tolist() for name, s in self.per_sequence.items()}
 

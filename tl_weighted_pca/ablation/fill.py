@@ -44,7 +44,7 @@ class Filling:
         if self._run is None and self.fill == "resample" and len(run.inputs) < 2:
             raise ValueError(
                 "fill='resample' takes what is ablated from another sequence of the batch, and the first "
-                "batch has but one: pass more sequences a batch."
+                "batch has but one: pass more sequences per batch."
             )
         self._run, self._others = run, {}
 

@@ -50,7 +50,7 @@ def ablation_curves(
             (another sequence of the batch at the same position; the centre where no other is so long).
         seed: of the sequences that "resample" takes.
         positions: where to ablate; other positions are left as they are.
-        batch_size: sequences a batch.
+        batch_size: sequences per batch.
         max_tokens: stop before exceeding so many tokens of data.
         anywhere: use bases also at hook points or models that they were not made from.
         progress: show a progress bar.
@@ -59,7 +59,7 @@ def ablation_curves(
         Scores by rank, kept per sequence. Of several hook points a rank is the components kept in all.
 
     Raises:
-        TypeError: for bases that are none.
+        TypeError: for anything but bases.
         ValueError: for ranks outside 0..d, a basis of another width, hook point or model, two names of one
             hook point, or a hook point whose value the rest of the model does not read, or reads past the
             hook.

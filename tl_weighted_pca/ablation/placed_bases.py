@@ -30,7 +30,7 @@ def placed_bases(
     """Bases by name and hook point, checked against the model.
 
     Raises:
-        TypeError: for what are no bases.
+        TypeError: for anything but bases.
         ValueError: for no bases, hook points that differ by name, are names of one and the same, or
             are not known, and for bases of other hook points or models, unless `anywhere`.
     """
@@ -113,7 +113,7 @@ def kept_components(
     """The components to keep at each hook point, by ascending total.
 
     Raises:
-        ValueError: for ranks that are no whole numbers nor shares, outside 0..d, unknown hook points, or
+        ValueError: for ranks that are neither whole numbers nor shares, outside 0..d, unknown hook points, or
             several ranks that keep as many components in all.
     """
     most = {

@@ -54,7 +54,7 @@ class Scorer:
             values = self.score(run)
             if not isinstance(values, Tensor) or values.shape != (n,):
                 got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-                raise ValueError(f"The score gave {got}; expected one scalar a sequence, ({n},).")
+                raise ValueError(f"The score gave {got}; expected one scalar per sequence, ({n},).")
             return values.cpu().double(), torch.ones(n, dtype=torch.float64)
         if self.score == "loss":
             counted, values = counted_targets(run), target_losses(run)

@@ -76,7 +76,7 @@ class Basis:
 
     @property
     def per_head(self) -> bool:
-        """Whether there is one basis a head."""
+        """Whether there is one basis per head."""
         return self.encoder.ndim == 3
 
     @property
@@ -118,7 +118,7 @@ class Basis:
             self._flat(x), self.encoder[..., :k], self.decoder[..., :k, :], self.center
         )
         kept = _apply(_apply(wide - center, encoder), decoder)
-        # What is cut to whole numbers is no projection.
+        # What is cut to whole numbers is not a projection.
         dtype = x.dtype if x.is_floating_point() else wide.dtype
         return (center + kept).to(dtype).reshape(shape)
 
@@ -218,7 +218,7 @@ class Basis:
 
 
 def check_bases(bases: Any, expected: str) -> None:
-    """Raise TypeError, saying which dict was expected, for what is no mapping of bases."""
+    """Raise TypeError, saying which dict was expected, for anything but a mapping of bases."""
     given = f"a {type(bases).__name__}"
     if isinstance(bases, Mapping):
         kinds = {type(value).__name__ for value in bases.values() if not isinstance(value, Basis)}

@@ -25,7 +25,7 @@ class Metric:
     `path_metric(…) + 0.3 * fisher_metric(m)`. `metric_pca` refuses one of another hook point or model.
 
     Args:
-        matrix: Q, one a head in a metric per head.
+        matrix: Q, one per head in a metric per head.
         provenance: model, hook point and objective; what is left empty is unknown, and fits anywhere.
         name: "fisher", "empirical" (the Fisher information of the data's own labels), "path", …: goes into
             `Basis.method`.

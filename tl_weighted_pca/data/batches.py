@@ -64,14 +64,14 @@ def batches(
             one dimension is a batch of one sequence); or
             a `datasets.Dataset` or `IterableDataset` with such columns, of any lengths; or a `shard`
             of any of these, which may be empty.
-        batch_size: sequences a batch, where the data comes in single sequences.
+        batch_size: sequences per batch, where the data comes in single sequences.
         max_tokens: stop before exceeding so many real tokens: before the sequence that would, or the
             batch, where the data come in batches of their own. The first is given, however long.
         may_be_empty: a share of data; other data never may.
 
     Raises:
         TypeError: for data of another kind.
-        ValueError: for a batch size or a limit that is no whole number above zero, empty data, data that
+        ValueError: for a batch size or a limit that is not a whole number above zero, empty data, data that
             cannot be read, or sequences of mixed lengths in one batch with no mask.
     """
     batch_size = checked_count("batch_size", batch_size)
@@ -108,7 +108,7 @@ def is_one_shot(data: Any) -> bool:
 
 
 def is_rereadable(data: Any) -> bool:
-    """Whether data can surely be read more than once: a loader may be of an iterator, and not say so."""
+    """Whether data can certainly be read more than once: a loader may be of an iterator, and not say so."""
     return isinstance(data, (Tensor, Sequence)) or _is_hugging_face(data)
 
 
@@ -223,7 +223,7 @@ def _numbered_rows(share: Shard) -> Iterator[_Row]:
 
 
 def _read(dataset: Any, source: str) -> Iterator[Any]:
-    """The rows; what goes wrong in the midst of a file or a download is told with its place."""
+    """The rows; errors within a file or a download say where."""
     rows, n_read = iter(dataset), 0
     while True:
         try:

@@ -179,7 +179,7 @@ def _mask_of(
     if mask.shape != shape:
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}, but the inputs have {tuple(inputs.shape)}: "
-            "expected one entry a token."
+            "expected one entry per token."
         )
     other = mask[(mask != 0) & (mask != 1)]
     if other.numel() or (mask.is_floating_point() and not mask.any()):

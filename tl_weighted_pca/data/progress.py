@@ -51,7 +51,7 @@ class Progress:
 
     Args:
         data: what is to be read; it is not touched.
-        batch_size: sequences a batch.
+        batch_size: sequences per batch.
         max_tokens: where reading stops.
         shown: False is silent.
         title: what is done.

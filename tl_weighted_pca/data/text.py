@@ -22,7 +22,7 @@ _FORMS = "a .txt, .jsonl or .parquet file, a folder saved by `datasets`, or a da
 _TOKENS = ("input_ids", "tokens")
 
 SampleBy = Literal["line", "paragraph", "document"]
-"""What makes a sequence of a .txt file; paragraphs are parted by empty lines."""
+"""What makes a sequence of a .txt file; paragraphs are separated by empty lines."""
 
 
 def tokenized_text(
@@ -46,7 +46,7 @@ def tokenized_text(
         source: a .txt, .jsonl or .parquet file, a folder written by `save_to_disk`, or the name of a
             data set on the hub, which is streamed.
         tokenizer: a Hugging Face tokenizer.
-        context_length: tokens a sequence, BOS included, at least 2.
+        context_length: tokens per sequence, BOS included, at least 2.
         column: which column holds the text; "text" by default.
         split: which split, for a folder or the hub; "train" by default.
         config: which configuration (subset) of a data set on the hub.
@@ -185,7 +185,7 @@ def _opened(source: str, split: str | None, config: str | None, sample_by: str) 
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """`datasets` logs what it also raises; here what it raises is told."""
+    """`datasets` logs what it also raises; here what it raises is reported."""
     logger = logging.getLogger("datasets")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

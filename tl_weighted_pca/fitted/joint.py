@@ -72,8 +72,8 @@ def joint_pca(
         progress: show a progress bar of the steps.
 
     Returns:
-        An oblique basis; eigenvalues are the falls of J with each component, on all pairs kept, in the
-        order of the components, in which they need not descend.
+        An oblique basis; eigenvalues are the drops of J with each component, on all pairs kept, in the
+        order of the components; they need not descend.
 
     Raises:
         ValueError: if there are fewer than two pairs, they are of another hook point, objective or model,

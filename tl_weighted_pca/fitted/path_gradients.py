@@ -42,11 +42,11 @@ def path_metric(
     the unablated model, where a confident model has hardly any gradient; far down an ablation curve
     that picture fails. Here the gradients are those met along the curve, each rank with equal weight.
     Use it as `metric_pca(moments, path_metric(model, data, hook_point, pca(moments)))`; it may be
-    repeated with the basis that comes of it. One collection a rank.
+    repeated with the basis that results. One collection per rank.
 
     Args:
         model: as for `collect`.
-        data: as for `collect`, read once a rank: nothing that can be read only once.
+        data: as for `collect`, read once per rank: nothing that can be read only once.
         hook_point: one name, where `basis` was made.
         basis: whose ablations make the path; PCA is a good start.
         ranks: k; by default 0, r/8, … 5r/8 of r components: what lies above hardly differs from the
@@ -54,7 +54,7 @@ def path_metric(
         objective: what to differentiate. With labels from the data this is the empirical Fisher
             information of the ablated model.
         positions: which to ablate, and to take gradients at; others are left as they are.
-        batch_size: sequences a batch.
+        batch_size: sequences per batch.
         max_tokens: stop before exceeding so many tokens at each rank.
         progress: show a progress bar.
 

@@ -24,7 +24,7 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
     several aliases of one hook point (TransformerBridge has many) takes the first of them.
 
     Raises:
-        TypeError: if the model has no hook points, or a name is no string.
+        TypeError: if the model has no hook points, or a name is not a string.
         ValueError: for a name that the model does not have, or a glob that matches none, with the nearest
             names that it has.
     """
@@ -116,7 +116,7 @@ def hooked(model: Any, hooks: Sequence[tuple[str, Callable[..., Any]]]) -> Itera
 
 
 def check_activation(name: str, tensor: Any, n_sequences: int, n_positions: int | None) -> None:
-    """Refuse what is no stream of vectors.
+    """Refuse what is not a stream of vectors.
 
     Raises:
         ValueError: if the hook point carries no float tensor, an attention pattern, or a shape that
@@ -132,7 +132,7 @@ def check_activation(name: str, tensor: Any, n_sequences: int, n_positions: int 
     if pattern or (tensor.ndim == 4 and n_positions is not None and shape[1] != n_positions):
         raise ValueError(
             f"Hook point {name!r} carries an attention pattern or scores of shape {shape}, not one "
-            "vector a position: choose a hook point such as attn.hook_z or hook_attn_out."
+            "vector per position: choose a hook point such as attn.hook_z or hook_attn_out."
         )
     if tensor.ndim not in (2, 3, 4) or shape[0] != n_sequences:
         raise ValueError(

@@ -48,7 +48,7 @@ class MomentAccumulator:
             (F, g) -> M [batch, pos, pos] that gives a symmetric, positive semi-definite M.
         statistics: which of "activation", "gradient" and "weighted" to keep.
         objectives: one name a set of gradients; they share the activations.
-        per_head: treat [batch, pos, head, d_head] as one space a head, not one of head·d_head.
+        per_head: treat [batch, pos, head, d_head] as one space per head, not one of head·d_head.
         sums_dtype: "float64", or "float32" for half the memory: within 5e-6 over 10⁶ tokens, as long as
             a batch has 1,024 of them or more.
         sums_device: where the sums are; None for beside the activations.

@@ -128,7 +128,7 @@ class Collection(Mapping[str, Moments]):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is no collection, or is damaged.
+            ValueError: if the file is not a collection, or is damaged.
         """
         with reading(path, _FORMAT, "Collection.save", device) as (tensors, metadata):
             moments = {}

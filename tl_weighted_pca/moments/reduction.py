@@ -134,6 +134,6 @@ def _failure_explained() -> Iterator[None]:
     except RuntimeError as error:
         raise RuntimeError(
             f"all_reduce failed in rank {dist.get_rank()}: another process has died, or did not arrive "
-            f"in time. What this process collected is unharmed: save it, or go on from the "
+            f"in time. What this process collected is unharmed: save it, or continue from the "
             f"checkpoints. ({error})"
         ) from error

@@ -27,7 +27,7 @@ RowMetric = (
         [Float[Tensor, "batch pos d"], Float[Tensor, "batch pos d"]], Float[Tensor, "batch pos pos"]
     ]
 )
-"""A name, or a callable (F, g) -> M giving one symmetric, positive semi-definite M a sequence.
+"""A name, or a callable (F, g) -> M giving one symmetric, positive semi-definite M per sequence.
 
 A callable sees the rows that count, and no others: sequences with as many of them come together.
 """
@@ -39,7 +39,7 @@ _CROSSING = 0.75
 
 
 def row_metric_name(row_metric: RowMetric) -> str:
-    """The name that goes into files; raises ValueError for what is no row metric."""
+    """The name that goes into files; raises ValueError for anything else."""
     if isinstance(row_metric, str):
         if row_metric not in ROW_METRICS:
             raise ValueError(
@@ -137,7 +137,7 @@ def _called(
     """M of a callable row metric, checked."""
     expected = (*g.shape[-3:-1], g.shape[-2])
     called = []
-    # One call a head: what a user writes for [batch, pos, d] serves heads as well.
+    # One call per head: what a user writes for [batch, pos, d] serves heads as well.
     heads = zip(activations, g, strict=True) if g.ndim == 4 else [(activations, g)]
     for of_head in heads:
         metric = row_metric(*of_head)
@@ -145,7 +145,7 @@ def _called(
             got = tuple(metric.shape) if isinstance(metric, Tensor) else type(metric).__name__
             raise ValueError(
                 f"The row metric gave {got}; expected a tensor of shape {tuple(expected)}: "
-                "one [pos, pos] matrix a sequence."
+                "one [pos, pos] matrix per sequence."
             )
         called.append(metric)
     metric = torch.stack(called).view(*g.shape[:-1], g.shape[-2]).to(activations)

@@ -88,7 +88,7 @@ class SecondMoment:
         """G(μ) = Σ (F − 1μᵀ)ᵀ M (F − 1μᵀ) = G − bμᵀ − μbᵀ + cμμᵀ.
 
         Args:
-            center: μ, one vector [d], or one a head [*head, d].
+            center: μ, one vector [d], or one per head [*head, d].
 
         Raises:
             ValueError: if the width of `center` differs from that of the moment.

@@ -1,4 +1,4 @@
-"""What to differentiate: scalars of a model run, one a sequence.
+"""What to differentiate: scalars of a model run, one per sequence.
 
 An objective is a callable `objective(run) -> Tensor [batch]`, or [samples, batch], whose gradients at
 the hook points are what the collector keeps. It is a sum over the positions of its own sequence, so

@@ -1,4 +1,4 @@
-"""A collection under way, in a file that another process can go on from, to the bit."""
+"""A collection under way, in a file from which another process continues with bit-identical results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Checkpoint:
         """Take up what the file holds, if there is one.
 
         Raises:
-            ValueError: if the file is no checkpoint, is damaged, or is one of other settings.
+            ValueError: if the file is not a checkpoint, is damaged, or is one of other settings.
             OSError: if a file could not be written there.
         """
         remove_leftovers(self.path)
@@ -72,7 +72,7 @@ class Checkpoint:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(
-                        f"{str(self.path)!r} is no checkpoint of collect (its format mark is "
+                        f"{str(self.path)!r} is not a checkpoint of collect (its format mark is "
                         f"{metadata.get('format')!r}): pass another path, or move that file away."
                     )
                 self._check(json.loads(metadata["settings"]))
@@ -89,7 +89,7 @@ class Checkpoint:
         self._expected = position["digest"]
 
     def skips(self, batch: Batch) -> bool:
-        """Whether the file already holds this batch; batches are told in their order.
+        """Whether the file already holds this batch; batches come in their order.
 
         Raises:
             ValueError: if those before this one are not the ones that the file has seen.
@@ -151,7 +151,7 @@ class Checkpoint:
             if theirs != mine and key != "code":
                 raise ValueError(
                     f"The checkpoint {str(self.path)!r} was made with {key}={theirs!r}, but this run "
-                    f"has {key}={mine!r}: use the same settings to go on, or another path to start anew."
+                    f"has {key}={mine!r}: use the same settings to continue, or another path to start anew."
                 )
         check_code(self.path, found.get("code"), self._settings.get("code", {}))
 

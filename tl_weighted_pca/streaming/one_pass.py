@@ -95,15 +95,15 @@ def collect(  # type: ignore[misc]
             [batch, pos, head, d_head] is one space of head·d_head.
         objective: what to differentiate, or a dict of objectives that share one forward pass and
             give a dict of collections. None collects activations only, with no graph, and ends each
-            pass at the last hook point: that one fires again with something else goes unseen then.
+            pass at the last hook point (a later, different firing of a hook point is then not seen).
         row_metric: M of the weighted moment: "gradient" (g gᵀ), "identity", "diagonal"
             (diag ‖g_s‖²) or a callable (F, g) -> [batch, pos, pos] of the rows that count. This, `statistics`
             and `per_head` may be mappings from hook points, or globs of them, to values.
         statistics: which of "activation", "gradient" and "weighted" to keep; all by default.
         positions: a slice or indices of the positions that count, from the first real token. Others
             drop out of every sum over positions, but still take part in the model and the objective.
-        batch_size: sequences a batch.
-        per_head: keep one moment a head at hook points of shape [batch, pos, head, d_head].
+        batch_size: sequences per batch.
+        per_head: keep one moment per head at hook points of shape [batch, pos, head, d_head].
         max_tokens: stop before exceeding so many tokens of data.
         recompute: keep only the inputs of each block for the backward pass and compute the rest
             again there: less memory for one more forward pass.
@@ -112,8 +112,8 @@ def collect(  # type: ignore[misc]
         sums_dtype: "float64", or "float32" for half the memory: within 5e-6 over 10⁶ tokens, as long as
             batches have 1,024 tokens or more.
         sums_device: where the sums are: None for beside the activations, or "cpu" to spare a GPU's memory.
-        checkpoint: a file to go on from if it exists, and to write to. The moments are those of a run
-            without interruption, to the bit. The file stays when the run is done.
+        checkpoint: a file to continue from if it exists, and to write to. The moments are bit-identical to
+            those of an uninterrupted run. The file stays when the run is done.
         checkpoint_every: batches between two writes.
         progress: show a progress bar.
 
@@ -122,7 +122,7 @@ def collect(  # type: ignore[misc]
 
     Raises:
         ValueError: for an unknown hook point (with the nearest names), one that never fires, carries
-            no gradient or is no stream of vectors; for empty data, sequences too short for the
+            no gradient or is not a stream of vectors; for empty data, sequences too short for the
             objective, tokens outside the vocabulary, or an objective of the wrong shape.
             Also for a checkpoint that is damaged, foreign, or of other settings, model or data: it is
             left as it is.

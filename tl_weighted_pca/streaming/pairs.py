@@ -69,7 +69,7 @@ def stream_pairs(
 
     Between batches the model is as it was. Arguments and errors are those of `collect`; with
     `objective=None` gradients have no samples, and `skip` batches are left out at the start, the
-    model unasked: how a run that stopped goes on. One objective, no dict of them.
+    model: this is how a run that stopped continues. One objective, not a dict of them.
 
     Yields:
         `Pairs` by hook point name.

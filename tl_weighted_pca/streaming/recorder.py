@@ -167,7 +167,7 @@ class Recorder:
         if not isinstance(values, Tensor) or values.ndim not in (1, 2) or values.shape[-1] != n:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"The objective {objective_name(objective)} gave {got}; expected one scalar a sequence, "
+                f"The objective {objective_name(objective)} gave {got}; expected one scalar per sequence, "
                 f"shape ({n},), or (samples, {n})."
             )
         if not values.requires_grad:
