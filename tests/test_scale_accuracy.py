@@ -2,23 +2,19 @@
 
 import pytest
 import torch
+from formulas import outer_products, relative, row_metric, second_moment
 
 import tl_weighted_pca as wpca
 
 
 def reference(activations, gradients, center):
     """The three second moments about a centre by two passes in float64, the slow obvious way."""
-    f, g = activations.double() - center, gradients.double()
-    metric = g @ g.mT
+    f, g = activations.double(), gradients.double()
     return {
-        "activation": torch.einsum("bsi,bsj->ij", f, f),
-        "gradient": torch.einsum("bsi,bsj->ij", g, g),
-        "weighted": torch.einsum("bsi,bst,btj->ij", f, metric, f),
+        "activation": outer_products(f - center),
+        "gradient": outer_products(g),
+        "weighted": second_moment(f, row_metric("gradient", f, g), center),
     }
-
-
-def relative(x: torch.Tensor, y: torch.Tensor) -> float:
-    return float((x - y).norm() / y.norm())
 
 
 @pytest.mark.parametrize("d", [24, 500])  # whole products, and those by strips

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from conftest import KINDS
+from formulas import divergences, next_token_losses, reconstructed
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
@@ -23,28 +24,21 @@ def moments(best_model, heldout):
 
 @pytest.fixture(scope="module")
 def loss(best_model, tokens):
-    """The unablated loss per predicted token, by PyTorch's own function."""
-    logits = best_model(tokens).detach()
-    return float(
-        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    )
+    """The unablated loss per predicted token."""
+    return float(next_token_losses(best_model(tokens).detach(), tokens).mean())
 
 
 def by_hand(model, tokens, basis, k, hook_point=HOOK, positions=slice(None)):
     """The ablated loss with a hook of TransformerLens's own, the formula written out."""
 
     def hook(f, hook):
-        E, D = basis.encoder[:, :k].float(), basis.decoder[:k].float()
-        mu = basis.center.float()
-        f = f.clone()
-        f[:, positions] = (mu + (f - mu) @ E @ D)[:, positions]
-        return f
+        edited = f.clone()
+        edited[:, positions] = reconstructed(f, basis, k).float()[:, positions]
+        return edited
 
     with torch.no_grad():
         logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_point, hook)])
-    return float(
-        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    )
+    return float(next_token_losses(logits, tokens).mean())
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -133,12 +127,10 @@ def test_kl_is_the_divergence_written_out(best_model, tokens, moments):
         best_model, tokens, {"pca": basis}, HOOK, ranks=[0, 16, 64], score="kl", progress=False
     )
     with torch.no_grad():
-        p = best_model(tokens).log_softmax(-1)
-        q = best_model.run_with_hooks(tokens, fwd_hooks=[(HOOK, basis.hook(16))]).log_softmax(-1)
+        p = best_model(tokens)
+        q = best_model.run_with_hooks(tokens, fwd_hooks=[(HOOK, basis.hook(16))])
     assert curves.baseline == pytest.approx(0.0, abs=1e-6)
-    assert curves.scores["pca"][1] == pytest.approx(
-        float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4
-    )
+    assert curves.scores["pca"][1] == pytest.approx(float(divergences(p, q).mean()), rel=1e-4)
     assert curves.scores["pca"][2] == pytest.approx(0.0, abs=1e-5)
 
 
@@ -376,9 +368,9 @@ def test_kl_sees_the_last_position(best_model, tokens, moments):
         return torch.cat([tensor[:, :-1], basis.project(tensor[:, -1:], 0)], 1)
 
     with torch.no_grad():
-        p = best_model(tokens).log_softmax(-1)
-        q = best_model.run_with_hooks(tokens, fwd_hooks=[(HOOK, ablated)]).log_softmax(-1)
-    expected = float((p.exp() * (p - q)).sum(-1).mean())
+        p = best_model(tokens)
+        q = best_model.run_with_hooks(tokens, fwd_hooks=[(HOOK, ablated)])
+    expected = float(divergences(p, q).mean())
     assert expected > 0.01
     assert curves.scores["a"][0] == pytest.approx(expected, rel=1e-4)
     with pytest.warns(UserWarning, match="No ablation changed any score.*use score='kl'"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import KINDS
+from formulas import divergences, next_token_losses, reconstructed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,13 +37,7 @@ def plain_loop(model, data, bases, kept, positions=slice(None), batch_size=32):
 
     def hook_of(basis, k, mask):
         def hook(f, hook):
-            mu, E, D = basis.center, basis.encoder[..., :k], basis.decoder[..., :k, :]
-            x = f.double()
-            if basis.encoder.ndim == 2:
-                x = x.reshape(*x.shape[:2], -1)
-                new = mu + (x - mu) @ E @ D
-            else:
-                new = mu + torch.einsum("bshd,hdk,hke->bshe", x - mu, E, D)
+            new = reconstructed(f if basis.per_head else f.flatten(2), basis, k)
             new, edited = new.reshape(f.shape).float(), f.clone()
             for i in range(len(f)):
                 at = torch.arange(f.shape[1]) if mask is None else mask[i].nonzero()[:, 0]
@@ -56,8 +51,7 @@ def plain_loop(model, data, bases, kept, positions=slice(None), batch_size=32):
         hooks = [(name, hook_of(bases[name], k, batch.mask)) for name, k in kept.items()]
         options = {} if batch.mask is None else {"attention_mask": batch.mask.long()}
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-            log_probs = model(batch.inputs, **options).log_softmax(-1)
-        losses = -log_probs[:, :-1].gather(-1, batch.inputs[:, 1:, None])[..., 0]
+            losses = next_token_losses(model(batch.inputs, **options), batch.inputs)
         if batch.mask is None:
             batch_count = losses.numel()
         else:
@@ -209,10 +203,10 @@ class TestFill:
             model, tokens, {"a": here}, ranks=[9], fill="zero", score="kl", anywhere=True, **QUIET
         )
         with torch.no_grad():
-            p = model(tokens).log_softmax(-1)
+            p = model(tokens)
             with model.hooks(fwd_hooks=hooks):
-                q = model(tokens).log_softmax(-1)
-        expected = float((p.exp() * (p - q)).sum(-1).mean())
+                q = model(tokens)
+        expected = float(divergences(p, q).mean())
         assert curves.scores["a"][0] == pytest.approx(expected, rel=1e-4)
 
     @pytest.mark.parametrize("place", [STREAM[2], HEADS])

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from fancy_einsum import einsum
+from formulas import cosine, next_token_losses, outer_products
 
 from tl_weighted_pca import logit_probe, next_token_loss, sampled_token_loss, shard
 from tl_weighted_pca.ansatz import feature_ansatz
@@ -54,7 +55,7 @@ def tokens(n=3, length=5, vocabulary=9, seed=0):
 def test_logit_probes_estimate_the_sum_of_jacobians_squared_to_their_sampling_error():
     model, x = mlp([6, 9, 5]), torch.randn(40, 6, dtype=torch.float64)
     jacobians = torch.stack([torch.autograd.functional.jacobian(model, row) for row in x])
-    exact = einsum("n out i, n out j -> i j", jacobians, jacobians) / len(x)
+    exact = outer_products(jacobians) / len(x)
     draws = torch.stack(
         [
             feature_ansatz(model, x, objective=logit_probe(8, seed), **QUIET)["layers.0.W"].agop
@@ -114,8 +115,7 @@ def test_the_gradient_through_each_weight_is_the_chain_rule_s(gated, grouped):
     norms = ["ln1.hook_normalized", "ln2.hook_normalized"]
     with model.hooks(fwd_hooks=[(f"blocks.1.{n}", keep) for n in {*names.values(), *norms}]):
         logits = model(x)
-        loss = -logits.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).sum()
-        loss.backward()
+        next_token_losses(logits, x).sum().backward()
     block = model.blocks[1]
     for kind, hook in names.items():
         if kind == "W_gate" and not gated:
@@ -127,7 +127,7 @@ def test_the_gradient_through_each_weight_is_the_chain_rule_s(gated, grouped):
         g = seen[f"blocks.1.{hook}"].grad
         through = "b s h e, h d e -> b s d" if w.ndim == 3 else "b s m, d m -> b s d"
         g = einsum(through, g, w)
-        slow = einsum("b s i, b s j -> i j", g, g) / x.numel()
+        slow = outer_products(g) / x.numel()
         torch.testing.assert_close(found[f"blocks.1.{where}.{kind}"].agop, slow.detach())
     # What several weights read gets the whole gradient at their common input, past the gain.
     shared = {"blocks.1.attn.W_Q+W_K+W_V": block.ln1}
@@ -136,7 +136,7 @@ def test_the_gradient_through_each_weight_is_the_chain_rule_s(gated, grouped):
     for name, norm in shared.items():
         hook = f"blocks.1.{'ln1' if norm is block.ln1 else 'ln2'}.hook_normalized"
         g = seen[hook].grad / norm.w
-        slow = einsum("b s i, b s j -> i j", g, g) / x.numel()
+        slow = outer_products(g) / x.numel()
         torch.testing.assert_close(found[name].agop, slow.detach())
     assert ("blocks.1.mlp.W_gate+W_in" in [row.name for row in found]) == gated
 
@@ -207,7 +207,7 @@ def test_squared_error_weighs_the_jacobian_by_the_residual():
     jacobians = torch.stack([torch.autograd.functional.jacobian(model, row)[0] for row in x])
     g = (model(x) - y).detach() * jacobians
     found = feature_ansatz(model, x, objective=squared_error(y), batch_size=5, **QUIET)
-    slow = einsum("n i, n j -> i j", g, g) / len(x)
+    slow = outer_products(g) / len(x)
     torch.testing.assert_close(found["layers.0.W"].agop, slow)
     with pytest.raises(ValueError, match="targets of this batch have shape"):
         feature_ansatz(model, x, objective=squared_error(y[:, 0]), **QUIET)
@@ -316,10 +316,7 @@ def test_each_column_of_the_table_is_its_definition():
 
     def second_moment(forward, at):
         jacobian = torch.stack([torch.autograd.functional.jacobian(forward, row) for row in at])
-        return einsum("n out i, n out j -> i j", jacobian, jacobian) / len(at)
-
-    def cos(a, b):
-        return float(einsum("i j, i j ->", a, b) / (a.norm() * b.norm()))
+        return outer_products(jacobian) / len(at)
 
     def traceless(a):
         return a - a.trace() / len(a) * torch.eye(len(a)).double()
@@ -350,12 +347,12 @@ def test_each_column_of_the_table_is_its_definition():
 
         expected = {
             "d_in": d, "d_out": w.shape[1], "n_tokens": 50,
-            "cosine": cos(gram, agop), "identity": cos(eye, agop),
+            "cosine": cosine(gram, agop), "identity": cosine(eye, agop),
             "rotated": float(gram.trace() * agop.trace() / d / (gram.norm() * agop.norm())),
-            "centred": cos(traceless(gram), traceless(agop)),
+            "centred": cosine(traceless(gram), traceless(agop)),
             "centred_sd": math.sqrt(1 / (d * (d + 1) / 2 - 1)),
             "replaced": replaced_cosine(w, k),
-            "left": cos(kept, k), "left_identity": cos(torch.eye(len(k)).double(), k),
+            "left": cosine(kept, k), "left_identity": cosine(torch.eye(len(k)).double(), k),
             "captured": sum(held) / rank, "captured_by_chance": sum(chance) / rank,
             "angles_k": rank // 8, "mean_cos2_angle": float((u[:, 0] @ v[:, 0]).square()),
             "tight_before": float(k.trace() ** 2 / len(k) / k.square().sum()),

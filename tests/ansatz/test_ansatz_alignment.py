@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from fancy_einsum import einsum
+from formulas import rotation
 
 from tl_weighted_pca.ansatz import alignment
 
@@ -13,11 +14,6 @@ def positive(d, seed, spread=1.0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(d, 3 * d, generator=generator, dtype=torch.float64)
     return (x * torch.linspace(1, 1 + spread, 3 * d)) @ x.mT / (3 * d)
-
-
-def rotation(d, generator):
-    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
-    return q * r.diagonal().sign()
 
 
 def test_the_cosine_by_chance_is_the_product_of_both_cosines_with_the_identity():

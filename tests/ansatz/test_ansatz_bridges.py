@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from fancy_einsum import einsum
+from formulas import next_token_losses, outer_products
 
 from tl_weighted_pca import collect, next_token_loss, stream_pairs
 from tl_weighted_pca.ansatz import feature_ansatz
@@ -97,7 +97,7 @@ def test_the_gradient_through_q_k_and_v_is_the_chain_rule_s(family, tmp_path):
     slow = {w.kind: g for w, g in zip(qkv, through, strict=True)} | {"W_Q+W_K+W_V": sum(through)}
     for kind, g in slow.items():
         if kind in found:
-            exact = einsum("b s i, b s j -> i j", g, g) / x.numel()
+            exact = outer_products(g) / x.numel()
             assert torch.dist(found[kind].agop, exact) < 1e-5 * exact.norm()
     # Folded, it is the gradient at the normalised stream, where that has no other reader.
     normalised = "blocks.1.ln1.hook_normalized"
@@ -154,7 +154,7 @@ def test_a_bridge_whose_mlp_is_no_module_of_its_own(tmp_path):
     handle = linear.register_forward_hook(keep)
     logits = model(x).logits
     handle.remove()
-    (-logits.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).sum()).backward()
+    next_token_losses(logits, x).sum().backward()
     g = (seen[0].grad.flatten(0, -2) @ linear.weight).double().detach()
     assert torch.dist(found.agop, g.mT @ g / x.numel()) < 1e-5 * found.agop.norm()
 
@@ -178,7 +178,7 @@ def test_a_bridge_with_grouped_queries_and_gated_mlps(tmp_path):
     handle = llama.model.layers[1].post_attention_layernorm.register_forward_hook(keep)
     logits = bridge(x)
     handle.remove()
-    (-logits.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).sum()).backward()
+    next_token_losses(logits, x).sum().backward()
     g = seen[0].grad.double()
-    slow = einsum("b s i, b s j -> i j", g, g) / x.numel()
+    slow = outer_products(g) / x.numel()
     assert torch.dist(found["blocks.1.mlp.W_gate+W_in"].agop, slow) < 1e-5 * slow.norm()

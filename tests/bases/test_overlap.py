@@ -5,17 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from formulas import rotation
 
 from tl_weighted_pca import principal_angles, subspace_overlap
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.overlap import component_cosines, subspace_angles
 from tl_weighted_pca.bases.principal_components import metric_pca, pca
 from tl_weighted_pca.moments.second_moment import Moments, SecondMoment
-
-
-def rotation(d, seed, *heads):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(*heads, d, d, generator=generator, dtype=torch.float64)).Q
 
 
 def basis(encoder):

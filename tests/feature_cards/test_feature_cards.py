@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset
+from formulas import next_token_losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,8 +149,7 @@ def test_cost_is_that_of_ablating_by_hand(model, tokens, hook_point, per_head):
     def loss(hooks):
         with torch.no_grad():
             logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
-        targets = tokens[:, 1:].flatten()
-        return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets))
+        return float(next_token_losses(logits, tokens).mean())
 
     for card in made:
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from fancy_einsum import einsum
+from formulas import next_token_losses
 from masked_logits import never_saying
 
 import tl_weighted_pca as wpca
@@ -206,7 +207,7 @@ class TestPathMetric:
 
         with best_model.hooks(fwd_hooks=[(HOOK, ablate)]):
             logits = best_model(tokens, attention_mask=mask)
-        losses = -logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+        losses = next_token_losses(logits, tokens)
         (losses * (mask[:, 1:] & mask[:, :-1])).sum().backward()
         g = seen[0].grad[chosen].double()
         expected = g.T @ g / g.square().sum()

@@ -9,6 +9,7 @@ import torch
 from conftest import KINDS, HookedRootModule
 from datasets import Dataset
 from fancy_einsum import einsum
+from formulas import outer_products, rotation
 from transformer_lens.hook_points import HookPoint
 
 from tl_weighted_pca import (
@@ -45,11 +46,6 @@ def inputs(n, d, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64)
     return x * torch.linspace(1.5, 0.5, d) + 1
-
-
-def rotation(d, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
 
 
 NAMES = ["layers.0.hook_in", "layers.1.hook_in", "layers.2.hook_in", "layers.2.hook_pre"]
@@ -111,7 +107,7 @@ def test_the_recursion_is_that_of_the_paper_step_by_step():
         whitening = u[:, present] / d[present].sqrt()
         dewhitened = u[:, present] * d[present].sqrt()
         in_white = jacobian @ dewhitened
-        m = einsum("n out i, n out j -> i j", in_white, in_white) / len(x)
+        m = outer_products(in_white) / len(x)
         importance, v = (t.flip(-1) for t in torch.linalg.eigh(m))
         important = importance > 1e-12 * importance[0]
         encoder = whitening @ (v[:, important] * importance[important].sqrt())

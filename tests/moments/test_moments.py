@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from fancy_einsum import einsum
+from formulas import outer_products, row_metric, second_moment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,24 +37,6 @@ def decay(F, g):
     return kernel * (1 + g.square().sum((1, 2))[:, None, None])
 
 
-def row_metric(name, F, g):
-    """M, written the obvious way."""
-    S = F.shape[1]
-    if name == "identity":
-        return torch.eye(S, dtype=F.dtype).expand(len(F), S, S)
-    if name == "gradient":
-        return einsum("batch s k, batch t k -> batch s t", g, g)
-    if name == "diagonal":
-        return torch.diag_embed(einsum("batch s k, batch s k -> batch s", g, g))
-    return name(F, g)
-
-
-def direct(F, M, mu=None):
-    """Σ_x (F − 1μᵀ)ᵀ M (F − 1μᵀ), written the obvious way."""
-    F = F if mu is None else F - mu
-    return einsum("batch s i, batch s t, batch t j -> i j", F, M, F)
-
-
 ROW_METRICS = ["identity", "gradient", "diagonal", decay]
 
 
@@ -67,11 +50,11 @@ def test_sums_are_the_sums(metric, shape):
     F, g = pairs(*shape)
     M = row_metric(metric, F, g)
     moments = MomentAccumulator(metric).update(F, g).result()
-    assert close(moments.weighted.second, direct(F, M), 1e-12)
+    assert close(moments.weighted.second, second_moment(F, M), 1e-12)
     assert close(moments.weighted.first, einsum("batch s i, batch s t -> i", F, M), 1e-11)
     assert close(moments.weighted.weight, M.sum(), 1e-12)
-    assert close(moments.activation.second, einsum("batch s i, batch s j -> i j", F, F), 1e-12)
-    assert close(moments.gradient.second, einsum("batch s i, batch s j -> i j", g, g), 1e-12)
+    assert close(moments.activation.second, outer_products(F), 1e-12)
+    assert close(moments.gradient.second, outer_products(g), 1e-12)
     assert close(moments.gradient.first, g.sum((0, 1)), 1e-12)
     assert moments.n_tokens == shape[0] * shape[1]
     assert moments.n_sequences == shape[0]
@@ -84,7 +67,7 @@ def test_centring_after_the_fact_is_centring_before(metric):
     M = row_metric(metric, F, g)
     moments = MomentAccumulator(metric).update(F, g).result()
     for mu in (moments.activation.mean, moments.weighted.mean, torch.randn(4, dtype=torch.float64)):
-        assert close(moments.weighted.about(mu), direct(F, M, mu), 1e-10)
+        assert close(moments.weighted.about(mu), second_moment(F, M, mu), 1e-10)
 
 
 def test_row_metrics_own_mean_minimises_the_trace():
@@ -193,7 +176,7 @@ def test_a_first_batch_with_nan_leaves_nothing_behind():
 def test_wide_spaces_take_the_blocked_product():
     F, g = pairs(n=3, s=4, d=530)
     moments = MomentAccumulator().update(F, g).result()
-    assert close(moments.weighted.second, direct(F, row_metric("gradient", F, g)), 1e-12)
+    assert close(moments.weighted.second, second_moment(F, row_metric("gradient", F, g)), 1e-12)
     assert torch.equal(moments.activation.second, moments.activation.second.T)
 
 
@@ -348,7 +331,7 @@ def test_no_batch_is_special(order, far, masked, metric):
     for x, y in zip(F.double(), g.double(), strict=True):
         for one, grad, n in zip(x, y, lengths[:, 0].tolist() if masked else [20] * 4, strict=True):
             M = row_metric(metric, one[None, :n], grad[None, :n])
-            expected["weighted"] = expected["weighted"] + direct(one[None, :n], M, mu)
+            expected["weighted"] = expected["weighted"] + second_moment(one[None, :n], M, mu)
             expected["activation"] = expected["activation"] + (one[:n] - mu).T @ (one[:n] - mu)
     directions = torch.eye(6).double() - torch.full((6, 6), 1 / 6).double()  # across the far one's
     for kind, G in expected.items():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import HookedRootModule, HookPoint
 from fancy_einsum import einsum
+from formulas import relative
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.models.run import Run
@@ -13,10 +14,6 @@ from tl_weighted_pca.objectives.losses import objective_name, target_losses
 from tl_weighted_pca.support.randomness import signs, uniform
 
 HOOK = "hook_hidden"
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def tiny_language_model():

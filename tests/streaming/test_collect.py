@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, HookedRootModule, TinyMLP
-from fancy_einsum import einsum
+from formulas import next_token_losses, outer_products, relative, row_metric, second_moment
 from torch.utils.data import DataLoader, TensorDataset
 from transformer_lens.hook_points import HookPoint
 
@@ -29,10 +29,6 @@ HOOK_POINTS = [
     "ln_final.hook_normalized",
     "hook_embed",
 ]
-
-
-def relative(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def agree(one, two, tolerance):
@@ -58,14 +54,13 @@ def slow_moments(model, tokens, hook_point):
 
         with model.hooks(fwd_hooks=[(hook_point, keep)]):
             logits = model(sequence[None])
-        log_probs = logits[0, :-1].log_softmax(-1)
-        (-log_probs.gather(-1, sequence[1:, None]).sum()).backward()
-        F = passed[0].detach()[0].flatten(1).double()
-        g = sum(tensor.grad[0].flatten(1).double() for tensor in passed)
+        next_token_losses(logits, sequence[None]).sum().backward()
+        F = passed[0].detach().flatten(2).double()
+        g = sum(tensor.grad.flatten(2).double() for tensor in passed)
         model.zero_grad()
-        sums[0] += einsum("s i, s j -> i j", F, F)
-        sums[1] += einsum("s i, s j -> i j", g, g)
-        sums[2] += einsum("s i, s k, t k, t j -> i j", F, g, g, F)
+        sums[0] += outer_products(F)
+        sums[1] += outer_products(g)
+        sums[2] += second_moment(F, row_metric("gradient", F, g))
     return sums
 
 
@@ -147,7 +142,7 @@ def test_positions_drop_out_of_every_sum(model, tokens):
     pairs = next(wpca.stream_pairs(model, tokens, name, batch_size=10))[name]
     F, g = pairs.activations[:, 3:9].double(), pairs.gradients[0][:, 3:9].double()
     got = wpca.collect(model, tokens, name, positions=slice(3, 9), progress=False)[name]
-    expected = einsum("b s i, b s k, b t k, b t j -> i j", F, g, g, F)
+    expected = second_moment(F, row_metric("gradient", F, g))
     assert relative(got.weighted.second, expected) < 1e-5
     listed = wpca.collect(model, tokens, name, positions=range(3, 9), progress=False)[name]
     agree(listed, got, 1e-6)
@@ -342,7 +337,7 @@ class TestOtherModels:
         )
         slope = (1 - mlp.first(x).tanh() ** 2) * mlp.second.weight.sum(0)
         gradient = (slope @ mlp.first.weight).detach()
-        expected = einsum("b i, b j -> i j", gradient, gradient)
+        expected = outer_products(gradient)
         assert relative(stats["hook_in"].gradient.second, expected) < 1e-12
         constant = mlp.second.weight.sum(0).detach()
         assert relative(stats["hook_hidden"].gradient.second, 20 * constant.outer(constant)) < 1e-12
@@ -358,7 +353,7 @@ class TestOtherModels:
         assert got[name].n_tokens == 24
         F = mlp.first(x).tanh().detach()
         g = 2 * (mlp.second(F) @ mlp.second.weight).detach()
-        expected = einsum("b s i, b s k, b t k, b t j -> i j", F, g, g, F)
+        expected = second_moment(F, row_metric("gradient", F, g))
         assert relative(got[name].weighted.second, expected) < 1e-12
 
 
@@ -454,7 +449,7 @@ def test_half_precision_models_have_float32_products(dtype, tokens):
     assert pairs.activations.dtype == dtype
     F = torch.cat([p[name].activations for p in wpca.stream_pairs(model, tokens, name)]).double()
     assert got.activation.second.dtype == torch.float64
-    assert relative(got.activation.second, einsum("b s i, b s j -> i j", F, F)) < 1e-5
+    assert relative(got.activation.second, outer_products(F)) < 1e-5
 
 
 def test_large_finite_float16_numbers_are_no_infinity():

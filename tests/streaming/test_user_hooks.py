@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import KINDS
+from formulas import next_token_losses
 
 import tl_weighted_pca as wpca
 
@@ -80,7 +80,7 @@ def test_what_a_module_changes_in_place_is_refused_where_it_is_read_later(tokens
 def by_hand(model, tokens, basis, place, k):
     with torch.no_grad():
         logits = model.run_with_hooks(tokens, fwd_hooks=[(place, basis.hook(k))])
-    return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
+    return float(next_token_losses(logits, tokens).mean())
 
 
 @pytest.mark.parametrize("place", [HERE, NEXT])
