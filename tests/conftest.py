@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from in_browser import axe, browser, visit  # noqa: F401
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 

@@ -1,25 +1,17 @@
-"""What is known of a component, and of all components that were asked about."""
+"""What is known of one component."""
 
 from __future__ import annotations
 
-import html
-import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
 
-from tl_weighted_pca.ablation.curves import AblationCurves, Estimate
+from tl_weighted_pca.ablation.curves import Estimate
 from tl_weighted_pca.feature_cards.facts import SIGNIFICANT, FactScore
 from tl_weighted_pca.feature_cards.histogram import Histogram
-from tl_weighted_pca.support.files import write_text_atomically
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
 class Context:
-    """A token at which a component is strong, with the tokens around it."""
+    """A token, with the tokens around it and the coordinate at each."""
 
     sequence: int
     """The place of the sequence in the data."""
@@ -44,6 +36,44 @@ class Context:
 
 
 @dataclass(frozen=True)
+class QuantileGroup:
+    """Random contexts among the tokens whose coordinate lies in [low, high)."""
+
+    low: float
+    high: float
+    share: float
+    """Of all tokens that count, how many lie there."""
+    contexts: list[Context]
+    """By descending coordinate."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another component, and how near it is."""
+
+    basis: str
+    """What made the other's basis, if that is another one (`compare=`); "" for this basis."""
+    component: int
+    head: int | None
+    cosine: float | None
+    """D·D′ / ‖D‖‖D′‖ of the decoders; None where the two spaces are different ones."""
+    correlation: float
+    """Of the coordinates z and z′, over the tokens that count."""
+
+
+@dataclass(frozen=True)
+class DirectLogits:
+    """ℓ of one direction: see `direct_logits`."""
+
+    histogram: Histogram
+    """Of ℓ over the vocabulary."""
+    promoted: list[tuple[str, float]]
+    """Tokens with the highest logits, and these."""
+    suppressed: list[tuple[str, float]]
+    """Tokens with the lowest."""
+
+
+@dataclass(frozen=True)
 class FeatureCard:
     """One component: what it writes, where it is strong, what it accounts for, what losing it costs."""
 
@@ -57,18 +87,30 @@ class FeatureCard:
     """λ over the sum of all eigenvalues (of all heads)."""
     histogram: Histogram
     """Of the coordinate z = (f − μ)E at the tokens that count, with its mean and deviation."""
-    promoted: list[tuple[str, float]]
-    """Tokens with the highest direct logits of D alone, and these logits; see `direct_logits`."""
-    suppressed: list[tuple[str, float]]
-    """Tokens with the lowest."""
+    direct_logits: DirectLogits | None
+    """What D alone says to the unembedding; None where no linear map leads there."""
     highest: list[Context]
-    """Contexts with the highest coordinate, one a sequence."""
+    """Contexts with the highest coordinate, one per sequence."""
     lowest: list[Context]
     """Contexts with the lowest."""
+    quantiles: list[QuantileGroup]
+    """Random contexts from each tenth of the tokens, the highest coordinates first."""
+    nearest: list[Neighbour]
+    """The components nearest by correlation, and by cosine: of this basis, then of the other one."""
     cost: Estimate | None
     """Rise of the score when this component alone is ablated to the centre, with its interval."""
     facts: list[FactScore]
     """What it tells of the sequence's known facts, best first."""
+
+    @property
+    def promoted(self) -> list[tuple[str, float]]:
+        """Tokens with the highest direct logits of D alone, and these logits."""
+        return [] if self.direct_logits is None else self.direct_logits.promoted
+
+    @property
+    def suppressed(self) -> list[tuple[str, float]]:
+        """Tokens with the lowest."""
+        return [] if self.direct_logits is None else self.direct_logits.suppressed
 
     @property
     def told(self) -> list[FactScore]:
@@ -85,109 +127,7 @@ class FeatureCard:
         head = "" if self.head is None else f"head {self.head}, "
         return f"{head}component {self.component}"
 
-
-@dataclass(frozen=True, eq=False, repr=False)
-class FeatureCards(Sequence[FeatureCard]):
-    """The cards of a basis's leading components, in the order of their eigenvalues."""
-
-    cards: list[FeatureCard]
-    model: str
-    hook_point: str
-    method: str
-    """What made the basis."""
-    n_tokens: int
-    """Tokens that counted: neither padding nor outside `positions`."""
-    n_sequences: int
-    """Sequences read."""
-    ablations: AblationCurves | None
-    """The scores behind the costs, per sequence; None if nothing was ablated."""
-    notes: list[str]
-    """What is left out, and why."""
-
-    @overload
-    def __getitem__(self, index: int) -> FeatureCard: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[FeatureCard]: ...
-    def __getitem__(self, index: int | slice) -> FeatureCard | list[FeatureCard]:
-        return self.cards[index]
-
-    def __len__(self) -> int:
-        return len(self.cards)
-
-    def __iter__(self) -> Iterator[FeatureCard]:
-        return iter(self.cards)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row a component; columns that do not apply are left out."""
-        import pandas as pd
-
-        rows = []
-        for card in self.cards:
-            row: dict[str, object] = {
-                "component": card.component, "head": card.head, "eigenvalue": card.eigenvalue,
-                "explained_ratio": card.explained_ratio, "mean": card.histogram.mean,
-                "std": card.histogram.std,
-            }  # fmt: skip
-            if card.cost is not None:
-                row |= {
-                    "cost": float(card.cost), "cost_low": card.cost.low, "cost_high": card.cost.high,
-                }  # fmt: skip
-            if card.promoted:
-                row["promoted"] = [token for token, _ in card.promoted]
-                row["suppressed"] = [token for token, _ in card.suppressed]
-            row["highest"] = [context.token for context in card.highest]
-            row["lowest"] = [context.token for context in card.lowest]
-            if card.facts:
-                best = card.facts[0]
-                row |= {
-                    "best_fact": best.fact, "best_where": best.where,
-                    "eta_squared": best.eta_squared, "beyond_chance": best.beyond_chance,
-                    "p_value": best.p_value,
-                }  # fmt: skip
-            rows.append(row)
-        return pd.DataFrame(rows).dropna(axis="columns", how="all")
-
-    def facts_to_pandas(self) -> pd.DataFrame:
-        """One row a component and fact: the fields of `FactScore`, named also where there are no rows."""
-        import dataclasses
-
-        import pandas as pd
-
-        rows = [
-            {"component": card.component, "head": card.head, **dataclasses.asdict(score)}
-            for card in self.cards
-            for score in card.facts
-        ]
-        # Named also where there are no rows, so that a query finds its column.
-        names = ["component", "head", *(field.name for field in dataclasses.fields(FactScore))]
-        table = pd.DataFrame(rows, columns=names)
-        return table.drop(columns="head") if table["head"].isna().all() else table
-
-    def to_html(self) -> str:
-        """One self-contained page."""
-        from tl_weighted_pca.feature_cards.page import page
-
-        return page(self)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the page; a file in its place is replaced whole.
-
-        Raises:
-            OSError: if it cannot be written, naming the path.
-        """
-        write_text_atomically(path, self.to_html())
-
-    def _repr_html_(self) -> str:
-        """The page in a frame of its own, so that a notebook's style and the page's stay apart."""
-        from tl_weighted_pca.feature_cards.page import page
-
-        return (
-            '<iframe title="Feature cards" style="width:100%;height:44rem;border:1px solid #8884" '
-            f'srcdoc="{html.escape(page(self, framed=True))}"></iframe>'
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"FeatureCards({len(self.cards)} components of {self.method or 'a basis'} at "
-            f"{self.hook_point!r}, {self.n_tokens} tokens)"
-        )
+    @property
+    def label(self) -> str:
+        """ "3", or "1.3" for component 3 of head 1."""
+        return str(self.component) if self.head is None else f"{self.head}.{self.component}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
@@ -50,13 +51,16 @@ class Components:
         decoder[each, head] = basis.decoder[head, number]
         flat = dataclasses.replace(
             basis,
-            encoder=encoder.flatten(0, 1),
-            decoder=decoder.flatten(1),
-            center=basis.center.flatten(),
+            encoder=rearrange(encoder, "head d n -> (head d) n"),
+            decoder=rearrange(decoder, "n head d -> n (head d)"),
+            center=rearrange(basis.center, "head d -> (head d)"),
             eigenvalues=basis.eigenvalues[head, number],
             total=basis.total.sum(),
         )
         return cls(flat, list(zip(head.tolist(), number.tolist(), strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.places)
 
     @property
     def names(self) -> list[str]:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.ablation.scores import Score
 from tl_weighted_pca.bases.basis import Basis
-from tl_weighted_pca.data.batches import Batch, check_rereadable
-from tl_weighted_pca.data.batches import batches as cut
-from tl_weighted_pca.data.positions import Positions, selected
+from tl_weighted_pca.data.batches import batches, check_rereadable
+from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.data.progress import Progress
-from tl_weighted_pca.feature_cards.card import Context, FeatureCard, FeatureCards
+from tl_weighted_pca.feature_cards.card import Context, DirectLogits, FeatureCard, QuantileGroup
+from tl_weighted_pca.feature_cards.card_set import FeatureCards
 from tl_weighted_pca.feature_cards.components import Components
-from tl_weighted_pca.feature_cards.contexts import Extremes, Window
+from tl_weighted_pca.feature_cards.contexts import Window
 from tl_weighted_pca.feature_cards.direct_logits import direct_logits
-from tl_weighted_pca.feature_cards.facts import FactSums
+from tl_weighted_pca.feature_cards.facts import FactScore, FactSums
 from tl_weighted_pca.feature_cards.histogram import HistogramSums
+from tl_weighted_pca.feature_cards.neighbours import SOUGHT
+from tl_weighted_pca.feature_cards.observation import Latest, Observation
 from tl_weighted_pca.feature_cards.single_ablation import single_ablations
 from tl_weighted_pca.feature_cards.token_text import TokenText
 from tl_weighted_pca.models.fingerprint import made_at, model_name
@@ -29,14 +29,22 @@ from tl_weighted_pca.models.hook_points import hooked, resolve_one
 from tl_weighted_pca.streaming.recorder import Recorder
 from tl_weighted_pca.support.whole_numbers import checked_count, checked_counts
 
+QUANTILES = 10
+"""Groups of equal share, by coordinate."""
+
+OF_A_QUANTILE = 5
+"""Contexts of each."""
+
 
 def cards(
     model: Any,
-    batches: Any,
+    data: Any,
     basis: Basis,
     n: int = 20,
     *,
     hook_point: str | None = None,
+    compare: Basis | None = None,
+    prompts: str | Sequence[str] = (),
     facts: Sequence[str] | None = None,
     contexts: int = 8,
     window: tuple[int, int] = (24, 8),
@@ -53,178 +61,133 @@ def cards(
 ) -> FeatureCards:
     """For each leading component z_i = (f − μ)E_i, f̂ = μ + Σ z_i D_i: what it means, as a card.
 
-    What D_i promotes through the unembedding, where z_i is highest and lowest, its histogram, its
-    eigenvalue, what the model loses with f ↦ f − z_i D_i, and which known fact of the sequence z_i tells.
-    Memory is flat in the number of tokens, but for a few numbers a sequence.
+    What D_i promotes through the unembedding, where z_i is highest and lowest and what lies between,
+    its histogram, its neighbours, its eigenvalue, what the model loses with f ↦ f − z_i D_i, and which
+    known fact of the sequence z_i tells. Memory is flat in the number of tokens, but for a few numbers
+    per sequence.
 
     Args:
         model: a language model, as for `collect`.
-        batches: data as for `collect`, read twice: nothing that can be read only once.
+        data: as for `collect`, read twice: nothing that can be read only once.
         basis: any; of one per head, the components of highest eigenvalue in whichever head.
         n: cards; fewer where the basis has fewer components.
         hook_point: where; the basis's own by default.
-        facts: names of columns of `batches`, then a `datasets.Dataset`, that hold strings, booleans or
-            numbers, one a sequence: which of them a component tells. Columns `fact_positions` and
-            `fact_kinds`, if there are any, say where in a sequence, from its first real token, which
-            fact is recalled.
-        contexts: at either end, one a sequence, none twice.
-        window: tokens to show before and after a context's token.
+        compare: another basis of the same model, at any hook point, whose nearest components are shown.
+        prompts: texts to show on the page token by token: see `FeatureCards.prompt`.
+        facts: names of columns of `data`, then a `datasets.Dataset`, that hold strings, booleans or
+            numbers, one per sequence: which of them a component tells. Columns `fact_positions` and
+            `fact_kinds`, if there are any, say where in a sequence which fact is recalled.
+        contexts: at either end, one per sequence, none twice.
+        window: tokens to show before and after these.
         n_promoted: tokens promoted, and as many suppressed.
-        score: what an ablation costs, as for `ablation_curves`: "loss", "kl" or a callable; None
-            leaves the ablations out, which are the dearer part: n passes through what lies downstream.
-        positions: which positions count, and are ablated. The first, if it is a special token, is
-            often an outlier: slice(1, None) leaves it out.
+        score: what an ablation costs, as for `ablation_curves`: "loss", "kl" or a callable; None leaves
+            the ablations out, which take most of the time: n passes through what lies downstream.
+        positions: which positions count, and are ablated.
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens of data.
         ablation_tokens: the same for the ablations alone.
         tokenizer: Hugging Face's; the model's own by default.
-        anywhere: use the basis also at another hook point or model than it was made from.
-        seed: of the random deals behind the facts' chance levels.
+        anywhere: use the bases also at another hook point or model than they were made from.
+        seed: of the random deals behind the facts' chance levels, and of the tokens shown by quantile.
         progress: show progress bars.
 
     Returns:
-        The cards, in the basis's own order (per head by descending eigenvalue); `save` writes them as one
-        HTML file.
+        The cards, in the basis's own order (per head by descending eigenvalue); `save` writes the page.
 
     Raises:
         ValueError: for a basis of another width, hook point or model, data that can be read only once
             or are no tokens, unknown columns, numbers below one, or a basis without components.
         NonFiniteError: on NaN or infinity in the activations, naming the batch.
     """
-    hook_point = basis.provenance.hook_point if hook_point is None else hook_point
-    if not hook_point:
-        raise ValueError("The basis does not say where it was made: pass hook_point=.")
-    hook_point = resolve_one(model, hook_point)
-    if not anywhere:
-        basis.check_place(made_at(model, hook_point), "pass anywhere=True")
-    counts = {"contexts": contexts, "n_promoted": n_promoted, "batch_size": batch_size}
-    for name, count in counts.items():
-        checked_count(name, count)
-    sizes = checked_counts("window", window)
-    if len(sizes) != 2:
-        raise ValueError(f"window is {window!r}; expected two numbers of tokens, (before, after).")
-    check_rereadable(batches, "cards read it twice")
+    place = _place_of(model, basis, hook_point, anywhere)
+    there = place
+    if compare is not None:
+        there = _place_of(model, compare, compare.provenance.hook_point or place, anywhere)
+    _check_counts(contexts, n_promoted, batch_size, window)
+    check_rereadable(data, "cards read it twice")
     components = Components.leading(basis, n)
-    told = FactSums(batches, facts) if facts else None
+    told = FactSums(data, facts) if facts else None
     text = TokenText(getattr(model, "tokenizer", None) if tokenizer is None else tokenizer)
     ablations = None  # first, so that a hook point that cannot be ablated is refused at once
     if score is not None:
         ablations = single_ablations(
-            model, batches, components, hook_point, score=score, positions=positions,
+            model, data, components, place, score=score, positions=positions,
             batch_size=batch_size, progress=progress,
             max_tokens=max_tokens if ablation_tokens is None else ablation_tokens,
         )  # fmt: skip
-    with Progress(batches, batch_size, max_tokens, progress) as bar, quiet(model, gradients=False):
+    with Progress(data, batch_size, max_tokens, progress) as bar, quiet(model, gradients=False):
         # Made in here: what the caller's inference mode makes cannot be added to outside of it.
-        seen = _Seen(components, contexts, (sizes[0], sizes[1]), told)
-        recorder = Recorder({hook_point: seen}, {}, None)
+        seen = Observation(
+            components,
+            Components.leading(basis, max(len(components), SOUGHT)),
+            None if compare is None else Components.leading(compare, SOUGHT),
+            contexts, window, told, seed,
+        )  # fmt: skip
+        sinks = {name: Latest() for name in (place, there)}
+        recorder = Recorder(sinks, {}, None)
         with hooked(model, recorder.hooks(model)):
-            for batch in cut(batches, batch_size, max_tokens=max_tokens):
+            for batch in batches(data, batch_size, max_tokens=max_tokens):
                 recorder.run(model, batch)
-                seen.add(batch, positions)
+                activations = {name: sink.taken() for name, sink in sinks.items()}
+                seen.add(batch, activations[place], activations[there], positions)
                 bar.advance(batch)
     if not seen.n_tokens:
         raise ValueError(
             f"positions={positions!r} selects no token of the data: choose others, or None for all."
         )
-    notes = []
-    try:
-        logits = direct_logits(model, hook_point, components.basis.decoder)
-        promoted, suppressed = _outermost(logits, n_promoted, text)
-    except ValueError as reason:
-        notes.append(str(reason))
-        promoted = suppressed = [[] for _ in components.names]
-    scores = [[] for _ in components.names] if seen.facts is None else seen.facts.result(seed)
+    logits, notes = _direct_logits(model, place, components, n_promoted, text)
+    compared = "" if compare is None else _title(compare, there, basis, place)
+    scores = [[] for _ in components.places] if seen.facts is None else seen.facts.result(seed)
     if facts and not any(scores):
         notes.append(
-            "Facts: there are too few sequences or values to tell; a fact needs two values, two sequences "
-            "for each, and eight in all."
+            "Facts: there are too few sequences or values to tell; a fact needs two values, two "
+            "sequences for each, and eight in all."
         )
-    highest, lowest = seen.highest.result(), seen.lowest.result()
-    made = [
-        FeatureCard(
-            component=number,
-            head=head,
-            eigenvalue=float(components.basis.eigenvalues[i]),
-            explained_ratio=float(components.basis.explained_ratio[i]),
-            histogram=histogram,
-            promoted=promoted[i],
-            suppressed=suppressed[i],
-            highest=[_as_text(each, text) for each in highest[i]],
-            lowest=[_as_text(each, text) for each in lowest[i]],
-            cost=None if ablations is None else ablations.excess(components.names[i])[0],
-            facts=scores[i],
-        )
-        for i, ((head, number), histogram) in enumerate(
-            zip(components.places, seen.histograms.result(), strict=True)
-        )
-    ]
-    return FeatureCards(
-        made, model_name(model), hook_point, basis.method, seen.n_tokens, seen.n_sequences,
-        ablations, notes,
+    made = FeatureCards(
+        cards=_made(components, seen, logits, compared, ablations, scores, text),
+        model=model_name(model), hook_point=place, method=basis.method, n_tokens=seen.n_tokens,
+        n_sequences=seen.n_sequences, ablations=ablations, notes=notes, compared=compared,
+        components=components, positions=positions,
     )  # fmt: skip
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    return replace(made, prompts=[made.prompt(model, one, tokenizer=tokenizer) for one in texts])
 
 
-class _Seen:
-    """A recorder's sink that sums up coordinates, batch by batch."""
-
-    def __init__(
-        self, components: Components, k: int, window: tuple[int, int], facts: FactSums | None
-    ) -> None:
-        n = len(components.places)
-        self._components = components
-        self.histograms = HistogramSums(n)
-        self.highest, self.lowest = (Extremes(n, k, window, sign) for sign in (1, -1))
-        self.facts = facts
-        self.n_tokens = self.n_sequences = 0
-        self._activations: Tensor | None = None
-        self._mask: Tensor | None = None
-
-    def begin(
-        self, activations: Tensor, mask: Tensor | None = None, *, gradients_to_come: int = 0
-    ) -> None:
-        self._activations, self._mask = activations, mask
-
-    def gradient(self, gradients: Tensor, objective: str = "", scale: float = 1.0) -> None:
-        raise AssertionError("no gradients were asked for")
-
-    def check(self) -> list[Tensor]:
-        x, mask = self._activations, self._mask
-        assert x is not None
-        return [(x if mask is None else x[mask]).float().sum()]
-
-    def commit(self) -> None:
-        """Nothing to do: `add` follows."""
-
-    def discard(self) -> None:
-        self._activations = self._mask = None
-
-    def add(self, batch: Batch, positions: Positions) -> None:
-        """Sum up the batch that the recorder has just run."""
-        assert self._activations is not None
-        if batch.inputs.is_floating_point() or batch.inputs.shape != self._activations.shape[:2]:
-            raise ValueError(
-                f"The inputs have shape {tuple(batch.inputs.shape)} and the activations "
-                f"{tuple(self._activations.shape)}; cards are of token ids [batch, pos] and one vector a "
-                "token."
-            )
-        z = self._components.coordinates(self._activations).cpu()
-        counted = selected(positions, batch.mask, (z.shape[0], z.shape[1]))
-        counted = torch.ones(z.shape[:2], dtype=torch.bool) if counted is None else counted.cpu()
-        self.discard()
-        self.histograms.add(z[counted])
-        self.highest.add(batch, z, counted)
-        self.lowest.add(batch, z, counted)
-        if self.facts is not None:
-            self.facts.add(batch.sequence_index, z, counted, batch.mask)
-        self.n_tokens += int(counted.sum())
-        self.n_sequences += len(z)
+def _place_of(model: Any, basis: Basis, hook_point: str | None, anywhere: bool) -> str:
+    """The hook point of a basis, its own by default, checked to be one where it may be used."""
+    chosen = basis.provenance.hook_point if hook_point is None else hook_point
+    if not chosen:
+        raise ValueError("The basis does not say where it was made: pass hook_point=.")
+    name = resolve_one(model, chosen)
+    if not anywhere:
+        basis.check_place(made_at(model, name), "pass anywhere=True")
+    return name
 
 
-def _outermost(
-    logits: Float[Tensor, "n vocab"], count: int, text: TokenText
-) -> tuple[list[list[tuple[str, float]]], list[list[tuple[str, float]]]]:
-    """The tokens of the highest logits of each row, and of the lowest, outermost first."""
+def _check_counts(contexts: int, n_promoted: int, batch_size: int, window: Any) -> None:
+    counts = {"contexts": contexts, "n_promoted": n_promoted, "batch_size": batch_size}
+    for name, count in counts.items():
+        checked_count(name, count)
+    if len(checked_counts("window", window)) != 2:
+        raise ValueError(f"window is {window!r}; expected two numbers of tokens, (before, after).")
+
+
+def _title(other: Basis, there: str, basis: Basis, here: str) -> str:
+    """What to call a basis that another one is compared with."""
+    name = other.method or "the other basis"
+    return name if there == here and name != basis.method else f"{name} at {there}"
+
+
+def _direct_logits(
+    model: Any, hook_point: str, components: Components, count: int, text: TokenText
+) -> tuple[list[DirectLogits | None], list[str]]:
+    """The direct logits of each component, or a note that says why there are none."""
+    try:
+        logits = direct_logits(model, hook_point, components.basis.decoder)
+    except ValueError as reason:
+        return [None] * len(components), [str(reason)]
+    sums = HistogramSums(len(components))
+    sums.add(logits.T)
     sides = []
     for largest in (True, False):
         values, ids = logits.topk(min(count, logits.shape[1]), 1, largest=largest)
@@ -234,7 +197,44 @@ def _outermost(
                 for row_ids, row in zip(ids, values, strict=True)
             ]
         )
-    return sides[0], sides[1]
+    return [DirectLogits(*each) for each in zip(sums.result(), *sides, strict=True)], []
+
+
+def _made(
+    components: Components,
+    seen: Observation,
+    logits: Sequence[DirectLogits | None],
+    compared: str,
+    ablations: AblationCurves | None,
+    scores: Sequence[list[FactScore]],
+    text: TokenText,
+) -> list[FeatureCard]:
+    """A card of each component, out of all that was seen."""
+    histograms = seen.histograms.result()
+    highest, lowest, near = seen.highest.result(), seen.lowest.result(), seen.nearest(compared)
+    basis, made = components.basis, []
+    for i, (head, number) in enumerate(components.places):
+        groups = seen.sample.by_quantile(i, histograms[i], QUANTILES, OF_A_QUANTILE)
+        made.append(
+            FeatureCard(
+                component=number,
+                head=head,
+                eigenvalue=float(basis.eigenvalues[i]),
+                explained_ratio=float(basis.explained_ratio[i]),
+                histogram=histograms[i],
+                direct_logits=logits[i],
+                highest=[_as_text(each, text) for each in highest[i]],
+                lowest=[_as_text(each, text) for each in lowest[i]],
+                quantiles=[
+                    QuantileGroup(low, high, share, [_as_text(each, text) for each in windows])
+                    for low, high, share, windows in groups
+                ],
+                nearest=near[i],
+                cost=None if ablations is None else ablations.excess(components.names[i])[0],
+                facts=scores[i],
+            )
+        )
+    return made
 
 
 def _as_text(window: Window, text: TokenText) -> Context:
