@@ -37,7 +37,8 @@ def photograph(page: Path, component: int, picture: Path) -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1000, "height": 900}, device_scale_factor=1.25)
-        view.goto(page.resolve().as_uri())
+        view.goto(f"{page.resolve().as_uri()}#c{component}")  # which opens it
+        view.wait_for_selector(f"#c{component} > details[open]")
         view.locator("article").nth(component).screenshot(path=picture)
         browser.close()
 

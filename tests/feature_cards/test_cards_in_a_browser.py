@@ -291,7 +291,7 @@ def test_past_64_there_is_an_index_and_one_file_a_component(best_model, heldout,
         best_model, few, wpca.pca(stats[neurons]), 66, contexts=1, score=None, progress=False
     )
     made.save(tmp_path / "many.html")
-    folder = tmp_path / "many_cards"
+    folder = tmp_path / "many_components"
     assert len(list(folder.iterdir())) == 66
     assert (tmp_path / "many.html").stat().st_size < 200_000
     page = visit(tmp_path / "many.html", 390)

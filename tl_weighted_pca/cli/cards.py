@@ -17,6 +17,7 @@ from tl_weighted_pca.cli.options import (
     existing_file,
 )
 from tl_weighted_pca.cli.text_options import DataOptions
+from tl_weighted_pca.support.files import write_text_atomically
 
 
 @command(positions="1:", max_tokens=20_000)
@@ -31,14 +32,21 @@ def cards(
     ablation: Annotated[
         bool, typer.Option(help="Measure what the loss of each component alone costs the model.")
     ] = True,
+    compare: Annotated[
+        Path | None, typer.Option(help="Another basis, whose nearest components are shown.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A text to show token by token; may be repeated.")
+    ] = None,
     how: PassOptions,
     seed: Seed = 0,
 ) -> None:
     """Write a page of cards, one a component: the tokens it promotes, where it
-    is strong, its histogram, what its loss costs.
+    is strong, its histogram, its neighbours, what its loss costs.
 
     On the embedded model's stories also which fact of a story it tells. The page
-    is one file, cards.html, that opens offline; cards.csv holds its numbers.
+    is one file, cards.html, that opens offline (past 64 components an index of
+    one file a component); cards.csv and cards.json hold its numbers.
 
     \b
     Examples:
@@ -53,6 +61,7 @@ def cards(
 
     with output.folder() as run:
         one = Basis.load(run.reads(existing_file(basis)))
+        other = None if compare is None else Basis.load(run.reads(existing_file(compare)))
         model, data = text.read(same.of(run), run, "heldout", made=[one.provenance])
         found = feature_cards(
             model,
@@ -60,6 +69,8 @@ def cards(
             one,
             n,
             facts=embedded.FACTS if text.dataset is None else None,
+            compare=other,
+            prompts=prompt or (),
             contexts=contexts,
             score="loss" if ablation else None,
             max_tokens=text.max_tokens,
@@ -68,6 +79,7 @@ def cards(
         )
         found.save(run / "cards.html")
         found.to_pandas().to_csv(run / "cards.csv", index=False)
+        write_text_atomically(run / "cards.json", found.to_json())
         facts = found.facts_to_pandas()
         if len(facts):
             facts.to_csv(run / "facts.csv", index=False)

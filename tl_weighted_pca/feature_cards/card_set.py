@@ -179,8 +179,8 @@ class FeatureCards(Sequence[FeatureCard]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the page; a file in its place is replaced whole.
 
-        Past 64 cards it is an index, and a folder beside it, `NAME_cards` for `NAME.html`, holds one page
-        a component.
+        Past 64 cards it is an index, and a folder beside it, `NAME_components` for `NAME.html`, holds one
+        page per component.
 
         Raises:
             OSError: if it cannot be written, naming the path.

@@ -41,7 +41,7 @@ def save_pages(cards: FeatureCards, path: str | os.PathLike[str]) -> None:
         write_text_atomically(path, page(cards))
         return
     index = Path(path)
-    folder = index.with_name(f"{index.stem}_cards")
+    folder = index.with_name(f"{index.stem}_components")
     names = [f"{card.name.replace(', ', '-').replace(' ', '-')}.html" for card in cards]
     # The index comes last: until it is there, an older one still finds what it links to.
     folder.mkdir(exist_ok=True)

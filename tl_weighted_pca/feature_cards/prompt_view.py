@@ -149,7 +149,7 @@ def _targets(run: Run, token: str | int | None, tokenizer: Any) -> Int[Tensor, "
                 f"token={token!r} is {len(ids)} tokens for this tokenizer; expected one: mind the "
                 "space before a word, or pass the token's id."
             )
-        (token,) = ids
+        token = int(ids[0])
     if not 0 <= token < logits.shape[-1]:
         raise ValueError(f"token is {token}; the model's vocabulary is 0..{logits.shape[-1] - 1}.")
     return torch.full((len(logits),), token)

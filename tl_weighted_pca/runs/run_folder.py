@@ -85,8 +85,13 @@ class RunFolder:
     ) -> None:
         try:
             if error is None:
-                files = (f for f in sorted(self.partial.iterdir()) if not _is_kept_by_us(f))
-                self._write_manifest(finished=now(), outputs={f.name: sha256(f) for f in files})
+                files = [f for f in sorted(self.partial.rglob("*")) if f.is_file()]
+                outputs = {
+                    f.relative_to(self.partial).as_posix(): sha256(f)
+                    for f in files
+                    if not _is_kept_by_us(f)
+                }
+                self._write_manifest(finished=now(), outputs=outputs)
         finally:
             if not self.manifest["finished"]:
                 self._discard()
@@ -234,7 +239,8 @@ def _check_ours(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     # A run that was killed could not say yet what it had written.
     if whole or manifest.get("finished"):
         names = {file.name for file in folder.iterdir() if not _is_kept_by_us(file)}
-        if foreign := sorted(names - {*manifest["outputs"]}):
+        ours = {name.split("/")[0] for name in manifest["outputs"]}
+        if foreign := sorted(names - ours):
             what = ", ".join(map(repr, foreign))
             raise ValueError(f"{folder} holds {what}, not made by this program, {mend}.")
     return manifest
