@@ -6,11 +6,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from in_browser import axe, browser, visit  # noqa: F401
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from tl_weighted_pca import embedded
+
+pytest_plugins = ["in_browser", "sample_cards"]
 
 try:  # TransformerLens 4 has only the bridge, and raises ImportError where one asks for the other
     from transformer_lens import HookedTransformer  # noqa: F401

@@ -9,6 +9,16 @@ from transformers import PreTrainedTokenizerFast
 from tl_weighted_pca.feature_cards.token_text import TokenText, visible
 
 
+@pytest.fixture(scope="module")
+def made(story_cards):
+    return story_cards
+
+
+@pytest.fixture(scope="module")
+def nasty(hostile_cards):
+    return hostile_cards
+
+
 class Page(HTMLParser):
     """What a parser makes of the page: tags, attributes, and text outside script and style."""
 

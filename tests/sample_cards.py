@@ -17,8 +17,8 @@ NASTY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def nasty_tokenizer(best_model):
+@pytest.fixture(scope="session")
+def hostile_tokenizer(best_model):
     """One that gives hostile text for the ids of the embedded model's vocabulary."""
     size = best_model.cfg.d_vocab
     vocabulary = {f"{NASTY[i % len(NASTY)]}{'' if i < len(NASTY) else i}": i for i in range(size)}
@@ -27,31 +27,34 @@ def nasty_tokenizer(best_model):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-@pytest.fixture(scope="module")
-def stories():
+@pytest.fixture(scope="session")
+def card_stories():
     return embedded.stories("heldout", 60)
 
 
-@pytest.fixture(scope="module")
-def made(best_model, stories):
+@pytest.fixture(scope="session")
+def story_cards(best_model, card_stories):
     """Cards of the embedded model, with all there is on a card."""
-    stats = wpca.collect(best_model, stories, HOOK, progress=False)
+    stats = wpca.collect(best_model, card_stories, HOOK, progress=False)
     return wpca.cards(
-        best_model, stories, wpca.pca(stats[HOOK]), 4, facts=embedded.FACTS, contexts=4,
+        best_model, card_stories, wpca.pca(stats[HOOK]), 4, facts=embedded.FACTS, contexts=4,
         batch_size=30, ablation_tokens=2000, progress=False, compare=wpca.metric_pca(stats[HOOK]),
-        prompts=[stories[0]["text"], "The cat"],
+        prompts=[card_stories[0]["text"], "The cat"],
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def nasty(best_model, stories, nasty_tokenizer):
+@pytest.fixture(scope="session")
+def hostile_cards(best_model, card_stories, hostile_tokenizer):
     """Cards whose tokens, facts and names of facts are hostile."""
-    stats = wpca.collect(best_model, stories, HOOK, statistics=["activation"], progress=False)
+    stats = wpca.collect(best_model, card_stories, HOOK, statistics=["activation"], progress=False)
     column = '<b onmouseover="alert(1)">'
     data = Dataset.from_dict(
-        {"input_ids": stories["input_ids"], column: [f"<i>{i % 2}" for i in range(len(stories))]}
+        {
+            "input_ids": card_stories["input_ids"],
+            column: [f"<i>{i % 2}" for i in range(len(card_stories))],
+        }
     )
     return wpca.cards(
         best_model, data, wpca.pca(stats[HOOK]), 4, facts=[column], contexts=4, score=None,
-        tokenizer=nasty_tokenizer, prompts="The cat", progress=False,
+        tokenizer=hostile_tokenizer, prompts="The cat", progress=False,
     )  # fmt: skip
