@@ -41,7 +41,7 @@ def ablate(
     ] = "loss",
     anywhere: Annotated[
         bool,
-        typer.Option("--anywhere", help="Also of another model than the bases were made with."),
+        typer.Option("--anywhere", help="Accept bases made with another model."),
     ] = False,
     how: PassOptions,
 ) -> None:

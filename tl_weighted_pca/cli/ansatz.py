@@ -39,17 +39,17 @@ def ansatz(
     layer: Annotated[
         list[int] | None,
         typer.Option(
-            help="Only these layers; the unembedding comes after the last. May be repeated."
+            help="Only these layers (the unembedding counts as the one after the last); may be repeated."
         ),
     ] = None,
     what: Annotated[
         Literal["logits", "loss", "fisher"],
-        typer.Option("--objective", help="What to differentiate; the paper's are the 'logits'."),
+        typer.Option("--objective", help="What to differentiate; the paper uses 'logits'."),
     ] = "logits",
     samples: Samples = 1,
     folded: Annotated[
         bool,
-        typer.Option("--folded", help="Of the weights with the norms' gains folded into them."),
+        typer.Option("--folded", help="Use weights with the norms' gains folded into them."),
     ] = False,
     how: PassOptions,
     seed: Seed = 0,

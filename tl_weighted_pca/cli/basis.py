@@ -69,13 +69,13 @@ def basis(
         typer.Option(help="The token mean, no centre, or the row metric's own mean."),
     ] = "mean",
     damping: Annotated[
-        float, typer.Option(min=0, help="Of the metric: so much of its mean eigenvalue is added.")
+        float, typer.Option(min=0, help="Add this share of the metric's mean eigenvalue to its diagonal.")
     ] = 0.0,
     rounds: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Of 'path': each later one goes along the basis that came of those before, and all count.",
+            help="Rounds of 'path': each later one follows the basis of those before, and all count.",
         ),
     ] = 1,
     how: PassOptions,

@@ -27,10 +27,10 @@ def cards(
     same: SameModelOptions,
     text: DataOptions,
     basis: Annotated[Path, typer.Argument(help="A file made by `basis`, or by `interaction`.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many components.")] = 20,
-    contexts: Annotated[int, typer.Option(min=1, help="Of each component, at either end.")] = 8,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of components.")] = 20,
+    contexts: Annotated[int, typer.Option(min=1, help="Contexts of each component, at either end.")] = 8,
     ablation: Annotated[
-        bool, typer.Option(help="Measure what the loss of each component alone costs the model.")
+        bool, typer.Option(help="Measure what ablating each component alone costs the model.")
     ] = True,
     compare: Annotated[
         Path | None, typer.Option(help="Another basis, whose nearest components are shown.")

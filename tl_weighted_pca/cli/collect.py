@@ -46,13 +46,13 @@ def collect(
     samples: Samples = 1,
     row_metric: Annotated[
         Literal["gradient", "diagonal", "identity"],
-        typer.Option(help="Of the weighted moment: g gᵀ, diag ‖g‖², or I."),
+        typer.Option(help="Row metric of the weighted moment: g gᵀ, diag ‖g‖², or I."),
     ] = "gradient",
     per_head: Annotated[
-        bool, typer.Option("--per-head", help="One moment a head, where a hook point has heads.")
+        bool, typer.Option("--per-head", help="One moment per head, where a hook point has heads.")
     ] = False,
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Less memory, for one more forward pass.")
+        bool, typer.Option("--recompute", help="Use less memory, for one more forward pass.")
     ] = False,
     checkpoint_every: Annotated[
         int, typer.Option(min=0, help="Batches between two checkpoints; 0 for none.")

@@ -34,7 +34,7 @@ def demo(
     heldout: Annotated[int, typer.Option(min=2, help="Held-out stories to score them on.")] = 300,
     slips: Annotated[
         bool,
-        typer.Option("--slips", help="Stories told with slips, and the model that learnt those."),
+        typer.Option("--slips", help="Use the noisy stories and the model trained on them."),
     ] = False,
     ranks: Ranks = "",
     batch_size: BatchSize = 64,

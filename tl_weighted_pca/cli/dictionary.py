@@ -34,7 +34,7 @@ def dictionary(
     source: ModelOptions,
     text: DataOptions,
     hook: Annotated[str, typer.Option(help="The hook point.")] = "blocks.2.hook_resid_post",
-    features: Annotated[int, typer.Option(min=1, help="Of the dictionary.")] = 512,
+    features: Annotated[int, typer.Option(min=1, help="Number of features of the dictionary.")] = 512,
     n_tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on.")] = 500_000,
     heldout: Annotated[
         str | None,
@@ -47,16 +47,16 @@ def dictionary(
         Literal["relu", "prolu_ste", "prolu_relu"],
         typer.Option(help="Activation function, and for ProLU the rule of its gradient."),
     ] = "prolu_relu",
-    sparsity: Annotated[float, typer.Option(min=0, help="λ₁, of the features f.")] = 0.1,
+    sparsity: Annotated[float, typer.Option(min=0, help="λ₁: weight of the features f.")] = 0.1,
     attribution: Annotated[
-        float, typer.Option(min=0, help="λ_a, of what features do: f (g·d).")
+        float, typer.Option(min=0, help="λ_a: weight of the attributions f (g·d).")
     ] = 0.0,
     unexplained: Annotated[
-        float, typer.Option(min=0, help="λ_u, of what the error does: (g·(x − x̂))².")
+        float, typer.Option(min=0, help="λ_u: weight of the error's effect (g·(x − x̂))².")
     ] = 0.0,
     penalty: Annotated[
         Literal["l1", "sqrt", "log"],
-        typer.Option(help="How features and attributions count: |·|, √|·| or log(1 + |·|/0.03)."),
+        typer.Option(help="Penalty p of features and attributions: |·|, √|·| or log(1 + |·|/0.03)."),
     ] = "l1",
     start: Annotated[
         Path | None, typer.Option(help="A basis to start from, made at the same hook point.")

@@ -30,11 +30,11 @@ def interaction(
     text: DataOptions,
     hook: Hooks = ["blocks.*.hook_resid_post"],  # noqa: B006 (typer's, and never changed)
     probes: Annotated[
-        int, typer.Option(min=1, help="A sequence, where Jacobians are estimated.")
+        int, typer.Option(min=1, help="Random probes per sequence, where Jacobians are estimated.")
     ] = 8,
     share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Of each pair of layers' strength, for edges.csv to hold."),
+        typer.Option(min=0, max=1, help="Share of each pair of layers' strength that edges.csv holds."),
     ] = 0.99,
     edge_tokens: Annotated[
         int,

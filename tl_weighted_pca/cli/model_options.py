@@ -28,7 +28,7 @@ _Class = Annotated[
     ),
 ]
 _Device = Annotated[
-    str | None, typer.Option(help="Such as cpu, cuda:1 or mps; by default a GPU if there is one.")
+    str | None, typer.Option(help="Device, such as cpu, cuda:1 or mps; by default a GPU if there is one.")
 ]
 _Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 
@@ -42,7 +42,7 @@ class ModelOptions:
     model: Annotated[str, typer.Option(help=_NAMES)] = "embedded"
     model_class: _Class = None
     device: _Device = None
-    dtype: Annotated[_Dtype, typer.Option(help="Of the weights.")] = "float32"
+    dtype: Annotated[_Dtype, typer.Option(help="Precision of the weights.")] = "float32"
 
     @property
     def embedded(self) -> bool:
@@ -107,7 +107,7 @@ class SameModelOptions:
     ] = None
     model_class: _Class = None
     device: _Device = None
-    dtype: Annotated[_Dtype | None, typer.Option(help="Of the weights, by default as there.")] = (
+    dtype: Annotated[_Dtype | None, typer.Option(help="Precision of the weights; by default that of the input.")] = (
         None
     )
 

@@ -39,17 +39,17 @@ Hooks = Annotated[
     ),
 ]
 Samples = Annotated[
-    int, typer.Option(min=1, help="Labels or probes a sequence, for 'fisher' and 'logits'.")
+    int, typer.Option(min=1, help="Labels or probes per sequence, for 'fisher' and 'logits'.")
 ]
 Ranks = Annotated[
     str,
     typer.Option(help="Components to keep, such as '0,16,32'; by default nine, none to all."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the checkpoint of a run that was cut short.")
+    bool, typer.Option("--resume", help="Continue from the checkpoint of an interrupted run.")
 ]
-Seed = Annotated[int, typer.Option(help="Of all that is random: same seed, same numbers.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Sequences a batch.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences per batch.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 
 

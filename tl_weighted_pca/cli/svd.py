@@ -19,14 +19,14 @@ def svd(
     output: OutputOptions,
     source: ModelOptions,
     circuit: Annotated[
-        Literal["OV", "QK"], typer.Option(help="W_V W_O, what a head moves; or W_Q W_Kᵀ, where to.")
+        Literal["OV", "QK"], typer.Option(help="W_V W_O (what a head moves) or W_Q W_Kᵀ (where it attends).")
     ] = "OV",
     head: Annotated[
         list[str] | None,
         typer.Option(help="Read this head's directions as tokens: '3.1' is layer 3, head 1."),
     ] = None,
-    directions: Annotated[int, typer.Option(min=1, help="How many of them to read.")] = 4,
-    words: Annotated[int, typer.Option(min=1, help="How many tokens to read each by.")] = 8,
+    directions: Annotated[int, typer.Option(min=1, help="Number of directions to read.")] = 4,
+    words: Annotated[int, typer.Option(min=1, help="Tokens shown per direction.")] = 8,
 ) -> None:
     """Decompose each head's OV or QK circuit: U, S, V_T, S in a table and a picture.
 

@@ -57,14 +57,14 @@ class DataOptions:
     sample_by: Annotated[
         Literal["line", "paragraph", "document"],
         typer.Option(
-            help="What makes a text of a .txt file; empty lines part paragraphs.",
+            help="What one text of a .txt file is; empty lines separate paragraphs.",
         ),
     ] = "paragraph"
     context_length: Annotated[
         int,
         typer.Option(
             min=2,
-            help="Tokens a sequence; longer texts are cut into several, shorter ones stay short.",
+            help="Tokens per sequence; longer texts are cut into several, shorter ones stay short.",
         ),
     ] = 128
     max_tokens: Annotated[
