@@ -5,6 +5,7 @@ from tl_weighted_pca.ansatz import FeatureAnsatz, feature_ansatz
 from tl_weighted_pca.bases import (
     Basis,
     Metric,
+    allocate_ranks,
     fisher_metric,
     gradient_pca,
     metric_pca,
@@ -23,6 +24,7 @@ from tl_weighted_pca.interaction import (
     interaction_edges,
     local_interaction_basis,
 )
+from tl_weighted_pca.model_map import DimensionMap, dimension_map
 from tl_weighted_pca.models import Run
 from tl_weighted_pca.moments import (
     Collection,
@@ -45,6 +47,7 @@ __all__ = [
     "AblationCurves",
     "Basis",
     "Collection",
+    "DimensionMap",
     "Estimate",
     "FactoredMatrix",
     "FeatureAnsatz",
@@ -58,8 +61,10 @@ __all__ = [
     "Run",
     "SecondMoment",
     "ablation_curves",
+    "allocate_ranks",
     "cards",
     "collect",
+    "dimension_map",
     "edge_ablation_curves",
     "feature_ansatz",
     "fisher_metric",

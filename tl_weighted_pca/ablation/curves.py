@@ -43,6 +43,10 @@ class AblationCurves:
     """What a score is, for tables and pictures."""
     kept: list[dict[str, int]] = field(default_factory=list)
     """The components kept at each hook point, one dict per rank."""
+    predicted_per_sequence: dict[str, Float[Tensor, "rank sequence"]] = field(default_factory=dict)
+    """½ (Σ_s g_s·δ_s)² by basis, where `predicted` was asked for: the excess to second order."""
+    eigenvalue_prediction: dict[str, list[float]] = field(default_factory=dict)
+    """½ Σ_{i>k} Λ_i per term by basis, of those in the predicted objective's own metric."""
 
     def __repr__(self) -> str:
         place = f" at {self.hook_point!r}" if self.hook_point else ""
@@ -67,6 +71,21 @@ class AblationCurves:
         draws = resamples(self.counts, seed)
         resampled = self._excess(name, draws)
         point = self._excess(name, None)[:, 0]
+        return [estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
+
+    def predicted(self, name: str, *, level: float = 0.95, seed: int = 0) -> list[Estimate]:
+        """½ E(Σ_s g_s·δ_s)² per term at each rank: the excess to second order, with its interval.
+
+        Raises:
+            ValueError: where no prediction was asked for.
+        """
+        if name not in self.predicted_per_sequence:
+            raise ValueError(
+                f"There is no prediction of {name!r}: ask for it with ablation_curves(…, predicted=True)."
+            )
+        values, draws = self.predicted_per_sequence[name], resamples(self.counts, seed)
+        point = values.sum(1) / self.counts.sum()
+        resampled = (values @ draws) / (self.counts @ draws)
         return [estimate(p, r, level) for p, r in zip(point, resampled, strict=True)]
 
     def difference(
@@ -182,7 +201,15 @@ class AblationCurves:
             for name in self.per_sequence
             for i, (k, e) in enumerate(zip(self.ranks, self.excess(name, level=level), strict=True))
         ]  # fmt: skip
-        return pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        if self.predicted_per_sequence:
+            names = list(self.per_sequence)
+            table["predicted"] = [float(p) for name in names for p in self.predicted(name)]
+            nothing = [float("nan")] * len(self.ranks)
+            table["eigenvalue_prediction"] = [
+                p for name in names for p in self.eigenvalue_prediction.get(name, nothing)
+            ]
+        return table
 
     def plot(self, *, relative_to: str | None = None, **options: Any) -> Any:
         """A matplotlib figure of the curves, with the baseline and confidence bands.

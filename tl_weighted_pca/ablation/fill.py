@@ -48,10 +48,15 @@ class Filling:
             )
         self._run, self._others = run, {}
 
+    def about(self, basis: Basis) -> Basis:
+        """The basis, about zero where zero stands in."""
+        if self.fill != "zero":
+            return basis
+        return dataclasses.replace(basis, center=torch.zeros_like(basis.center))
+
     def edit(self, basis: Basis, k: int) -> Edit:
         """The edit that keeps the top k components of a basis."""
-        if self.fill == "zero":
-            basis = dataclasses.replace(basis, center=torch.zeros_like(basis.center))
+        basis = self.about(basis)
         if self.fill != "resample":
             return lambda f: basis.project(f, k)
 

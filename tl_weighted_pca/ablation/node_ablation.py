@@ -8,9 +8,11 @@ from typing import Any
 from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.ablation.fill import Fill, Filling
 from tl_weighted_pca.ablation.placed_bases import Bases, Rank, kept_components, placed_bases
+from tl_weighted_pca.ablation.prediction import Prediction
 from tl_weighted_pca.ablation.scored_pass import scores_of_edits, warn_where_nothing_changes
 from tl_weighted_pca.ablation.scores import Score
 from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.objectives.losses import Objective
 
 
 def ablation_curves(
@@ -23,6 +25,7 @@ def ablation_curves(
     score: Score = "loss",
     fill: Fill = "mean",
     seed: int = 0,
+    predicted: bool | Objective = False,
     positions: Positions = None,
     batch_size: int = 32,
     max_tokens: int | None = None,
@@ -49,6 +52,9 @@ def ablation_curves(
         fill: c, what stands in for what is ablated: "mean" (the basis's centre), "zero", or "resample"
             (another sequence of the batch at the same position; the centre where no other is so long).
         seed: of the sequences that "resample" takes.
+        predicted: with score="kl" at one hook point, also predict the excess to second order, from the
+            gradients of labels sampled from the model: one more pass, with a backward pass. Or an
+            objective whose gradients to take, such as `sampled_token_loss(n_samples=4)`.
         positions: where to ablate; other positions are left as they are.
         batch_size: sequences per batch.
         max_tokens: stop before exceeding so many tokens of data.
@@ -61,28 +67,34 @@ def ablation_curves(
     Raises:
         TypeError: for anything but bases.
         ValueError: for ranks outside 0..d, a basis of another width, hook point or model, two names of one
-            hook point, or a hook point whose value the rest of the model does not read, or reads past the
-            hook.
+            hook point, a hook point whose value the rest of the model does not read, or reads past the
+            hook, or a prediction of the loss, of several hook points or of resampled ones.
     """
     named = placed_bases(model, bases, hook_point, anywhere)
     kept = kept_components(ranks, named)
+    n, places = len(kept), list(kept[0])
     filling = Filling(fill, seed)
+    asked = None if predicted is False else Prediction(predicted, score, fill, places)
     edits = [
         {place: filling.edit(basis, step[place]) for place, basis in at.items()}
         for at in named.values()
         for step in kept
     ]
+    options: dict[str, Any] = {
+        "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens
+    }  # fmt: skip
     scores = scores_of_edits(
-        model, data, edits, score=score, positions=positions, batch_size=batch_size,
-        max_tokens=max_tokens, progress=progress, prepare=filling.prepare,
-    )  # fmt: skip
-    n, places = len(kept), list(kept[0])
+        model, data, edits, score=score, progress=progress, prepare=filling.prepare, **options
+    )
     width = sum(max(at[place].width for at in named.values()) for place in places)
-    rows = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(named)}
     curves = scores.curves(
-        rows, ranks=[sum(step.values()) for step in kept], width=width, kept=kept,
+        {name: slice(i * n, (i + 1) * n) for i, name in enumerate(named)},
+        ranks=[sum(step.values()) for step in kept], width=width, kept=kept,
         hook_point=places[0] if len(places) == 1 else f"{places[0]} … {places[-1]} ({len(places)})",
     )  # fmt: skip
     partial = [i for i, k in enumerate(curves.ranks * len(named)) if k < width]
     warn_where_nothing_changes(scores.edited[partial], scores.baseline)
+    if asked is not None:
+        at_one = {name: filling.about(at[places[0]]) for name, at in named.items()}
+        curves = asked.added_to(curves, model, data, at_one, **options)
     return curves

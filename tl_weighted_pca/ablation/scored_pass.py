@@ -13,12 +13,13 @@ from torch import Tensor
 
 from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.ablation.scores import Score, Scorer
-from tl_weighted_pca.data.batches import batches
+from tl_weighted_pca.data.batches import Batch, batches
 from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.models.downstream import Downstream, Edit
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.run import Run
+from tl_weighted_pca.streaming.checkpoint import Checkpoint
 
 Edits = Mapping[str, Edit]
 """What one pass of the model is edited by: f ↦ edit(f) by hook point."""
@@ -45,6 +46,50 @@ class Scores:
         )
 
 
+class ScoreSums:
+    """Scores of the batches so far; `Checkpoint` keeps them, and they go on from there."""
+
+    def __init__(self) -> None:
+        self.n_tokens = self.n_sequences = 0
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, batch: Batch, edited: Tensor, baseline: Tensor, counts: Tensor) -> None:
+        """Take those of a batch: edited [edit, batch], the others [batch]."""
+        self.n_tokens += batch.n_tokens
+        self.n_sequences += len(batch.sequence_index)
+        parts = {
+            "edited": edited,
+            "baseline": baseline,
+            "counts": counts,
+            "order": batch.sequence_index,
+        }
+        for name, part in parts.items():
+            self._parts.setdefault(name, []).append(part)
+
+    def state(self) -> dict[str, Tensor]:
+        """All so far, in the order of the batches."""
+        return {name: torch.cat(parts, -1) for name, parts in self._parts.items()}
+
+    def restore(self, state: Mapping[str, Tensor], n_tokens: int, n_sequences: int) -> None:
+        """Go on from what `state` gave."""
+        self.n_tokens, self.n_sequences = n_tokens, n_sequences
+        self._parts = {name: [part] for name, part in state.items()}
+
+    def scores(self, unit: str) -> Scores:
+        """The scores in the order of the data.
+
+        Raises:
+            ValueError: where no sequence has a term.
+        """
+        found = self.state()
+        if not bool(found["counts"].any()):
+            raise ValueError(
+                "The data have no token to predict, and so no loss: pass sequences of two tokens or more."
+            )
+        by_index = found.pop("order").argsort(stable=True)
+        return Scores(**{name: part[..., by_index] for name, part in found.items()}, unit=unit)
+
+
 def scores_of_edits(
     model: Any,
     data: Any,
@@ -56,45 +101,46 @@ def scores_of_edits(
     max_tokens: int | None,
     progress: bool,
     prepare: Callable[[Run], None] | None = None,
+    downstream: Downstream | None = None,
+    sums: ScoreSums | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Scores:
     """The model's scores with each of the edits, and without any, in one pass over the data.
 
     Each batch's unablated model runs once. Arguments are those of `ablation_curves`; hook points are
-    names that `resolve` gave, and `prepare` is told each batch's run before its edits are asked.
+    names that `resolve` gave.
+
+    Args:
+        prepare: told each batch's run before its edits are asked.
+        downstream: of all the hook points, if there is one already.
+        sums: what the checkpoint keeps.
+        checkpoint: where to go on from, and to write to.
     """
-    scorer = Scorer(score)
-    edited: list[Tensor] = []
-    baseline: list[Tensor] = []
-    counts: list[Tensor] = []
-    order: list[Tensor] = []
+    scorer, sums = Scorer(score), sums or ScoreSums()
+    names = list(dict.fromkeys(name for one in edits for name in one))
+    if checkpoint is not None:
+        checkpoint.resume()
     bar = Progress(data, batch_size, max_tokens, progress, title="Ablating", passes=len(edits))
     with bar, quiet(model, gradients=False):
-        names = dict.fromkeys(name for one in edits for name in one)
-        downstream = Downstream(model, list(names), positions)
+        downstream = downstream or Downstream(model, names, positions)
         for batch in batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False):
+            if checkpoint is not None and checkpoint.skips(batch):
+                bar.skip(batch)
+                continue
             run = downstream.start(batch)
             if prepare is not None:
                 prepare(run)
-            scores, n = scorer.unablated(run)
+            baseline, counts = scorer.unablated(run)
             rows = []
             for one in edits:
                 rows.append(scorer(run, downstream.resume(one))[0])
                 bar.advance(batch)
-            edited.append(torch.stack(rows))
-            baseline.append(scores)
-            counts.append(n)
-            order.append(batch.sequence_index)
-    by_index = torch.cat(order).argsort(stable=True)
-    if not bool(torch.cat(counts).any()):
-        raise ValueError(
-            "The data have no token to predict, and so no loss: pass sequences of two tokens or more."
-        )
-    return Scores(
-        torch.cat(edited, 1)[:, by_index],
-        torch.cat(baseline)[by_index],
-        torch.cat(counts)[by_index],
-        scorer.unit,
-    )
+            sums.add(batch, torch.stack(rows), baseline, counts)
+            if checkpoint is not None:
+                checkpoint.advance()
+        if checkpoint is not None:
+            checkpoint.finish()
+    return sums.scores(scorer.unit)
 
 
 def warn_where_nothing_changes(

@@ -1,5 +1,6 @@
-"""Bases of a hidden space: the one eigenproblem that computes them, and how alike two of them are."""
+"""Bases of a hidden space: the one eigenproblem, how alike two are, how many components to keep."""
 
+from tl_weighted_pca.bases.allocation import allocate_ranks
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.metric import Metric, fisher_metric
 from tl_weighted_pca.bases.overlap import principal_angles, subspace_overlap
@@ -14,6 +15,7 @@ from tl_weighted_pca.bases.principal_components import (
 __all__ = [
     "Basis",
     "Metric",
+    "allocate_ranks",
     "fisher_metric",
     "gradient_pca",
     "metric_pca",

@@ -17,6 +17,7 @@ from tl_weighted_pca.cli.dictionary import dictionary
 from tl_weighted_pca.cli.errors import Debug, OneSentenceGroup
 from tl_weighted_pca.cli.info import info
 from tl_weighted_pca.cli.interaction import interaction
+from tl_weighted_pca.cli.map import map as map_model
 from tl_weighted_pca.cli.svd import svd
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def main(
 
 for _command in (
     demo,
+    map_model,
     collect,
     basis,
     ablate,

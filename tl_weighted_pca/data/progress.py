@@ -93,9 +93,10 @@ class Progress:
 
     def skip(self, batch: Batch) -> None:
         """A batch that an earlier run has done: it counts, but not for the speed."""
-        if not self._bar.disable:
-            self._bar.initial += batch.n_tokens
-        self.advance(batch)
+        for _ in range(self._passes):
+            if not self._bar.disable:
+                self._bar.initial += batch.n_tokens
+            self.advance(batch)
 
     def advance(self, batch: Batch) -> None:
         """A batch is done, for one of its passes."""

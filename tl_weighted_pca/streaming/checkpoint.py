@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
-from tl_weighted_pca.moments.accumulator import MomentAccumulator
 from tl_weighted_pca.support.callables import check_code
 from tl_weighted_pca.support.digest import update_digest
 from tl_weighted_pca.support.files import (
@@ -26,6 +26,19 @@ from tl_weighted_pca.support.interrupts import uninterrupted
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 _FORMAT = "tl_weighted_pca.Checkpoint/1"
+
+
+class Resumable(Protocol):
+    """Sums over a stream that can go on from where they were."""
+
+    n_tokens: int
+    n_sequences: int
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was added up."""
+
+    def restore(self, state: Mapping[str, Tensor], n_tokens: int, n_sequences: int) -> None:
+        """Go on from what `state` gave."""
 
 
 class Checkpoint:
@@ -46,7 +59,7 @@ class Checkpoint:
         path: str | os.PathLike[str],
         every: int,
         settings: Mapping[str, Any],
-        accumulators: Mapping[str, MomentAccumulator],
+        accumulators: Mapping[str, Resumable],
     ) -> None:
         self.path = Path(path)
         self._every = checked_count("checkpoint_every", every)

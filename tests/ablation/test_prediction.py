@@ -1,0 +1,194 @@
+"""Predicted beside measured: exact where the model is linear, right to second order where it is not."""
+
+import math
+
+import pytest
+import torch
+from conftest import HookedRootModule
+from torch import nn
+from transformer_lens.hook_points import HookPoint
+
+import tl_weighted_pca as wpca
+from tl_weighted_pca import embedded
+
+HOOK = "blocks.1.hook_resid_post"
+QUIET = {"progress": False}
+
+
+class Linear(HookedRootModule):
+    """x -> x W, position by position."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(6, 3, generator=generator, dtype=torch.float64))
+        self.hook_x = HookPoint()
+        self.setup()
+
+    def forward(self, x):
+        return self.hook_x(x) @ self.weight
+
+
+def every_output(run):
+    """√n y_i, one sample for each of the n outputs: the mean of squared gradients is exactly JᵀJ."""
+    flat = run.output.flatten(1)
+    return math.sqrt(flat.shape[1]) * flat.T
+
+
+def half_square(run):
+    return (run.output - run.reference).flatten(1).square().sum(1) / 2
+
+
+@pytest.mark.parametrize("fill", ["mean", "zero"])
+@pytest.mark.parametrize("shape", [(40, 6), (40, 5, 6)])
+def test_both_forms_are_exact_on_a_linear_model(shape, fill):
+    """For loss ½‖·‖², each sequence's in the first form, and their mean in the second."""
+    generator = torch.Generator().manual_seed(1)
+    mixing = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) @ mixing + 1
+    model, where = Linear(), None if len(shape) == 2 else slice(1, None)
+    stats = wpca.collect(model, x, "hook_x", objective=every_output, positions=where, **QUIET)
+    centre = fill == "mean"
+    bases = {
+        "pca": wpca.pca(stats["hook_x"], center=centre),
+        "metric": wpca.metric_pca(stats["hook_x"], center=centre),
+    }
+    curves = wpca.ablation_curves(
+        model, x, bases, ranks=range(7), score=half_square, predicted=every_output, fill=fill,
+        positions=where, batch_size=7, **QUIET,
+    )  # fmt: skip
+    for name in bases:
+        measured, predicted = curves.per_sequence[name], curves.predicted_per_sequence[name]
+        torch.testing.assert_close(predicted, measured, rtol=1e-9, atol=1e-9)
+    assert float(curves.per_sequence["metric"][0].mean()) > 0.1
+    assert curves.eigenvalue_prediction["metric"] == pytest.approx(
+        curves.scores["metric"], rel=1e-9, abs=1e-9
+    )
+    assert "pca" not in curves.eigenvalue_prediction  # variances are no losses
+    assert curves.predicted("pca")[2] == pytest.approx(curves.scores["pca"][2], rel=1e-9)
+    assert {"predicted", "eigenvalue_prediction"} <= set(curves.to_pandas())
+
+
+@pytest.fixture(scope="module")
+def slips():
+    model = embedded.load_model(slips=True)
+    train = embedded.stories("train", 150, slips=True)
+    stats = wpca.collect(
+        model, train, HOOK, objective=wpca.sampled_token_loss(),
+        statistics=["activation", "gradient"], **QUIET,
+    )  # fmt: skip
+    return model, embedded.stories("heldout", 40, slips=True), stats[HOOK]
+
+
+def test_the_first_form_is_the_kl_where_that_is_small(slips):
+    """Within 15% below 0.0005 nats, and two standard errors of sampling labels (some 3% here)."""
+    model, heldout, moments = slips
+    bases = {"fisher": wpca.metric_pca(moments)}
+    several = [
+        wpca.ablation_curves(
+            model, heldout, bases, ranks=[56, 61, 62, 63], score="kl",
+            predicted=wpca.sampled_token_loss(n_samples=8, seed=seed), **QUIET,
+        )
+        for seed in range(4)
+    ]  # fmt: skip
+    curves, checked = several[0], 0
+    for name in bases:
+        for i, excess in enumerate(curves.excess(name)):
+            if not 1e-5 < excess < 5e-4:
+                continue
+            found = torch.tensor([float(each.predicted(name)[i]) for each in several])
+            error = float(found.std()) / math.sqrt(len(several))
+            assert error < 0.06 * excess
+            assert float(found.mean()) == pytest.approx(excess, abs=0.15 * excess + 2 * error)
+            checked += 1
+    assert checked >= 2
+    # The second form lacks the coupling of gradient and activation.
+    second = curves.eigenvalue_prediction["fisher"][0]
+    assert 1.2 * second < curves.excess("fisher")[0] < 2.6 * second
+
+
+def test_the_first_form_is_the_expected_square(slips):
+    """E over labels of (Σ g·δ)² is Σ_s Var_p(J δ)_s: the logits' change, by finite differences."""
+    model, heldout, moments = slips
+    tokens = torch.tensor([row[:12] for row in heldout["input_ids"][:6]])
+    basis, k, n = wpca.metric_pca(moments), 40, 256
+    curves = wpca.ablation_curves(
+        model, tokens, basis, ranks=[k], score="kl", predicted=wpca.sampled_token_loss(n), **QUIET
+    )
+
+    def logits(step):
+        def hook(f, hook):
+            return f + step * (basis.project(f, k) - f)
+
+        with torch.no_grad():
+            return model.run_with_hooks(tokens, fwd_hooks=[(HOOK, hook)]).double()
+
+    change = (logits(0.05) - logits(-0.05)) / 0.1
+    p = logits(0).softmax(-1)
+    variance = (p * change.square()).sum(-1) - (p * change).sum(-1).square()
+    exact = variance.sum(1) / 2
+    (found,) = curves.predicted_per_sequence.values()
+    assert float(found[0].sum()) == pytest.approx(float(exact.sum()), rel=0.1)
+    assert torch.allclose(found[0], exact, rtol=0.5)  # the rare labels weigh most
+
+
+def test_padding_and_unedited_positions_change_nothing(slips):
+    model, heldout, moments = slips
+    options = {"ranks": [32], "score": "kl", "predicted": True, "positions": slice(1, 9), **QUIET}
+    some = heldout.select(range(12))
+    alone = [torch.tensor([row]) for row in some["input_ids"]]
+    one = wpca.ablation_curves(model, alone, wpca.metric_pca(moments), **options)
+    many = wpca.ablation_curves(model, some, wpca.metric_pca(moments), batch_size=5, **options)
+    (a,), (b,) = one.predicted_per_sequence.values(), many.predicted_per_sequence.values()
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    (name,) = one.eigenvalue_prediction
+    edited = 12 * 8 / float(one.counts.sum())
+    basis = wpca.metric_pca(moments)
+    expected = float(basis.eigenvalues[32:].sum()) / 2 * edited
+    assert one.eigenvalue_prediction[name][0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_heads_add_up(best_model, tokens):
+    """A basis per head is a basis of the whole space, block by block."""
+    place, n = "blocks.1.attn.hook_z", 2
+    objective = wpca.sampled_token_loss(n)
+    heads = wpca.collect(best_model, tokens, place, objective=objective, per_head=True, **QUIET)[
+        place
+    ]
+    basis = wpca.pca(heads)
+    curves = wpca.ablation_curves(
+        best_model, tokens, basis, ranks=[0, 5, 16], score="kl", predicted=objective, **QUIET
+    )
+    total = torch.zeros(3, len(tokens), dtype=torch.float64)
+    for pairs in wpca.stream_pairs(best_model, tokens, place, objective=objective):
+        here = pairs[place]
+        f = here.activations.double().unflatten(-1, (4, 16))
+        g = here.gradients.double().unflatten(-1, (4, 16))
+        for i, k in enumerate([0, 5, 16]):
+            delta = f - basis.project(f, k)
+            moved = (g * delta).sum((2, 3, 4))
+            total[i, here.sequence_index] = moved.square().mean(0) / 2
+    torch.testing.assert_close(curves.predicted_per_sequence["pca"], total, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": "loss"}, "predicted=True is of the KL divergence, and score is 'loss'"),
+        ({"fill": "resample"}, "not of resampled sequences"),
+        ({"bases": 2}, "predicted is of one hook point, and there are 2"),
+    ],
+)
+def test_what_is_not_predicted(slips, best_model, tokens, change, message):
+    model, heldout, moments = slips
+    bases = wpca.pca(moments)
+    if change.pop("bases", None):
+        bases = {"a": {HOOK: bases, "blocks.2.hook_resid_post": bases}}
+    options = {"score": "kl", "anywhere": True} | change
+    with pytest.raises(ValueError, match=message):
+        wpca.ablation_curves(model, heldout, bases, ranks=[8], predicted=True, **options, **QUIET)
+    if not change:
+        return
+    plain = wpca.ablation_curves(model, heldout, wpca.pca(moments), ranks=[8], **QUIET)
+    with pytest.raises(ValueError, match="ask for it with ablation_curves"):
+        plain.predicted("pca")

@@ -1,0 +1,160 @@
+"""`map`: how many directions each layer of a model uses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tl_weighted_pca.cli.command import command
+from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.model_options import ModelOptions
+from tl_weighted_pca.cli.options import Hooks, OutputOptions, PassOptions, Resume
+from tl_weighted_pca.cli.tables import table
+from tl_weighted_pca.cli.text_options import DataOptions
+
+if TYPE_CHECKING:
+    from tl_weighted_pca.model_map.dimensions import DimensionMap
+    from tl_weighted_pca.runs.run_folder import RunFolder
+
+
+class MapBasis(str, Enum):
+    """A basis that a map can make."""
+
+    pca = "pca"
+    fisher = "fisher"
+    random = "random"
+
+
+@command()
+def map(
+    *,
+    output: OutputOptions,
+    source: ModelOptions,
+    text: DataOptions,
+    heldout: Annotated[
+        str | None,
+        typer.Option(
+            help="Other text, as for --dataset, to score on. By default the held-out stories, or half of "
+            "the sequences of --dataset.",
+            rich_help_panel=DataOptions.PANEL,
+        ),
+    ] = None,
+    heldout_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="--max-tokens of the held-out text.", rich_help_panel=DataOptions.PANEL
+        ),
+    ] = 20_000,
+    hook: Hooks = ["blocks.*.hook_resid_post"],  # noqa: B006 (typer's, and never changed)
+    basis: Annotated[
+        list[MapBasis],
+        typer.Option(help="PCA, PCA in the Fisher metric, or a random rotation."),
+    ] = [MapBasis.pca, MapBasis.fisher],  # noqa: B006
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="The excess in nats up to which a rank is enough.")
+    ] = 0.1,
+    shares: Annotated[
+        str, typer.Option(help="Of the width to keep, such as '0,0.25,0.5,1'; ten by default.")
+    ] = "",
+    score: Annotated[
+        Literal["loss", "kl"],
+        typer.Option(help="The next-token loss, or the KL divergence from the unablated model."),
+    ] = "loss",
+    checkpoint_every: Annotated[
+        int, typer.Option(min=1, help="Batches between two checkpoints.")
+    ] = 20,
+    resume: Resume = False,
+    how: PassOptions,
+) -> None:
+    """Map a model: how many components every hook point needs.
+
+    One pass makes the bases at all hook points; one ablates each of them alone,
+    keeping ten shares of its width. The folder then holds a page, a picture and
+    all numbers with 95% intervals. A run that is cut short goes on with --resume.
+
+    \b
+    Examples:
+      tl-weighted-pca map --out map
+      tl-weighted-pca map --model gpt2 --dataset notes.txt \\
+          --hook 'blocks.*.hook_resid_post' --hook 'blocks.*.hook_mlp_out' --out map
+    """
+    from tl_weighted_pca.model_map.measurement import SHARES, dimension_map
+    from tl_weighted_pca.runs.run_folder import partial_of
+
+    steps = _parsed_shares(shares) or SHARES
+    if resume:
+        output.stop_if_done()
+    with output.folder(resume=resume) as run:
+        model, data, judged = _read(source, run, text, heldout, heldout_tokens)
+        found = dimension_map(
+            model,
+            data,
+            hook,
+            heldout=judged,
+            bases=[each.value for each in basis],
+            shares=steps,
+            tolerance=tolerance,
+            score=score,
+            max_tokens=text.max_tokens,
+            heldout_tokens=heldout_tokens,
+            checkpoint=partial_of(output.out),
+            checkpoint_every=checkpoint_every,
+            **how.options,
+        )
+        _write(found, run, run.manifest["model"]["name"])
+
+
+def _read(
+    source: ModelOptions, run: RunFolder, text: DataOptions, heldout: str | None, n_tokens: int
+) -> tuple[Any, Any, Any]:
+    """The model, what to make the bases of, and what to score on."""
+    from tl_weighted_pca.data.sharding import shard
+
+    text.check(source, run, *([] if heldout is None else [heldout]))
+    model = source.load(run)
+    data = text.load(model, "train", source.slips)
+    if heldout is None and text.dataset is not None:
+        data, judged = (shard(data, rank=half, world_size=2) for half in (0, 1))
+        return model, data, judged
+    other = text if heldout is not None else replace(text, split=None)
+    other = replace(other, dataset=heldout, max_tokens=n_tokens)
+    return model, data, other.load(model, "heldout", source.slips)
+
+
+def _write(found: DimensionMap, run: RunFolder, model: str) -> None:
+    """The table to the terminal first: a full disk must not cost what was found."""
+    import pandas as pd
+
+    from tl_weighted_pca.model_map.page import page, whole
+
+    ranks = {name: found.smallest_ranks(name) for name in found.names}
+    rows = [
+        {"hook point": place, "width": curves.width}
+        | {
+            name: f"{whole(at[place])} [{whole(at[place].low)}, {whole(at[place].high)}]"
+            for name, at in ranks.items()
+        }
+        for place, curves in found.items()
+    ]
+    show(table(pd.DataFrame(rows), f"Components within {found.tolerance:g} nats"))
+    found.save(run / "map.safetensors")
+    found.to_pandas().to_csv(run / "map.csv", index=False)
+    found.plot(title=model).savefig(run / "map.png")
+    (run / "map.html").write_text(page(found, f"Dimensions of {model}"), encoding="utf-8")
+
+
+def _parsed_shares(text: str) -> list[float]:
+    """'0,0.25,1' as numbers."""
+    try:
+        found = [float(part) for part in text.split(",")] if text.strip() else []
+        if not all(0 <= share <= 1 for share in found):
+            raise ValueError
+        return found
+    except ValueError as error:
+        raise ValueError(
+            f"--shares is {text!r}; expected numbers between 0 and 1 with commas between them, such as "
+            "'0,0.25,0.5,1'."
+        ) from error

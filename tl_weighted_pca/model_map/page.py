@@ -1,0 +1,52 @@
+"""The map as one HTML page that needs nothing from outside itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from functools import cache
+from typing import Any
+
+import jinja2
+
+from tl_weighted_pca.ablation.bootstrap import Estimate
+from tl_weighted_pca.model_map.dimensions import DimensionMap
+
+
+def page(dimensions: DimensionMap, title: str) -> str:
+    """HTML with the picture and the table of smallest ranks; all text is escaped."""
+    picture = io.BytesIO()
+    dimensions.plot().savefig(picture, format="png")
+    ranks = {name: dimensions.smallest_ranks(name) for name in dimensions.names}
+    rows = [
+        {
+            "hook_point": place,
+            "width": curves.width,
+            "ranks": [_shown(ranks[name][place]) for name in dimensions.names],
+        }
+        for place, curves in dimensions.items()
+    ]
+    some = next(iter(dimensions.values()))
+    return _template().render(
+        map=dimensions, title=title, rows=rows, n_sequences=len(some.counts),
+        picture=base64.b64encode(picture.getvalue()).decode(),
+    )  # fmt: skip
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("tl_weighted_pca.model_map", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html")
+
+
+def _shown(rank: Estimate) -> dict[str, Any]:
+    return {"text": whole(rank), "interval": f"[{whole(rank.low)}, {whole(rank.high)}]"}
+
+
+def whole(rank: float) -> str:
+    """A rank in figures; a dash where none is enough."""
+    return f"{rank:.0f}" if math.isfinite(rank) else "–"
