@@ -85,7 +85,8 @@ def dimension_map(
         raise ValueError(f"score is {score!r}; expected 'loss' or 'kl', whose excess is in nats.")
     check_rereadable(heldout, "it is looked at before the bases are made")
     names = _hook_points(model, hook_points, bases)
-    shares = sorted({float(share) for share in shares})  # 1 is all of the width here, not a component
+    # 1 is all of the width here, not a component.
+    shares = sorted({float(share) for share in shares})
     makers = None if isinstance(bases, Mapping) else _makers(bases)
     with quiet(model, gradients=False):  # what cannot be ablated is told before the long passes
         downstream = Downstream(model, names, positions)
