@@ -2,9 +2,8 @@
 
     python benchmarks/command_line.py [--check]
 
-A block ```console holds commands, each after `$ ` (a backslash at the end of a line goes on on the next), and
-what they print on stdout (or, if they fail, on stderr). All run in one temporary folder, at 80 columns, with no
-network.
+A block ```console holds commands, each after `$ ` and continued after a backslash, and what they print on
+stdout (or, if they fail, on stderr). All run in one temporary folder, at 80 columns, with no network.
 """
 
 from __future__ import annotations

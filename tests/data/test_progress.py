@@ -47,10 +47,8 @@ def test_the_total_is_what_is_there_from_the_first_window_on(terminal, form, lim
     data, passes = FORMS[form], 3
     seen = list(batches(data, 2, max_tokens=limit))
     whole = passes * sum(batch.n_tokens for batch in seen)
-    if order == "batch by batch":
-        steps = [batch for batch in seen for _ in range(passes)]
-    else:
-        steps = seen * passes
+    by_batch = [batch for batch in seen for _ in range(passes)]
+    steps = by_batch if order == "batch by batch" else seen * passes
     totals = []
     with Progress(data, 2, limit, True, passes=passes) as bar:
         for batch in steps:

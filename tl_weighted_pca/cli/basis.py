@@ -69,7 +69,8 @@ def basis(
         typer.Option(help="The token mean, no centre, or the row metric's own mean."),
     ] = "mean",
     damping: Annotated[
-        float, typer.Option(min=0, help="Add this share of the metric's mean eigenvalue to its diagonal.")
+        float,
+        typer.Option(min=0, help="Add this share of the metric's mean eigenvalue to its diagonal."),
     ] = 0.0,
     rounds: Annotated[
         int,

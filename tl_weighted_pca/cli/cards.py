@@ -28,7 +28,9 @@ def cards(
     text: DataOptions,
     basis: Annotated[Path, typer.Argument(help="A file made by `basis`, or by `interaction`.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Number of components.")] = 20,
-    contexts: Annotated[int, typer.Option(min=1, help="Contexts of each component, at either end.")] = 8,
+    contexts: Annotated[
+        int, typer.Option(min=1, help="Contexts of each component, at either end.")
+    ] = 8,
     ablation: Annotated[
         bool, typer.Option(help="Measure what ablating each component alone costs the model.")
     ] = True,

@@ -34,7 +34,9 @@ def dictionary(
     source: ModelOptions,
     text: DataOptions,
     hook: Annotated[str, typer.Option(help="The hook point.")] = "blocks.2.hook_resid_post",
-    features: Annotated[int, typer.Option(min=1, help="Number of features of the dictionary.")] = 512,
+    features: Annotated[
+        int, typer.Option(min=1, help="Number of features of the dictionary.")
+    ] = 512,
     n_tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on.")] = 500_000,
     heldout: Annotated[
         str | None,
@@ -56,7 +58,9 @@ def dictionary(
     ] = 0.0,
     penalty: Annotated[
         Literal["l1", "sqrt", "log"],
-        typer.Option(help="Penalty p of features and attributions: |·|, √|·| or log(1 + |·|/0.03)."),
+        typer.Option(
+            help="Penalty p of features and attributions: |·|, √|·| or log(1 + |·|/0.03)."
+        ),
     ] = "l1",
     start: Annotated[
         Path | None, typer.Option(help="A basis to start from, made at the same hook point.")

@@ -34,7 +34,9 @@ def interaction(
     ] = 8,
     share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of each pair of layers' strength that edges.csv holds."),
+        typer.Option(
+            min=0, max=1, help="Share of each pair of layers' strength that edges.csv holds."
+        ),
     ] = 0.99,
     edge_tokens: Annotated[
         int,

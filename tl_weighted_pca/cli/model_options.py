@@ -28,7 +28,8 @@ _Class = Annotated[
     ),
 ]
 _Device = Annotated[
-    str | None, typer.Option(help="Device, such as cpu, cuda:1 or mps; by default a GPU if there is one.")
+    str | None,
+    typer.Option(help="Device, such as cpu, cuda:1 or mps; by default a GPU if there is one."),
 ]
 _Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 
@@ -107,9 +108,9 @@ class SameModelOptions:
     ] = None
     model_class: _Class = None
     device: _Device = None
-    dtype: Annotated[_Dtype | None, typer.Option(help="Precision of the weights; by default that of the input.")] = (
-        None
-    )
+    dtype: Annotated[
+        _Dtype | None, typer.Option(help="Precision of the weights; by default that of the input.")
+    ] = None
 
     def of(self, run: RunFolder) -> ModelOptions:
         """What is given, or what the folders of the files that the run has read were made with.

@@ -19,7 +19,8 @@ def svd(
     output: OutputOptions,
     source: ModelOptions,
     circuit: Annotated[
-        Literal["OV", "QK"], typer.Option(help="W_V W_O (what a head moves) or W_Q W_Kᵀ (where it attends).")
+        Literal["OV", "QK"],
+        typer.Option(help="W_V W_O (what a head moves) or W_Q W_Kᵀ (where it attends)."),
     ] = "OV",
     head: Annotated[
         list[str] | None,

@@ -233,8 +233,8 @@ def _read(dataset: Any, source: str) -> Iterator[Any]:
         # pyarrow's errors and those of decoding are ValueErrors, the hub's OSErrors.
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"Row {n_read} of {source} cannot be read: {str(error).rstrip('.')}. What was collected until there is kept; "
-                "mend the data, or stop before with max_tokens."
+                f"Row {n_read} of {source} cannot be read: {str(error).rstrip('.')}. What was collected "
+                "until there is kept; mend the data, or stop before with max_tokens."
             ) from error
         n_read += 1
         yield row
