@@ -1,23 +1,26 @@
 """Which basis keeps an embedded model's loss low for longest? Each basis at each kind of hook point.
 
-    python benchmarks/bases.py --out docs/bases.md            # some 15 minutes on 2 cores
+    python benchmarks/bases.py --out docs/bases.md            # half an hour of CPU
     python benchmarks/bases.py --plain --out docs/bases_plain.md
     python benchmarks/bases.py --quick                        # a minute, to see that it runs
 
-Bases are made from training stories, scored by node ablation on held-out ones. The trained limit is a
-linear bottleneck of each rank trained on the loss, from the computed basis that is best there on
-training stories. Intervals are paired bootstraps over held-out stories.
+Bases are made from training stories, scored by node ablation on held-out ones. At the residual hook points
+one basis is trained for every rank, from the Fisher-metric basis; and others, with as many steps, for some
+ranks alone. Intervals are paired bootstraps over held-out stories. What is done is kept in a folder, so that
+the same command goes on where it was cut off.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from helpers.kept import Kept
 from helpers.page import folded, made_on, write_after_mark
 
 import tl_weighted_pca as wpca
@@ -32,79 +35,86 @@ HOOK_POINTS = [
     "blocks.1.mlp.hook_post",
 ]
 FISHER = wpca.sampled_token_loss(2)
+BASES = ["pca", "random", "weighted", "gradient", "fisher", "joint", "path", "path, twice"]
 FLOORED = "\n*Some excesses were not positive, and floored at their interval's half-width.*"
 
 
-def bases_at(model: Any, train: Any, n_path: int, hook_point: str) -> tuple[dict, dict]:
-    """Bases by name, and what each took in seconds beyond the collection they share."""
+def bases_at(
+    model: Any, train: Any, n_path: int, hook_point: str, kept: Kept, names: Sequence[str]
+) -> dict[str, wpca.Basis]:
+    """Bases of some names, all but the trained one; what is kept is not made again."""
     options = {"batch_size": 32, "progress": False}
-    seconds: dict[str, float] = {}
+    objectives = {"fisher": FISHER, "loss": wpca.next_token_loss}
+    needed = {"fisher": ["activation", "gradient"]}
+    if "weighted" in names:
+        needed["loss"] = ["activation", "weighted"]
+    stats = {
+        name: kept.collection(
+            f"collect {name}",
+            lambda name=name: wpca.collect(
+                model,
+                train,
+                hook_point,
+                objective=objectives[name],
+                statistics=needed[name],
+                **options,
+            ),
+        )[hook_point]
+        for name in needed
+    }
+    fisher = stats["fisher"]
 
-    def timed(name: str, make: Any) -> Any:
-        start = time.perf_counter()
-        made = make()
-        seconds[name] = time.perf_counter() - start
-        return made
-
-    objectives = {"loss": wpca.next_token_loss, "fisher": FISHER}
-    stats = timed(
-        "collect", lambda: wpca.collect(model, train, hook_point, objective=objectives, **options)
-    )
-    loss, fisher = stats["loss"][hook_point], stats["fisher"][hook_point]
-    pairs = (
-        batch[hook_point]
-        for batch in wpca.stream_pairs(
+    def joint() -> wpca.Basis:
+        pairs = wpca.stream_pairs(
             model, train, hook_point, objective=wpca.sampled_token_loss(1), batch_size=32
         )
-    )
-    bases = {
-        "pca": timed("pca", lambda: wpca.pca(fisher)),
-        "weighted": timed("weighted", lambda: wpca.weighted_pca(loss)),
-        "gradient": timed("gradient", lambda: wpca.gradient_pca(fisher)),
-        "fisher": timed("fisher", lambda: wpca.metric_pca(fisher)),
-        "joint": timed("joint", lambda: wpca.joint_pca(fisher, pairs, shrinkage=0.5, steps=200)),
+        return wpca.joint_pca(fisher, pairs, shrinkage=0.5, steps=200)
+
+    def along(*starts: str) -> wpca.Basis:
+        few = train.select(range(n_path))
+        metrics = [
+            wpca.path_metric(model, few, hook_point, bases[start], **options) for start in starts
+        ]
+        return wpca.metric_pca(fisher, sum(metrics[1:], metrics[0]))
+
+    makers = {
+        "pca": lambda: wpca.pca(fisher),
+        "random": lambda: wpca.random_basis(fisher),
+        "weighted": lambda: wpca.weighted_pca(stats["loss"]),
+        "gradient": lambda: wpca.gradient_pca(fisher),
+        "fisher": lambda: wpca.metric_pca(fisher),
+        "joint": joint,
+        "path": lambda: along("pca"),
+        "path, twice": lambda: along("pca", "path"),
     }
-    few = train.select(range(n_path))
-
-    def path(basis: wpca.Basis) -> wpca.Metric:
-        return wpca.path_metric(model, few, hook_point, basis, **options)
-
-    first = timed("path", lambda: path(bases["pca"]))
-    bases["path"] = wpca.metric_pca(fisher, first)
-    second = timed("path, twice", lambda: path(bases["path"]))
-    bases["path, twice"] = wpca.metric_pca(fisher, first + second)
-    # And the gradients at the unablated model, for high ranks: a third of the whole.
-    whole = wpca.fisher_metric(fisher)
-    mixed = first + second + whole / whole.matrix.trace()
-    bases["path and Fisher"] = wpca.metric_pca(fisher, mixed)
-    seconds["path and Fisher"] = 0.0
-    return bases, seconds
+    bases: dict[str, wpca.Basis] = {}
+    for name, make in makers.items():
+        if name in names:
+            bases[name] = kept.basis(name, make)
+    return bases
 
 
-def limit(
+def train_bases(
     model: Any,
     train: Any,
-    heldout: Any,
-    bases: dict[str, wpca.Basis],
-    curves: AblationCurves,
+    starts: dict[str, wpca.Basis],
+    kept: dict[str, Kept],
+    *,
     steps: int,
-) -> tuple[list[float], list[str]]:
-    """The trained bottleneck's excess loss by rank, and which bases are significantly below it."""
-    options = {"hook_point": curves.hook_point, "progress": False}
-    few = train.select(range(min(100, len(train))))
-    seen = wpca.ablation_curves(model, few, bases, ranks=curves.ranks, **options).scores
-    found, below = [], []
-    for i, k in enumerate(curves.ranks):
-        start = bases[min(seen, key=lambda name: seen[name][i])]
-        trained = wpca.optimize_basis(model, train, start, k, steps=steps, progress=False)
-        at = wpca.ablation_curves(
-            model, heldout, {"trained": trained, **bases}, ranks=[k], **options
-        )
-        found.append(at.scores["trained"][0] - at.baseline)
-        below += [
-            f"{name} at rank {k}" for name in bases if at.difference("trained", to=name)[0].low > 0
-        ]
-    return found, below
+    ranks: Sequence[int] = (),
+) -> dict[str, dict[str, wpca.Basis]]:
+    """By hook point: "trained", for every rank, and "trained at k" for some ranks alone."""
+    found: dict[str, dict[str, wpca.Basis]] = {place: {} for place in starts}
+    for k in (None, *ranks):
+        name = "trained" if k is None else f"trained at {k}"
+        for place, start in starts.items():
+            found[place][name] = kept[place].basis(
+                name,
+                lambda start=start, k=k: wpca.optimize_basis(
+                    model, train, start, k, steps=steps, progress=False
+                ),
+            )
+    return found
 
 
 def excess(value: float) -> str:
@@ -133,9 +143,49 @@ def table(
             relative[name] = pair
             shown = [f"{e:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in pair]
             lines.append(
-                f"| {name} | " + " | ".join([*cells, *shown, f"{seconds[name]:.1f}"]) + " |"
+                f"| {name} | "
+                + " | ".join([*cells, *shown, f"{seconds.get(name, 0.0):.1f}"])
+                + " |"
             )
     return lines, relative, bool(caught)
+
+
+def trained_rows(
+    model: Any,
+    heldout: Any,
+    place: str,
+    curves: AblationCurves,
+    alone: dict[str, wpca.Basis],
+    kept: Kept,
+) -> list[str]:
+    """The trained basis beside those of one rank alone, and beside the computed ones."""
+    if "trained" not in curves.scores:
+        return []
+    rows = [""]
+    for name, basis in alone.items():
+        k = basis.n_components
+        at = kept.curves(
+            f"curves {name}",
+            lambda name=name, basis=basis, k=k: wpca.ablation_curves(
+                model, heldout, {name: basis}, place, ranks=[k], progress=False
+            ),
+        )
+        own = at.scores[name][0] - at.baseline
+        nested = curves.scores["trained"][curves.ranks.index(k)] - curves.baseline
+        rows.append(
+            f"Trained for rank {k} alone: {excess(own)}; the basis for every rank has "
+            f"{nested / own:.2f} times that."
+        )
+    above = [
+        f"{name} at rank {k}"
+        for name in curves.scores
+        for k, difference in zip(curves.ranks, curves.difference(name, to="trained"), strict=True)
+        if difference.high < 0
+    ]
+    rows.append(
+        f"\nSignificantly below the trained basis (95%): {', '.join(above) or 'no basis at any rank'}."
+    )
+    return rows
 
 
 def summary(means: dict[str, list[tuple[float, float]]]) -> list[str]:
@@ -158,49 +208,75 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few stories, one hook point")
     parser.add_argument("--train", type=int, default=800, help="training stories")
     parser.add_argument("--heldout", type=int, default=300, help="held-out stories")
+    parser.add_argument("--bases", nargs="*", default=BASES, choices=BASES, help="only these")
+    parser.add_argument("--steps", type=int, default=400, help="of training; 0 leaves it out")
     parser.add_argument(
-        "--limit-steps", type=int, default=150, help="0 leaves the trained limit out"
+        "--alone", type=int, nargs="*", default=[16, 32], help="ranks to train alone as well"
+    )
+    parser.add_argument(
+        "--keep", type=Path, default=Path(".cache"), help="folder of what is done already"
     )
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.train, arguments.heldout, arguments.limit_steps = 64, 32, 0
+        arguments.train, arguments.heldout, arguments.steps = 64, 32, 0
     slips = not arguments.plain
     model = wpca.embedded.load_model(slips=slips)
     train = wpca.embedded.stories("train", arguments.train, slips=slips)
     heldout = wpca.embedded.stories("heldout", arguments.heldout, slips=slips)
     hook_points = arguments.hook or (HOOK_POINTS[1:2] if arguments.quick else HOOK_POINTS)
     pictured = HOOK_POINTS[2] if HOOK_POINTS[2] in hook_points else hook_points[-1]
+    folder = arguments.keep / ("bases-slips" if slips else "bases-plain")
+    kept = {place: Kept(folder / place) for place in hook_points}
+    n_path = min(300, arguments.train)
+    bases = {
+        place: bases_at(model, train, n_path, place, kept[place], arguments.bases)
+        for place in hook_points
+    }
+    starts = {
+        place: bases[place]["fisher"] for place in hook_points if place.endswith("resid_post")
+    }
+    alone: dict[str, dict[str, wpca.Basis]] = {}
+    if arguments.steps:
+        trained = train_bases(
+            model, train, starts, kept, steps=arguments.steps, ranks=arguments.alone
+        )
+        for place, found in trained.items():
+            bases[place]["trained"] = found.pop("trained")
+            alone[place] = found
     lines: list[str] = []
     means: dict[str, list[tuple[float, float]]] = {}
-    for hook_point in hook_points:
-        bases, seconds = bases_at(model, train, min(300, arguments.train), hook_point)
-        width = bases["pca"].width
-        curves = wpca.ablation_curves(
-            model,
-            heldout,
-            bases,
-            hook_point,
-            ranks=[i * width // 8 for i in range(1, 8)],
-            progress=False,
+    for place in hook_points:
+        width = bases[place]["pca"].width
+        parts = [
+            kept[place].curves(
+                f"curves {name}",
+                lambda name=name, basis=basis, place=place, width=width: wpca.ablation_curves(
+                    model,
+                    heldout,
+                    {name: basis},
+                    place,
+                    ranks=[i * width // 8 for i in range(1, 8)],
+                    progress=False,
+                ),
+            )
+            for name, basis in bases[place].items()
+        ]
+        curves = replace(
+            parts[0], per_sequence={n: c for part in parts for n, c in part.per_sequence.items()}
         )
-        residual = hook_point.endswith("resid_post")
-        rows, relative, floored = table(curves, seconds)
-        if residual:
+        rows, relative, floored = table(curves, kept[place].seconds)
+        if place in starts:
             for name, pair in relative.items():
                 means.setdefault(name, []).append(pair)
-        if arguments.limit_steps and residual:
-            trained, below = limit(model, train, heldout, bases, curves, arguments.limit_steps)
-            cells = " | ".join(excess(e) for e in trained)
-            rows.append(f"| trained limit | {cells} | | | |")
-            rows.append(
-                "\nSignificantly below the trained limit (95%): "
-                f"{', '.join(below) or 'no computed basis'}."
-            )
-        rows.append(f"\nCollection shared by all: {seconds['collect']:.1f} s.")
-        lines += folded(f"`{hook_point}`", [*rows, *([FLOORED] if floored else [])])
-        print("\n".join(["", hook_point, *rows]), flush=True)
-        if arguments.picture and hook_point == pictured:
-            curves.plot().savefig(arguments.picture)
+            rows += trained_rows(model, heldout, place, curves, alone.get(place, {}), kept[place])
+        lines += folded(f"`{place}`", [*rows, *([FLOORED] if floored else [])])
+        print("\n".join(["", place, *rows]), flush=True)
+        if arguments.picture and place == pictured:
+            shown = [
+                n for n in ("pca", "weighted", "fisher", "joint", "trained") if n in curves.scores
+            ]
+            curves.plot(names=shown).savefig(arguments.picture)
+    print("\n".join(summary(means)))
     if arguments.out:
         write_after_mark(arguments.out, [*summary(means), *lines, "", made_on()])
 

@@ -17,18 +17,21 @@ import importlib.util
 import os
 import random
 import tempfile
-import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 from bases import FLOORED, summary, table
+from helpers.kept import Kept
 from helpers.page import folded, made_on, write_after_mark
 
 import tl_weighted_pca as wpca
 
 HOOK_POINTS = [f"blocks.{layer}.hook_resid_post" for layer in (5, 15, 25)]
+BASES = ["pca", "weighted", "fisher", "joint", "path", "path, twice", "trained", "random"]
 SHARE = 0.8
 """Of the topics, to make bases from."""
 
@@ -65,73 +68,138 @@ def sequences(tokenizer: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return parts[0], parts[1]
 
 
+def bases_at(
+    model: Any,
+    train: torch.Tensor,
+    hook_point: str,
+    kept: Kept,
+    options: dict[str, Any],
+    names: Sequence[str],
+    steps: int,
+    path: int,
+) -> dict[str, wpca.Basis]:
+    """Bases of some names at a hook point; what is kept is not made again."""  # fmt: skip
+    objectives = {"loss": wpca.next_token_loss, "fisher": wpca.sampled_token_loss(1)}
+    needed = ["fisher", "loss"] if "weighted" in names else ["fisher"]
+    stats = {
+        name: kept.collection(
+            f"collect {name}",
+            lambda name=name: wpca.collect(
+                model, train, hook_point, objective=objectives[name], **options
+            ),
+        )[hook_point]
+        for name in needed
+    }
+    fisher = stats["fisher"]
+
+    def joint() -> wpca.Basis:
+        pairs = wpca.stream_pairs(
+            model, train, hook_point, objective=objectives["fisher"],
+            positions=options["positions"], batch_size=options["batch_size"],
+        )  # fmt: skip
+        return wpca.joint_pca(fisher, pairs, steps=200)
+
+    def along(*starts: str) -> wpca.Basis:
+        metrics = [
+            wpca.path_metric(model, train[:path], hook_point, bases[start], **options)
+            for start in starts
+        ]
+        return wpca.metric_pca(fisher, sum(metrics[1:], metrics[0]))
+
+    makers = {
+        "pca": lambda: wpca.pca(fisher),
+        "random": lambda: wpca.random_basis(fisher),
+        "fisher": lambda: wpca.metric_pca(fisher),
+        "weighted": lambda: wpca.weighted_pca(stats["loss"]),
+        "joint": joint,
+        "path": lambda: along("pca"),
+        "path, twice": lambda: along("pca", "path"),
+        "trained": lambda: wpca.optimize_basis(
+            model, train, bases["fisher"], steps=steps, **options | {"progress": True}
+        ),
+    }
+    bases: dict[str, wpca.Basis] = {}
+    for name, make in makers.items():
+        if name in names:
+            bases[name] = kept.basis(name, make)
+    return bases
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the tables here, as Markdown")
-    parser.add_argument("--picture", type=Path, help="write the picture of the middle layer here")
-    parser.add_argument("--train", type=int, default=120, help="sequences to make bases from")
-    parser.add_argument(
-        "--path", type=int, default=20, help="of these, for path_metric; 0 leaves it out"
-    )
-    parser.add_argument("--heldout", type=int, default=12, help="sequences to ablate on")
+    parser.add_argument("--picture", type=Path, help="write the picture of the last layer here")
+    parser.add_argument("--train", type=int, default=313, help="sequences to make bases from")
+    parser.add_argument("--path", type=int, default=20, help="of these, for path_metric")
+    parser.add_argument("--steps", type=int, default=160, help="of training, 4 sequences each")
+    parser.add_argument("--heldout", type=int, default=100, help="sequences to ablate on")
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--hook", action="append", help="only at this hook point")
+    parser.add_argument("--bases", nargs="*", default=BASES, choices=BASES, help="only these")
     parser.add_argument("--quick", action="store_true", help="few sequences, one hook point")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=Path(".cache/real_model"),
+        help="folder of what is done already",
+    )
     arguments = parser.parse_args()
     hook_points = arguments.hook or HOOK_POINTS
     if arguments.quick:
-        arguments.train, arguments.path, arguments.heldout = 8, 2, 2
+        arguments.train, arguments.path, arguments.heldout, arguments.steps = 8, 2, 2, 2
+        arguments.keep = arguments.keep / "quick"
         hook_points = hook_points[-1:]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     model = smollm2()
     train, heldout = sequences(model.tokenizer, arguments.length)
     train, heldout = train[: arguments.train], heldout[: arguments.heldout]
     options: dict[str, Any] = {"positions": slice(1, None), "batch_size": 4, "progress": False}
-
-    start = time.perf_counter()
-    objectives = {"loss": wpca.next_token_loss, "fisher": wpca.sampled_token_loss(1)}
-    stats = wpca.collect(model, train, hook_points, objective=objectives, **options)
-    collected = time.perf_counter() - start
     lines: list[str] = []
     means: dict[str, list[tuple[float, float]]] = {}
     for hook_point in hook_points:
-        loss, fisher = stats["loss"][hook_point], stats["fisher"][hook_point]
-        bases = {
-            "pca": wpca.pca(fisher),
-            "weighted": wpca.weighted_pca(loss),
-            "fisher": wpca.metric_pca(fisher),
-        }
-        seconds = dict.fromkeys(bases, 0.0)
-        start = time.perf_counter()
-        pairs = wpca.stream_pairs(
-            model, train, hook_point, objective=objectives["fisher"],
-            positions=options["positions"], batch_size=options["batch_size"],
-        )  # fmt: skip
-        bases["joint"] = wpca.joint_pca(fisher, pairs, steps=200)
-        seconds["joint"] = time.perf_counter() - start
-        metric: wpca.Metric | None = None
-        rounds = (("path", "pca"), ("path, twice", "path")) if arguments.path else ()
-        for name, basis in rounds:
-            start = time.perf_counter()
-            few = train[: arguments.path]
-            found = wpca.path_metric(model, few, hook_point, bases[basis], **options)
-            metric = found if metric is None else metric + found
-            bases[name] = wpca.metric_pca(fisher, metric)
-            seconds[name] = time.perf_counter() - start
+        kept = Kept(arguments.keep / hook_point)
+        bases = bases_at(
+            model,
+            train,
+            hook_point,
+            kept,
+            options,
+            arguments.bases,
+            arguments.steps,
+            arguments.path,
+        )
         d = bases["pca"].width
         ranks = [d // 32, d // 16, *(i * d // 8 for i in (1, 2, 3, 4, 6))]
-        curves = wpca.ablation_curves(model, heldout, bases, hook_point, ranks=ranks, **options)
-        rows, relative, floored = table(curves, seconds)
+        parts = [
+            kept.curves(
+                f"curves {name} {arguments.heldout}",
+                lambda one={name: basis}, place=hook_point, at=ranks: wpca.ablation_curves(
+                    model, heldout, one, place, ranks=at, **options
+                ),
+            )
+            for name, basis in bases.items()
+        ]
+        curves = replace(
+            parts[0], per_sequence={n: c for part in parts for n, c in part.per_sequence.items()}
+        )
+        rows, relative, floored = table(curves, kept.seconds)
+        if "trained" in bases and "fisher" in bases:
+            below = [
+                str(k)
+                for k, e in zip(ranks, curves.difference("trained", to="fisher"), strict=True)
+                if e.high < 0
+            ]
+            rows.append(f"\nTrained significantly below Fisher (95%) at ranks {', '.join(below)}.")
         lines += folded(f"`{hook_point}`", [*rows, *([FLOORED] if floored else [])])
         for name, pair in relative.items():
             means.setdefault(name, []).append(pair)
         print("\n".join(["", hook_point, *rows]), flush=True)
-        if arguments.picture and hook_point == hook_points[len(hook_points) // 2]:
+        if arguments.picture and hook_point == hook_points[-1]:
             curves.plot().savefig(arguments.picture)
     said = (
-        f"{train.numel():,} tokens for the bases ({arguments.path * arguments.length:,} of them for the path "
-        f"metric), {heldout.numel():,} others to ablate on. Collection for all hook points and both "
-        f"objectives: {collected:.0f} s."
+        f"{train.numel():,} tokens for the bases ({arguments.steps} steps of 4 sequences for the trained "
+        f"one, {arguments.path * arguments.length:,} tokens for the path metric), {heldout.numel():,} others "
+        "to ablate on."
     )
     print("\n".join([*summary(means), "", said]))
     if arguments.out:

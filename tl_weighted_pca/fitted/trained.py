@@ -12,6 +12,7 @@ d is the identity at every step.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
@@ -20,16 +21,19 @@ import torch
 from tl_weighted_pca.ablation.scores import Score, Scorer
 from tl_weighted_pca.bases.basis import Basis, check_bases
 from tl_weighted_pca.data.batches import Batch, batches
-from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.positions import Positions, checked_positions
 from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.fitted.kept_runs import KeptRuns
 from tl_weighted_pca.fitted.processes import Processes
 from tl_weighted_pca.fitted.training import Training, evaluated
+from tl_weighted_pca.fitted.training_checkpoint import TrainingCheckpoint
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.accumulator import NonFiniteError
+from tl_weighted_pca.objectives.losses import objective_name
+from tl_weighted_pca.support.digest import digest_of
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 _EVALUATIONS = 4
@@ -40,13 +44,15 @@ _EVALUATIONS = 4
 def optimize_basis(
     model: Any, data: Any, basis: Basis, k: int | None = ..., *, hook_point: str | None = ...,
     loss: Score = ..., steps: int = ..., lr: float | None = ..., positions: Positions = ...,
-    batch_size: int = ..., max_tokens: int | None = ..., seed: int = ..., progress: bool = ...,
+    batch_size: int = ..., max_tokens: int | None = ..., seed: int = ...,
+    checkpoint: str | os.PathLike[str] | None = ..., checkpoint_every: int = ..., progress: bool = ...,
 ) -> Basis: ...  # fmt: skip
 @overload
 def optimize_basis(
     model: Any, data: Any, basis: Mapping[str, Basis], k: int | None = ..., *, hook_point: None = ...,
     loss: Score = ..., steps: int = ..., lr: float | None = ..., positions: Positions = ...,
-    batch_size: int = ..., max_tokens: int | None = ..., seed: int = ..., progress: bool = ...,
+    batch_size: int = ..., max_tokens: int | None = ..., seed: int = ...,
+    checkpoint: str | os.PathLike[str] | None = ..., checkpoint_every: int = ..., progress: bool = ...,
 ) -> dict[str, Basis]: ...  # fmt: skip
 
 
@@ -64,6 +70,8 @@ def optimize_basis(
     batch_size: int = 16,
     max_tokens: int | None = None,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 50,
     progress: bool = True,
 ) -> Basis | dict[str, Basis]:
     """argmin over E, D, μ of Σ_k KL(model ‖ model with f ↦ μ + (f − μ)E_kD_k) / that of the start.
@@ -88,6 +96,9 @@ def optimize_basis(
         batch_size: sequences a batch, each at a rank of its own.
         max_tokens: stop before exceeding so many tokens of data.
         seed: of the batches held out, the order and the ranks.
+        checkpoint: a file to go on from if it exists, and to write to: the basis is that of a run without
+            interruption, to the bit. One for each process, where several share the data.
+        checkpoint_every: steps between two writes.
         progress: show a progress bar, with the held-out excess relative to the start's.
 
     Returns:
@@ -98,7 +109,8 @@ def optimize_basis(
     Raises:
         TypeError: for a dict of other things than bases.
         ValueError: if k is outside 1..n_components, a basis for every rank is not complete, there are too
-            few batches to hold one out, or those held out have nothing to predict.
+            few batches to hold one out, or those held out have nothing to predict; for a checkpoint that
+            is damaged, or of other settings or data.
         NonFiniteError: where the score of the start is NaN or infinite.
     """
     starts = _starts(model, basis, k, hook_point)
@@ -106,8 +118,8 @@ def optimize_basis(
     seed = checked_count("seed", seed, least=0)
     scorer = Scorer(loss)
     every = list(batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False))
-    heldout, train = _split(every, steps, seed)
     processes = Processes.of(data)
+    heldout, train = _split(every, steps, seed, processes.count)
     with quiet(model, gradients=True):
         downstream = Downstream(model, list(starts), positions)
         trainings = [
@@ -119,9 +131,22 @@ def optimize_basis(
         ]  # fmt: skip
         held, runs = (KeptRuns(downstream, list(starts), part) for part in (heldout, train))
         _begin(trainings, held, scorer, processes)
+        first, file = 0, None
+        if checkpoint is not None:
+            asked = {
+                "model": made_at(model, "").weights, "data": digest_of(*(b.inputs for b in every)),
+                "starts": {place: start.digest for place, start in starts.items()}, "k": k,
+                "loss": objective_name(loss) if callable(loss) else loss, "steps": steps, "lr": lr,
+                "positions": str(checked_positions(positions)), "seed": seed,
+                "process": [processes.rank, processes.count],
+            }  # fmt: skip
+            file = TrainingCheckpoint(checkpoint, checkpoint_every, asked)
+            first = file.resume(trainings)
         judged = {steps * i // _EVALUATIONS for i in range(1, _EVALUATIONS + 1)}
         with progress_bar("Training", "step", steps, progress) as bar:
-            for step, number in zip(range(steps), _order(len(train), seed), strict=False):
+            bar.update(first)
+            order = itertools.islice(_order(len(train), seed), first, steps)
+            for step, number in enumerate(order, first):
                 run = runs.start(number)
                 for training in trainings:
                     training.step(run, step)
@@ -133,6 +158,8 @@ def optimize_basis(
                         "held-out excess " + ", ".join(training.said for training in trainings)
                     )
                 bar.update()
+                if file is not None:
+                    file.advance(trainings, step + 1, last=step + 1 == steps)
         made = {training.hook_point: training.basis() for training in trainings}
     return next(iter(made.values())) if isinstance(basis, Basis) else made
 
@@ -168,7 +195,9 @@ def _starts(
     return starts
 
 
-def _split(every: Sequence[Batch], steps: int, seed: int) -> tuple[list[Batch], list[Batch]]:
+def _split(
+    every: Sequence[Batch], steps: int, seed: int, n_processes: int = 1
+) -> tuple[list[Batch], list[Batch]]:
     """Batches to hold out and batches to train on: a fifth, or what costs half as much as training."""
     if len(every) < 2:
         raise ValueError("There is one batch; pass at least two, one to train on and one held out.")
@@ -176,7 +205,9 @@ def _split(every: Sequence[Batch], steps: int, seed: int) -> tuple[list[Batch], 
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).tolist()
     # A step is three passes; an evaluation ten, one a rank; the start is evaluated too.
     affordable = steps * 3 // (2 * 10 * (_EVALUATIONS + 1))
-    at_least = -(-16 // len(every[0].inputs))  # sequences enough to tell noise from gain
+    at_least = -(
+        -16 // (len(every[0].inputs) * n_processes)
+    )  # sequences enough to tell noise from gain
     n_heldout = max(1, min(len(every) // 5, max(affordable, at_least)))
     return [every[i] for i in order[:n_heldout]], [every[i] for i in order[n_heldout:]]
 

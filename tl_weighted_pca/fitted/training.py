@@ -66,6 +66,8 @@ class Training:
         self.heldout: HeldOut
         self.optimiser: torch.optim.Adam
         self.best: State | None = None
+        self.latest: Tensor
+        """The scores that the ranks are weighted by."""
         self.lost = False
         """Whether the training has diverged."""
 
@@ -124,10 +126,11 @@ class Training:
         if isinstance(self.bottleneck, NestedBottleneck):
             curve = interpolated(self.ranks, self.heldout.scale(scores), self._used)
             self.bottleneck.even_out(eigenvalues(curve))
-        self._weigh(scores)
+        self.weigh(scores)
 
-    def _weigh(self, scores: Float[Tensor, "rank sequence"]) -> None:
+    def weigh(self, scores: Float[Tensor, "rank sequence"]) -> None:
         """Let every rank count by the inverse of its excess, so that equal ratios count alike."""
+        self.latest = scores
         if self.k is not None:
             self._weights = torch.ones(self.k + 1, dtype=torch.float64)
             return
@@ -197,7 +200,7 @@ class Training:
     def consider(self, scores: Float[Tensor, "rank sequence"], step: int) -> None:
         """Keep the present state if it is the best so far, and at no rank worse than the start."""
         if bool(scores.isfinite().all()):
-            self._weigh(scores)
+            self.weigh(scores)
         relative = self.heldout.relative(scores)
         before = 1.0 if self.best is None else self.heldout.relative(self.best.scores)
         if not relative < before or self.heldout.worse(scores):  # NaN is not below

@@ -1,0 +1,129 @@
+"""A training that is cut off and goes on, and one that several processes share."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tl_weighted_pca as wpca
+from tl_weighted_pca.fitted.training import Training
+
+HOOK = "blocks.1.hook_resid_post"
+OPTIONS = {"steps": 24, "batch_size": 8, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return wpca.embedded.stories("train", 48)
+
+
+@pytest.fixture(scope="module")
+def start(best_model, stories):
+    labels = wpca.sampled_token_loss()
+    stats = wpca.collect(best_model, stories, HOOK, objective=labels, progress=False)
+    return wpca.metric_pca(stats[HOOK])
+
+
+class CutOff(Exception):
+    pass
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Let the training fail at a step; None lets it run again."""
+    real = Training.step
+
+    def at(number):
+        def step(self, run, i):
+            if i == number:
+                raise CutOff
+            real(self, run, i)
+
+        monkeypatch.setattr(Training, "step", step)
+
+    return at
+
+
+@pytest.mark.parametrize("k", [None, 16])
+def test_cut_off_and_resumed_it_is_the_same_to_the_bit(
+    best_model, stories, start, cut_off, tmp_path, k
+):
+    whole = wpca.optimize_basis(best_model, stories, start, k, **OPTIONS)
+    assert whole.method == "optimize_basis"
+    options = OPTIONS | {"checkpoint": tmp_path / "training", "checkpoint_every": 5}
+    for number in (
+        3,
+        5,
+        13,
+        19,
+    ):  # before the first file, just after it, after an evaluation, twice more
+        cut_off(number)
+        with pytest.raises(CutOff):
+            wpca.optimize_basis(best_model, stories, start, k, **options)
+    cut_off(None)
+    resumed = wpca.optimize_basis(best_model, stories, start, k, **options)
+    again = wpca.optimize_basis(best_model, stories, start, k, **options)  # of a file that is done
+    for basis in (resumed, again):
+        for name in ("encoder", "decoder", "center", "eigenvalues"):
+            assert torch.equal(getattr(basis, name), getattr(whole, name))
+
+
+def test_other_settings_or_data_are_refused(best_model, stories, start, tmp_path):
+    options = OPTIONS | {"steps": 4, "checkpoint": tmp_path / "training"}
+    with pytest.warns(UserWarning, match="the start is returned"):
+        wpca.optimize_basis(best_model, stories, start, lr=1e-12, **options)
+    with pytest.raises(ValueError, match="was made with lr=1e-12, but this run has lr=None"):
+        wpca.optimize_basis(best_model, stories, start, **options)
+    with pytest.raises(ValueError, match="was made with data="):
+        wpca.optimize_basis(best_model, stories.select(range(40)), start, lr=1e-12, **options)
+    (tmp_path / "training").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is not readable as what optimize_basis"):
+        wpca.optimize_basis(best_model, stories, start, lr=1e-12, **options)
+
+
+WORKER = """
+import sys
+import torch, torch.distributed as dist
+import tl_weighted_pca as wpca
+folder, rank = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+model = wpca.embedded.load_model(device="cpu").double()
+rows = torch.load(f"{folder}/rows")
+start = wpca.Basis.load(f"{folder}/start")
+trained = wpca.optimize_basis(model, wpca.shard(list(rows.split(4))), start, steps=12, progress=False)
+trained.save(f"{folder}/trained{rank}")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_train_what_one_trains_on_the_same_batches(stories, tmp_path):
+    # In float64: Adam's first steps are the signs of gradients, also of those that are rounding.
+    model = wpca.embedded.load_model(device="cpu").double()
+    rows = torch.tensor([row[:24] for row in stories["input_ids"]])
+    labels = wpca.sampled_token_loss()
+    start = wpca.metric_pca(wpca.collect(model, rows, HOOK, objective=labels, progress=False)[HOOK])
+    # Batch t of process p is that of one process, its rows 4p to 4p + 3.
+    alone = wpca.optimize_basis(model, list(rows.split(8)), start, steps=12, progress=False)
+    assert alone.method == "optimize_basis"
+    torch.save(rows, tmp_path / "rows")
+    start.save(tmp_path / "start")
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    running = [
+        subprocess.Popen(
+            [sys.executable, worker, tmp_path, str(rank)], cwd=Path(__file__).parents[2],
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    first, second = (wpca.Basis.load(tmp_path / f"trained{rank}") for rank in range(2))
+    assert torch.equal(first.encoder, second.encoder)
+    scale = float(alone.encoder.abs().max())
+    torch.testing.assert_close(first.encoder, alone.encoder, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(first.eigenvalues, alone.eigenvalues, rtol=1e-4, atol=1e-7)

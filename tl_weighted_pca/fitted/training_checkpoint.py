@@ -1,0 +1,127 @@
+"""A training under way, in a file that another process can go on from, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tl_weighted_pca.fitted.training import State, Training
+from tl_weighted_pca.support.files import (
+    check_writable,
+    reading,
+    remove_leftovers,
+    write_atomically,
+)
+from tl_weighted_pca.support.interrupts import uninterrupted
+from tl_weighted_pca.support.whole_numbers import checked_count
+
+_FORMAT = "tl_weighted_pca.Training/1"
+
+
+class TrainingCheckpoint:
+    """Parameters, Adam's moments, and the best state so far, of every training.
+
+    Args:
+        path: of the file; it may not exist yet.
+        every: steps between two writes.
+        settings: what was asked for, the data's digest included; a file of other settings is refused.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], every: int, settings: Mapping[str, Any]
+    ) -> None:
+        self.path = Path(path)
+        self._every = checked_count("checkpoint_every", every)
+        self._settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+
+    def resume(self, trainings: Sequence[Training]) -> int:
+        """Take up what the file holds, if there is one: the number of the next step.
+
+        Raises:
+            ValueError: if the file is no checkpoint, is damaged, or is one of other settings.
+            OSError: if a file could not be written there.
+        """
+        remove_leftovers(self.path)
+        check_writable(self.path)
+        if not self.path.exists():
+            return 0
+        with reading(self.path, _FORMAT, "optimize_basis(checkpoint=…)") as (tensors, metadata):
+            found = json.loads(metadata["settings"])
+            for key in sorted({*found, *self._settings}):
+                if found.get(key) != self._settings.get(key):
+                    raise ValueError(
+                        f"The checkpoint {str(self.path)!r} was made with {key}={found.get(key)!r}, but "
+                        f"this run has {key}={self._settings.get(key)!r}: use the same settings and data "
+                        "to go on, or another path to start anew."
+                    )
+            progress = json.loads(metadata["progress"])
+            for number, (training, theirs) in enumerate(
+                zip(trainings, progress["trainings"], strict=True)
+            ):
+                _restore(training, _of(tensors, f"{number}//"), theirs, progress["step"])
+            return int(progress["step"])
+
+    def advance(self, trainings: Sequence[Training], step: int, last: bool) -> None:
+        """So many steps are done: write, if it is time to."""
+        if step % self._every and not last:
+            return
+        tensors, told = {}, []
+        for number, training in enumerate(trainings):
+            for key, tensor in _tensors(training).items():
+                tensors[f"{number}//{key}"] = tensor
+            best = None if training.best is None else training.best.step
+            told.append({"best": best, "lost": training.lost})
+        metadata = {
+            "format": _FORMAT,
+            "settings": json.dumps(self._settings),
+            "progress": json.dumps({"step": step, "trainings": told}),
+        }
+        with uninterrupted():  # and so no temporary file is left behind
+            write_atomically(self.path, tensors, metadata)
+
+
+def _tensors(training: Training) -> dict[str, Tensor]:
+    """All of a training that its next steps depend on."""
+    found = {"latest": training.latest}
+    for name, parameter in training.bottleneck.parameters.items():
+        found[f"parameter//{name}"] = parameter
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if parameter in training.optimiser.state:
+                found[f"{moment}//{name}"] = training.optimiser.state[parameter][moment]
+    if training.best is not None:
+        found["best scores"] = training.best.scores
+        for name, parameter in training.best.parameters.items():
+            found[f"best//{name}"] = parameter
+    return found
+
+
+def _restore(
+    training: Training, tensors: dict[str, Tensor], told: dict[str, Any], step: int
+) -> None:
+    parameters = training.bottleneck.parameters
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[f"parameter//{name}"])
+        if f"exp_avg//{name}" in tensors:
+            training.optimiser.state[parameter] = {
+                moment: tensors[f"{moment}//{name}"].to(parameter)
+                for moment in ("exp_avg", "exp_avg_sq")
+            } | {"step": _count(step, parameter)}
+    training.lost = told["lost"]
+    training.weigh(tensors["latest"])
+    if told["best"] is not None:
+        best = {name: tensors[f"best//{name}"].to(p) for name, p in parameters.items()}
+        training.best = State(told["best"], best, tensors["best scores"])
+
+
+def _count(step: int, like: Tensor) -> Tensor:
+    """Adam's own count of its steps."""
+    return like.new_tensor(float(step), device="cpu", dtype=like.dtype).detach()
+
+
+def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
