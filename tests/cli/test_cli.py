@@ -25,17 +25,17 @@ from tl_weighted_pca.cli.errors import OneSentenceGroup
 from tl_weighted_pca.cli.tables import ablation_table, table
 from tl_weighted_pca.runs.manifest import read_manifest
 
-SMALL = ["--stories", "40", "--heldout", "20", "--no-progress"]
+SMALL = ["--stories", "40", "--heldout", "20", "--steps", "4", "--no-progress"]
 
 
 def test_the_demo_prints_a_table_and_writes_what_it_says(tmp_path):
-    result = run("demo", "--out", tmp_path / "out", *SMALL)
+    result = run("demo", "--all", "--out", tmp_path / "out", *SMALL)
     assert result.exit_code == 0, result.output
     assert "Fisher-" in result.output
     assert "Keeping 24 of 64 directions at blocks.2.hook_resid_post" in plain(result.output)
     table = pd.read_csv(tmp_path / "out" / "ablation.csv")
     assert set(table["rank"]) == {0, 8, 16, 24, 32, 40, 48, 56, 64}
-    assert len(set(table["basis"])) == 8 and {"joint PCA", "path-metric PCA"} < set(table["basis"])
+    assert len(set(table["basis"])) == 9 and {"joint PCA", "trained"} < set(table["basis"])
     full = table[table["rank"] == 64]["excess"]
     assert full.abs().max() < 1e-5
     assert (tmp_path / "out" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
@@ -52,6 +52,9 @@ def test_the_demo_of_stories_with_slips(tmp_path):
         out = tmp_path / ("slips" if slips else "plain")
         result = run("demo", *slips, "--out", out, *options)
         assert result.exit_code == 0, result.output
+        assert (out / "trained.safetensors").exists() and not (
+            out / "joint_pca.safetensors"
+        ).exists()
         losses[out.name] = pd.read_csv(out / "ablation.csv").set_index(["basis", "rank"])["score"]
         assert read_manifest(out)["model"]["name"] == ("gpt2-slips" if slips else "gpt2-stories")
     # Of its own stories, which have twice the entropy.

@@ -114,6 +114,11 @@ CASES = [
         {"hook_points": POINT, **{k: v for k, v in ARRIVED.items() if k != "progress"}},
     ),
     (
+        [*BASIS, "--method", "trained", "--steps", "9", "--seed", "11", *SLICED],
+        "fitted.trained:optimize_basis",
+        {**ARRIVED, "k": None, "steps": 9, "seed": 11},
+    ),
+    (
         ["ablate", "BASIS", *SLICED, "--ranks", "3,9", "--score", "kl", "--anywhere"],
         "ablation.node_ablation:ablation_curves",
         {**ARRIVED, "ranks": [3, 9], "score": "kl", "hook_point": POINT, "anywhere": True},
@@ -190,12 +195,13 @@ CASES = [
     (
         [
             "demo", "--hook", "blocks.1.hook_resid_post", "--stories", "9", "--heldout", "4",
-            "--ranks", "3,9", "--batch-size", "5", "--seed", "11", "--slips", "--no-progress",
+            "--ranks", "3,9", "--batch-size", "5", "--seed", "11", "--slips", "--no-progress", "--all",
+            "--steps", "7",
         ],
         "cli.demo_run:run_demo",
         {
             "hook_point": "blocks.1.hook_resid_post", "ranks": [3, 9], "batch_size": 5, "seed": 11,
-            "progress": False,
+            "progress": False, "every": True, "steps": 7,
         },
     ),
 ]  # fmt: skip

@@ -156,6 +156,19 @@ def test_the_joint_basis_is_of_each_objective(steps, tmp_path, best_model):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_the_trained_basis_starts_from_fisher_s(steps, tmp_path, best_model):
+    line = ["--method", "trained", "--steps", "4", *FEW, "--max-tokens", "2500", "--no-progress"]
+    works("basis", steps / "run", *line, "--out", tmp_path / "trained")
+    moments = wpca.Collection.load(steps / "run" / "moments.fisher.safetensors")[POINT]
+    expected = wpca.optimize_basis(
+        best_model, embedded.stories("train", 100), wpca.metric_pca(moments), steps=4, batch_size=16,
+        max_tokens=2500, progress=False,
+    )  # fmt: skip
+    (file,) = (tmp_path / "trained").glob("*.safetensors")
+    assert file.name == f"{POINT}.trained.safetensors"
+    torch.testing.assert_close(wpca.Basis.load(file).encoder, expected.encoder)
+
+
 def test_a_joint_basis_needs_gradients_that_can_be_had_again(tmp_path):
     works("collect", "--objective", "none", *FEW, "--hook", POINT, "--out", tmp_path / "run")
     line = ["basis", tmp_path / "run", "--method", "joint", *FEW, "--out", tmp_path / "no"]

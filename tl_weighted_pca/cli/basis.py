@@ -35,11 +35,12 @@ class Method(str, Enum):
     metric = "metric"
     path = "path"
     joint = "joint"
+    trained = "trained"
     random = "random"
 
 
 _OF_GRADIENTS = (Method.weighted, Method.gradient, Method.metric, Method.joint)
-_OF_A_FURTHER_PASS = (Method.path, Method.joint)
+_OF_A_FURTHER_PASS = (Method.path, Method.joint, Method.trained)
 
 
 @command(max_tokens=20_000)
@@ -56,8 +57,9 @@ def basis(
         typer.Option(
             help="Which basis: 'pca'; 'weighted' PCA; 'gradient' PCA; 'metric' PCA in the gradients' "
             "second moment (of 'fisher' gradients, the Fisher metric); 'path' (PCA in the metric met "
-            "along PCA's ablations); 'joint' (of the pairs of activation and gradient); 'random'. May be "
-            "repeated. By default all that need no model but 'gradient'."
+            "along PCA's ablations); 'joint' (of the pairs of activation and gradient); 'trained' (through "
+            "the model, from 'metric'); 'random'. May be repeated. By default all that need no model but "
+            "'gradient'."
         ),
     ] = None,
     hook: Annotated[
@@ -79,6 +81,9 @@ def basis(
             help="Rounds of 'path': each later one follows the basis of those before, and all count.",
         ),
     ] = 1,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of 'trained': batches to train on, over and over.")
+    ] = 400,
     how: PassOptions,
     seed: Seed = 0,
 ) -> None:
@@ -86,9 +91,10 @@ def basis(
     a picture of their eigenvalues.
 
     Of a folder with several objectives, a method that uses gradients gives a
-    basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path' and
-    'joint' need the model and the data, once more; their --positions are by
-    default those of the moments.
+    basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path',
+    'joint' and 'trained' need the model and the data, once more; their
+    --positions are by default those of the moments. 'trained' wants many tokens:
+    raise --max-tokens.
 
     \b
     Examples:
@@ -97,6 +103,8 @@ def basis(
       tl-weighted-pca basis run --method path --rounds 2 --out path
       tl-weighted-pca basis run/moments.fisher.safetensors --method metric \\
           --method joint --out fisher
+      tl-weighted-pca basis run/moments.fisher.safetensors --method trained \\
+          --max-tokens 100000 --out trained
     """
     from tl_weighted_pca.plots import eigenvalue_spectra
 
@@ -117,9 +125,10 @@ def basis(
             makers |= {
                 Method.path: partial(again.path, center=about, damping=damping, rounds=rounds),
                 Method.joint: partial(again.joint, center=about, seed=seed),
+                Method.trained: partial(again.trained, center=about, steps=steps, seed=seed),
             }
         else:
-            reason = "is for --method path or joint, and neither is asked for: leave it out."
+            reason = "is for --method path, joint or trained, and none is asked for: leave it out."
             output.refuse([*vars(text), "positions"], reason)
         made = {name: job() for name, job in _jobs(asked, makers, found, names).items()}
         for name, one in made.items():
@@ -214,7 +223,9 @@ def _jobs(
     jobs: dict[str, Callable[[], Basis]] = {}
     for method in asked:
         for label, collection in found.items():
-            # What uses no gradients is the same under every objective.
+            # What uses no gradients is the same under every objective. Fisher's are what to train from.
+            if method == Method.trained and label != "fisher" and "fisher" in found:
+                continue
             end = f"-{label}" if len(found) > 1 and method in _OF_GRADIENTS else ""
             for name in names:
                 make = partial(makers[method], collection[name])

@@ -36,6 +36,12 @@ def demo(
         bool,
         typer.Option("--slips", help="Use the noisy stories and the model trained on them."),
     ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Uncentred, path-metric and joint PCA, too.")
+    ] = False,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the trained basis: batches of 16 stories to train on.")
+    ] = 100,
     ranks: Ranks = "",
     batch_size: BatchSize = 64,
     model_class: Annotated[
@@ -60,7 +66,7 @@ def demo(
     from tl_weighted_pca import embedded
     from tl_weighted_pca.cli.demo_run import run_demo
 
-    steps = parsed_ranks(ranks)
+    chosen = parsed_ranks(ranks)
     source = ModelOptions("embedded-slips" if slips else "embedded", model_class)
     with output.folder() as run:
         found = run_demo(
@@ -68,7 +74,9 @@ def demo(
             embedded.stories("train", stories, slips=slips),
             embedded.stories("heldout", heldout, slips=slips),
             hook,
-            ranks=steps,
+            every=every,
+            steps=steps,
+            ranks=chosen,
             batch_size=batch_size,
             seed=seed,
             progress=progress,

@@ -13,6 +13,8 @@ from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.principal_components import metric_pca, pca, random_basis, weighted_pca
 from tl_weighted_pca.fitted.joint import joint_pca
 from tl_weighted_pca.fitted.path_gradients import path_metric
+from tl_weighted_pca.fitted.trained import optimize_basis
+from tl_weighted_pca.moments.second_moment import Moments
 from tl_weighted_pca.objectives.losses import next_token_loss, sampled_token_loss
 from tl_weighted_pca.streaming.one_pass import collect
 from tl_weighted_pca.streaming.pairs import stream_pairs
@@ -62,32 +64,55 @@ def run_demo(
     heldout: Any,
     hook_point: str = "blocks.2.hook_resid_post",
     *,
+    every: bool = False,
+    steps: int = 100,
     ranks: Sequence[int] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = True,
 ) -> Demo:
-    """Collect on `train`, ablate on `heldout`, for eight bases at one hook point.
+    """Collect on `train`, ablate on `heldout`, for five bases at one hook point, or for nine.
 
     Args:
         model: a language model.
         train: a `datasets.Dataset` to make the bases from.
         heldout: data to score them on.
         hook_point: where.
+        every: uncentred, path-metric and joint PCA, too.
+        steps: of training the trained basis, 16 sequences each.
         ranks: how many components to keep; nine by default, from none to all.
         batch_size: sequences a batch.
-        seed: of the sampled labels and the random basis.
+        seed: of the sampled labels, the training and the random basis.
         progress: show progress bars.
     """
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     stats = collect(
         model,
         train,
         hook_point,
         objective={"loss": next_token_loss, "fisher": sampled_token_loss(seed=seed)},
-        batch_size=batch_size,
-        progress=progress,
+        **options,
     )
     loss, fisher = stats["loss"][hook_point], stats["fisher"][hook_point]
+    bases = {
+        "PCA": pca(loss),
+        "weighted PCA": weighted_pca(loss),
+        "Fisher-metric PCA": metric_pca(fisher),
+    }
+    if every:
+        bases |= _others(model, train, loss, fisher, batch_size, seed)
+    bases["trained"] = optimize_basis(
+        model, train, bases["Fisher-metric PCA"], steps=steps, seed=seed, progress=progress
+    )
+    bases["random"] = random_basis(loss, seed=seed)
+    return Demo(ablation_curves(model, heldout, bases, hook_point, ranks=ranks, **options), bases)
+
+
+def _others(
+    model: Any, train: Any, loss: Moments, fisher: Moments, batch_size: int, seed: int
+) -> dict[str, Basis]:
+    """The bases that `--all` adds."""
+    hook_point = loss.provenance.hook_point
 
     def first(n: int) -> Any:
         return train.select(range(min(n, len(train))))
@@ -102,17 +127,9 @@ def run_demo(
         objective=sampled_token_loss(seed=seed),
         batch_size=batch_size,
     )
-    bases = {
-        "PCA": pca(loss),
+    return {
         "PCA, uncentred": pca(loss, center=False),
-        "weighted PCA": weighted_pca(loss),
         "weighted PCA, uncentred": weighted_pca(loss, center=False),
-        "Fisher-metric PCA": metric_pca(fisher),
         "path-metric PCA": metric_pca(loss, metric),
         "joint PCA": joint_pca(fisher, pairs, shrinkage=0.5, steps=200, seed=seed),
-        "random": random_basis(loss, seed=seed),
     }
-    curves = ablation_curves(
-        model, heldout, bases, hook_point, ranks=ranks, batch_size=batch_size, progress=progress
-    )
-    return Demo(curves, bases)

@@ -1,4 +1,4 @@
-"""One more pass over the text: what 'path' and 'joint' need beyond the moments."""
+"""More passes over the text: what 'path', 'joint' and 'trained' need beyond the moments."""
 
 from __future__ import annotations
 
@@ -78,6 +78,14 @@ class FurtherPass:
         progress = self.options["progress"]
         pairs = self._pairs(moments, seed)
         return joint_pca(moments, pairs, center=center, seed=seed, progress=progress)
+
+    def trained(self, moments: Moments, *, center: Any, steps: int, seed: int) -> Basis:
+        """The basis trained through the model, from that in the gradients' metric, or from PCA's."""
+        from tl_weighted_pca.bases.principal_components import metric_pca, pca
+        from tl_weighted_pca.fitted.trained import optimize_basis
+
+        start = (pca if moments.gradient is None else metric_pca)(moments, center=center)
+        return optimize_basis(self.model, self.data, start, steps=steps, seed=seed, **self.options)
 
     def _pairs(self, moments: Moments, seed: int) -> Iterator[dict[str, Pairs]]:
         from tl_weighted_pca.data.batches import Batch, batches
