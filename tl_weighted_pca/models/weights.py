@@ -84,8 +84,8 @@ def model_weights(
         known, found = range(len(listed)), listed
     else:
         raise TypeError(
-            f"The model is a {type(model).__name__} without `blocks` and `unembed`; expected a language model "
-            "of one stack of blocks (no encoder and decoder) or a module with weights(): pass "
+            f"The model is a {type(model).__name__} without `blocks` and `unembed`; expected a language "
+            "model of one stack of blocks (no encoder and decoder) or a module with weights(): pass "
             "layers=[Weight(...), ...] instead, one for each matrix."
         )
     if layers is None:

@@ -51,8 +51,9 @@ def target_losses(run: Run) -> Float[Tensor, "batch pos-1"]:
         targets = targets.masked_fill(~F.pad(counted, (0, 1)), _NO_TARGET)
     if int(targets.max()) >= logits.shape[-1]:  # on a GPU it would fail beyond repair
         raise ValueError(
-            f"The data holds token {int(targets.max())}, but the model predicts only "
-            f"0..{logits.shape[-1] - 1}: pass an objective of your own, or a model that predicts its whole vocabulary."
+            f"The data holds token {int(targets.max())}, but the model predicts "
+            f"only 0..{logits.shape[-1] - 1}: pass an objective of your own, or a model that predicts "
+            "its whole vocabulary."
         )
     losses = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=_NO_TARGET
