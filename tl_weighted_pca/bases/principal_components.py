@@ -268,10 +268,10 @@ def _in_metric(covariance: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tens
     complement = torch.linalg.qr(encoder, mode="complete").Q[:, used:]
     left_over = remainder @ complement
     _, rotation = _descending(left_over.mT @ covariance @ left_over)
-    rest = complement @ rotation
+    W = complement @ rotation
     return (
-        torch.cat([encoder, remainder @ rest], dim=1),
-        torch.cat([decoder, rest.mT], dim=0),
+        torch.cat([encoder, remainder @ W], dim=1),
+        torch.cat([decoder, W.mT], dim=0),
         torch.cat([eigenvalues[:used], eigenvalues.new_zeros(width - used)]),
         eigenvalues[:used].sum(),
     )

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import transformer_lens
+from einops import repeat
 from torch import Tensor
 from torch.utils._contextlib import _DecoratorContextManager
 
@@ -159,4 +160,5 @@ def _bridge_QK(attention: Any) -> transformer_lens.FactoredMatrix:
 
 def _each_head(grouped: Tensor, like: Tensor) -> Tensor:
     """Repeat the weights that a group of query heads shares (grouped-query attention) for each of them."""
-    return grouped.repeat_interleave(like.shape[0] // grouped.shape[0], dim=0)
+    per_group = like.shape[0] // grouped.shape[0]
+    return repeat(grouped, "group d_in d_out -> (group head) d_in d_out", head=per_group)
