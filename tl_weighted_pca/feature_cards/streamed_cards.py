@@ -25,7 +25,7 @@ from tl_weighted_pca.feature_cards.single_ablation import single_ablations
 from tl_weighted_pca.feature_cards.token_text import TokenText
 from tl_weighted_pca.models.fingerprint import made_at, model_name
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.hook_points import hooked, resolve_one
+from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.streaming.recorder import Recorder
 from tl_weighted_pca.support.whole_numbers import checked_count, checked_counts
 
@@ -125,7 +125,7 @@ def cards(
         )  # fmt: skip
         sinks = {name: Latest() for name in (place, there)}
         recorder = Recorder(sinks, {}, None)
-        with hooked(model, recorder.hooks(model)):
+        with recorder.attached(model):
             for batch in batches(data, batch_size, max_tokens=max_tokens):
                 recorder.run(model, batch)
                 activations = {name: sink.taken() for name, sink in sinks.items()}

@@ -12,7 +12,13 @@ from torch import Tensor
 from tl_weighted_pca.data.batches import Batch
 from tl_weighted_pca.data.positions import Positions, checked_positions, selected
 from tl_weighted_pca.models.frozen import check_tokens, device_of, run_model
-from tl_weighted_pca.models.hook_points import check_activation, has_hooks, hooked
+from tl_weighted_pca.models.hook_points import (
+    check_activation,
+    first_seen,
+    has_hooks,
+    hooked,
+    never_fired,
+)
 from tl_weighted_pca.models.run import Run
 
 Edit = Callable[[Tensor], Tensor]
@@ -79,23 +85,23 @@ class Downstream:
 
         residuals = [entry.residual for entry in self._entries.values()]
         names = dict.fromkeys([*self._names, *residuals])
-        with hooked(self._model, [(name, keep(name)) for name in names]):
+        with (
+            hooked(self._model, [(name, keep(name)) for name in names]),
+            first_seen(self._model, () if self._checked else self._names) as first,
+        ):
             output = run_model(self._model, inputs, mask)
         is_tokens = inputs.ndim == 2 and not inputs.is_floating_point()
         n_positions = inputs.shape[1] if is_tokens else None
         for name in self._names:
             if name not in seen:
-                raise ValueError(
-                    f"Hook point {name!r} never fired in a forward pass of this model: "
-                    "nothing goes through it; choose another."
-                )
+                raise ValueError(never_fired(self._model, name))
             check_activation(name, seen[name], len(inputs), n_positions)
         self._run = Run(output, inputs, mask, batch.sequence_index)
         self._order = list(seen)
         self._residuals = {name: seen[name] for name in residuals if name in seen}
         if not self._checked:
             for name in self._names:
-                self._check_feeds(name)
+                self._check_feeds(name, first[name])
             self._checked = True
         return self._run
 
@@ -175,11 +181,12 @@ class Downstream:
         alike = torch.equal(again.isfinite(), output.isfinite())
         return alike and torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
-    def _check_feeds(self, name: str) -> None:
+    def _check_feeds(self, name: str, first: str) -> None:
         """Raise unless what the hook hands on is what all the rest of the model reads.
 
-        An edit is handed on as a copy, then made in place as well. Where the two outputs differ,
-        something reads the tensor past the hook: at the bridge's `hook_resid_mid`, the skip path.
+        An edit is handed on as a copy, then made in place as well, where the same tensor is seen `first`.
+        Where the two outputs differ, something reads the tensor past the hook: at the bridge's
+        `hook_resid_mid`, the skip path; at its `attn.v.hook_in`, Q and K.
         """
         reference = self._run.output
         if not isinstance(reference, Tensor):
@@ -202,13 +209,16 @@ class Downstream:
             )
             if repeated or tensor.untyped_storage().data_ptr() in ours:
                 return shaken(tensor)
-            return tensor.copy_(shaken(tensor))
+            return tensor.copy_(shaken(tensor)).view_as(
+                tensor
+            )  # the same would be no edit to a norm
 
-        outputs = []
-        for hook in (copied, in_place):
+        def output(name: str, hook: Callable[..., Tensor]) -> Any:
             with hooked(self._model, [(name, hook)]):
-                outputs.append(run_model(self._model, self._run.inputs, self._run.mask))
-        reference, by_copy, in_place_too = _finite(reference, *outputs)
+                return run_model(self._model, self._run.inputs, self._run.mask)
+
+        everywhere = output(first, in_place)
+        reference, by_copy, in_place_too = _finite(reference, output(name, copied), everywhere)
         if not reference.numel() or not bool(reference.any()):
             return  # nothing to compare; a model that gives nothing but NaN is for its score to say
         effect = float((in_place_too - reference).abs().max())
@@ -220,10 +230,15 @@ class Downstream:
                 f"hands on there changes nothing. Ablate at {_alternatives(self._model, name)}."
             )
         if float((by_copy - in_place_too).abs().max()) > 1e-2 * max(effect, handed_on):
+            best, here = _alternatives(self._model, name), type(self._model).__name__
+            past = "a skip path goes past it"
+            if first != name:
+                past = f"{first!r} sees it first, and others read it too"
+                if torch.equal(output(first, copied), everywhere):
+                    best = f"{first!r}, which feeds them all"
             raise ValueError(
-                f"Hook point {name!r} feeds only a part of what reads that activation on this "
-                f"{type(self._model).__name__}: a skip path goes past it, so an ablation there would not "
-                f"ablate. Ablate at {_alternatives(self._model, name)}."
+                f"Hook point {name!r} feeds only a part of what reads that activation on this {here}: "
+                f"{past}, so an ablation there would not ablate. Ablate at {best}."
             )
 
 

@@ -27,7 +27,7 @@ def quiet(model: Any, *, gradients: bool) -> Iterator[None]:
         ValueError: for gradients of a model that was loaded inside inference mode.
     """
     modes = [(module, module.training) for module in _modules(model)]
-    flags = [(parameter, parameter.requires_grad) for parameter in _parameters(model)]
+    flags = [(parameter, parameter.requires_grad) for parameter in parameters_of(model)]
     if gradients and any(parameter.is_inference() for parameter, _ in flags):
         raise ValueError(
             "The model was loaded inside torch.inference_mode, and no gradient can pass through it: load "
@@ -61,7 +61,7 @@ def _modules(model: Any) -> list[nn.Module]:
     return list({id(module): module for module in found}.values())
 
 
-def _parameters(model: Any) -> list[nn.Parameter]:
+def parameters_of(model: Any) -> list[nn.Parameter]:
     """Every parameter once, whatever the model's own `parameters()` leaves out."""
     found = (p for module in _modules(model) for p in module.parameters(recurse=False))
     return list({id(parameter): parameter for parameter in found}.values())
@@ -120,7 +120,7 @@ def _vocabulary(model: Any) -> int | None:
 
 def device_of(model: Any) -> torch.device:
     """Where the model's first parameter lies; the CPU for a model without any."""
-    parameters = _parameters(model)
+    parameters = parameters_of(model)
     return parameters[0].device if parameters else torch.device("cpu")
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
+from weakref import ReferenceType, ref
 
 from torch import Tensor
 
@@ -113,6 +114,60 @@ def hooked(model: Any, hooks: Sequence[tuple[str, Callable[..., Any]]]) -> Itera
         if attached:
             with uninterrupted():
                 manager.__exit__(None, None, None)
+
+
+def _what_passes(see: Callable[[Any], Any], point: Any, inputs: Any, output: Any) -> Any:
+    return see(output)
+
+
+@contextmanager
+def passing(
+    points: Mapping[str, Any], seeing: Mapping[str, Callable[[Any], Any]]
+) -> Iterator[None]:
+    """Show what passes hook points as the model has it, before a hook point converts it for hooks.
+
+    What a callable gives, unless it is None, is what the model goes on with.
+    """
+    handles: list[Any] = []
+    try:
+        with uninterrupted():
+            for name, see in seeing.items():
+                hook = partial(_what_passes, see)
+                handles.append(points[name].register_forward_hook(hook))
+        yield
+    finally:
+        with uninterrupted():
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def first_seen(model: Any, names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """While a model runs: by hook point, the first hook point that its very tensor passes."""
+    points, found = model.hook_dict, dict(zip(names, names, strict=True))
+    passed: list[tuple[str, ReferenceType[Any], int]] = []
+
+    def see(name: str, tensor: Any) -> None:
+        if not isinstance(tensor, Tensor):
+            return
+        now = 0 if tensor.is_inference() else tensor._version  # an edit makes it another
+        passed.append((name, ref(tensor), now))
+        for asked in names:
+            if points[asked] is points[name]:
+                earlier = (one for one, known, then in passed if known() is tensor and then == now)
+                found[asked] = asked if (first := next(earlier)) == name else first
+
+    watched = {id(point): name for name, point in reversed(points.items())} if names else {}
+    with passing(points, {name: partial(see, name) for name in watched.values()}):
+        yield found
+
+
+def never_fired(model: Any, name: str) -> str:
+    """Why a hook point that there is never fires, and what to do."""
+    return (
+        f"Hook point {name!r} never fired in a forward pass of this model: it exists, but "
+        "nothing goes through it; choose another (model.hook_dict lists them)."
+    )
 
 
 def check_activation(name: str, tensor: Any, n_sequences: int, n_positions: int | None) -> None:

@@ -166,6 +166,9 @@ class Provenance:
     weights: str = ""
     """Class and dtype of the model, and a digest of its weights, to be compared where these are the same."""
 
+    readers: str = ""
+    """Which readers the gradients count, where versions of this package differ in that; else empty."""
+
     def agrees_with(self, other: Provenance) -> bool:
         """Whether both say the same wherever both say anything."""
         return not self.differences(other)
@@ -176,6 +179,9 @@ class Provenance:
         # The same weights in another dtype or class have another digest.
         if self.weights.split()[:-1] != other.weights.split()[:-1]:
             mine["weights"] = ""
+        # Here empty is not unknown, once there are gradients.
+        if self.objective and other.objective:
+            mine["readers"], theirs["readers"] = self.readers or "some", other.readers or "some"
         return ", ".join(
             f"{name.replace('_', ' ')} {a!r} and {theirs[name]!r}"
             for name, a in mine.items()

@@ -68,6 +68,8 @@ class Checkpoint:
         self._seen = hashlib.blake2b(digest_size=16)
         self._n_batches = self._n_written = self._to_skip = 0
         self._expected = ""
+        self.recounted: frozenset[str] | None = frozenset()
+        """Hook points whose gradients count readers that earlier versions did not; None: it is of one."""
 
     def resume(self) -> None:
         """Take up what the file holds, if there is one.
@@ -100,6 +102,8 @@ class Checkpoint:
         check_writable(self.path)
         self._to_skip = self._n_written = position["n_batches"]
         self._expected = position["digest"]
+        known = metadata.get("recounted")
+        self.recounted = None if known is None else frozenset(json.loads(known))
 
     def skips(self, batch: Batch) -> bool:
         """Whether the file already holds this batch; batches come in their order.
@@ -113,8 +117,9 @@ class Checkpoint:
         self._see(batch)
         return self._n_batches <= self._to_skip
 
-    def advance(self) -> None:
+    def advance(self, recounted: frozenset[str] | None) -> None:
         """The batch is committed: write, if it is time to."""
+        self.recounted = recounted
         if self._n_batches - self._n_written >= self._every:
             self.write()
 
@@ -148,6 +153,7 @@ class Checkpoint:
             "settings": json.dumps(self._settings),
             "position": json.dumps(position),
             "counts": json.dumps(counts),
+            "recounted": json.dumps(sorted(self.recounted or ())),
         }
         with uninterrupted():  # and so no temporary file is left behind
             write_atomically(self.path, tensors, metadata)

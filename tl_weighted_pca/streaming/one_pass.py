@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from tl_weighted_pca.data.positions import Positions, checked_positions
 from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.models.fingerprint import fingerprint, made_at
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.hook_points import NamesFilter, hooked, resolve
+from tl_weighted_pca.models.hook_points import NamesFilter, resolve
 from tl_weighted_pca.models.recompute import recomputed
 from tl_weighted_pca.moments.accumulator import MomentAccumulator, SumsDtype
 from tl_weighted_pca.moments.collection import Collection
@@ -80,10 +80,11 @@ def collect(  # type: ignore[misc]
 
     F are the activations of one sequence at a hook point and g = ∂L(x)/∂F the gradients of its
     objective, summed over the sequence's positions and never averaged over the batch: the result
-    does not depend on batch size. Parameters get no gradients, the graph starts at the earliest hook
-    point, and each gradient is consumed as it arrives. The model runs in eval mode and is left as it
-    was, also after an exception or Ctrl-C; an exception then carries what was collected before it
-    as its attribute `collection`.
+    does not depend on batch size. F is the tensor that passes the hook point, and g counts everything
+    that reads it, whatever other hook points are collected. Parameters get no gradients, the graph
+    starts at the earliest hook point, and each gradient is consumed as it arrives. The model runs in
+    eval mode and is left as it was, also after an exception or Ctrl-C; an exception then carries what
+    was collected before it as its attribute `collection`.
 
     Args:
         model: a HookedTransformer, a TransformerBridge, or anything with `hook_dict` and `hooks()`.
@@ -151,13 +152,14 @@ def collect(  # type: ignore[misc]
         settings = gathered.to_agree_with(model, batch_size, max_tokens)
         file = Checkpoint(checkpoint, checkpoint_every, settings, gathered.accumulators)
         file.resume()
+        recorder.recounted = file.recounted
     blocks = recomputed(model, recorder.again) if recompute and needed else nullcontext()
     try:
         with (
             Progress(data, batch_size, max_tokens, progress) as bar,
             quiet(model, gradients=bool(needed)),
             blocks,
-            hooked(model, recorder.hooks(model)),
+            recorder.attached(model),
         ):
             for batch in batches(data, batch_size, max_tokens=max_tokens):
                 if file is not None and file.skips(batch):
@@ -168,7 +170,7 @@ def collect(  # type: ignore[misc]
                     _check_size(batch, sums_dtype)
                 recorder.run(model, batch)
                 if file is not None:
-                    file.advance()
+                    file.advance(recorder.recounted)
                 bar.advance(batch)
             if file is not None:
                 file.finish()
@@ -178,9 +180,9 @@ def collect(  # type: ignore[misc]
             )
     except BaseException as error:
         if any(each.n_sequences for each in gathered.accumulators.values()):
-            error.collection = gathered.result(objective)  # type: ignore[attr-defined]
+            error.collection = gathered.result(objective, recorder.recounted)  # type: ignore[attr-defined]
         raise
-    return gathered.result(objective)
+    return gathered.result(objective, recorder.recounted)
 
 
 def _check_size(batch: Batch, sums_dtype: SumsDtype) -> None:
@@ -271,13 +273,15 @@ class _Gathered:
             "code": codes_of(metrics | named),
         }
 
-    def result(self, objective: Any) -> Collection | dict[str, Collection]:
+    def result(
+        self, objective: Any, recounted: Set[str] | None
+    ) -> Collection | dict[str, Collection]:
         """The collection, or one for each objective of a dict."""
         if isinstance(objective, Mapping):
-            return {key: self._collection(key) for key in self.objectives}
-        return self._collection("")
+            return {key: self._collection(key, recounted or ()) for key in self.objectives}
+        return self._collection("", recounted or ())
 
-    def _collection(self, key: str) -> Collection:
+    def _collection(self, key: str, recounted: Container[str]) -> Collection:
         found = {}
         for name, asked in self.asked.items():
             graded = self.graded and key in self.objectives and asked.gradients
@@ -287,6 +291,7 @@ class _Gathered:
                 hook_point=name,
                 objective=what,
                 row_metric=row_metric_name(asked.row_metric),
+                readers="all" if graded and self.leader[name] in recounted else "",
             )
             moments = self.accumulators[self.leader[name]].result(key)
             found[name] = replace(moments, provenance=made)

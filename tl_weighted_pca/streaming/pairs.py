@@ -15,7 +15,7 @@ from tl_weighted_pca.data.batches import batches, is_share
 from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.hook_points import NamesFilter, hooked, resolve
+from tl_weighted_pca.models.hook_points import NamesFilter, resolve
 from tl_weighted_pca.moments.second_moment import Provenance
 from tl_weighted_pca.objectives.losses import (
     Objective,
@@ -92,9 +92,10 @@ def stream_pairs(
         # Entered anew for each batch: a suspended generator must not hold the caller's grad mode.
         with (
             quiet(model, gradients=objective is not None),
-            hooked(model, recorder.hooks(model)),
+            recorder.attached(model),
         ):
             recorder.run(model, batch)
+        made |= {name: replace(made[name], readers="all") for name in recorder.recounted or ()}
         found = {name: sink.taken(batch.sequence_index, made[name]) for name, sink in sinks.items()}
         n_tokens += next(iter(found.values())).n_tokens
         yield found

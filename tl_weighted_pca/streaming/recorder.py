@@ -5,8 +5,10 @@ The only place in the package that runs hooks for gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,34 +16,24 @@ from torch import Tensor
 from tl_weighted_pca.data.batches import Batch
 from tl_weighted_pca.data.positions import Positions, checked_positions, selected
 from tl_weighted_pca.models.frozen import check_tokens, device_of, run_model
-from tl_weighted_pca.models.hook_points import check_activation, has_hooks, resolve
+from tl_weighted_pca.models.hook_points import (
+    check_activation,
+    has_hooks,
+    hooked,
+    never_fired,
+    passing,
+    resolve,
+)
+from tl_weighted_pca.models.readers import Readers, find_readers
 from tl_weighted_pca.models.recompute import SecondRun
 from tl_weighted_pca.models.run import Run
 from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.objectives.losses import Objective, objective_name
+from tl_weighted_pca.objectives.values import checked_values
 from tl_weighted_pca.streaming.firing import Site
+from tl_weighted_pca.streaming.graph import Graph
+from tl_weighted_pca.streaming.sink import Sink
 from tl_weighted_pca.support.interrupts import uninterrupted
-
-
-class Sink(Protocol):
-    """What takes the activations and gradients of a hook point, batch by batch."""
-
-    def begin(
-        self, activations: Tensor, mask: Tensor | None = None, *, gradients_to_come: int = 0
-    ) -> None:
-        """The activations [batch, pos, …] of a new batch; where `mask` is False they do not count."""
-
-    def gradient(self, gradients: Tensor, objective: str = "", scale: float = 1.0) -> None:
-        """One gradient of that batch; `scale` is 1 over the objective's number of samples."""
-
-    def check(self) -> list[Tensor]:
-        """Tensors that are finite exactly when the batch is."""
-
-    def commit(self) -> None:
-        """The batch is whole: keep it."""
-
-    def discard(self) -> None:
-        """The batch failed: forget it."""
 
 
 class _AllSeen(Exception):
@@ -58,30 +50,37 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        sinks: Mapping[str, Sink],
-        objectives: Mapping[str, Objective],
-        positions: Positions,
+        self, sinks: Mapping[str, Sink], objectives: Mapping[str, Objective], positions: Positions
     ) -> None:
         self._sinks = dict(sinks)
         self._objectives = dict(objectives)
         self._positions = checked_positions(positions)
         self._sites: dict[str, Site] = {}
-        self._leaves: list[Tensor] = []
         self._batch: Batch | None = None
         self._number = -1
         self._now: tuple[str, float] = ("", 1.0)
-        # A hook of the user's may edit in place what it gets: it then gets a copy.
         self._copies = False
+        self._graph = Graph(False)
+        self._looked_at: list[str] = []
+        self._readers: Readers | None = None
+        self.recounted: frozenset[str] | None = frozenset()
+        """Hook points whose gradients count readers that those of earlier versions did not; known after
+        a batch. None: there must be none, since what is recorded is added to moments of such a version."""
         self.again = SecondRun()
         """While part of the model is computed again, its hooks show nothing new."""
 
-    def hooks(self, model: Any) -> list[tuple[str, Callable[..., Any]]]:
-        """Forward hooks for the sinks' hook points, and for those that objectives look at."""
+    @contextmanager
+    def attached(self, model: Any) -> Iterator[None]:
+        """See what passes the sinks' hook points, and those that objectives look at."""
         looked_at = [p for o in self._objectives.values() for p in getattr(o, "hook_points", ())]
-        names = dict.fromkeys([*self._sinks, *(resolve(model, looked_at) if looked_at else ())])
-        self._copies = has_hooks(model)
-        return [(name, self._hook(name)) for name in names]
+        self._looked_at = resolve(model, looked_at) if looked_at else []
+        names = dict.fromkeys([*self._sinks, *self._looked_at])
+        self._copies, points = has_hooks(model), model.hook_dict
+        see = {name: partial(self._see, name, points[name]) for name in names}
+        # Some modules of the bridge go another way where hooks of TransformerLens's are on.
+        watch = [(name, lambda tensor, hook: None) for name in names]
+        with hooked(model, watch), passing(points, see):
+            yield
 
     def skip(self) -> None:
         """Count a batch that an earlier run has recorded."""
@@ -104,9 +103,8 @@ class Recorder:
                 sink.discard()
             raise
         finally:
-            for leaf in filter(lambda tensor: tensor.is_leaf, self._leaves):
-                leaf.requires_grad_(False)  # it may be a buffer of the model's
-            self._sites, self._leaves, self._batch = {}, [], None
+            self._graph.end()
+            self._sites, self._batch, self._graph = {}, None, Graph(self._copies)
         return batch.n_tokens
 
     def _record(self, model: Any, batch: Batch) -> None:
@@ -116,18 +114,17 @@ class Recorder:
         inputs = _kept(batch.inputs.detach().to(device))
         mask = None if batch.mask is None else _kept(batch.mask.to(device))
         index = _kept(batch.sequence_index)
-        self._batch = Batch(inputs, mask, index)
-        self._sites = {}
+        starts = self._starts(model, inputs, mask)
+        self._batch, self._graph = Batch(inputs, mask, index), Graph(self._copies)
+        fed = self._start(inputs) if "" in starts else None
         try:
-            output = run_model(model, inputs, mask)
+            with passing(model.hook_dict, {name: self._start for name in starts if name}):
+                output = run_model(model, inputs if fed is None else fed, mask)
         except _AllSeen:
             output = None
         for name in self._sinks:
             if name not in self._sites:
-                raise ValueError(
-                    f"Hook point {name!r} never fired in a forward pass of this model: it exists, but "
-                    "nothing goes through it; choose another (model.hook_dict lists them)."
-                )
+                raise ValueError(never_fired(model, name))
         if not self._objectives:
             return
         for name in self._sinks:
@@ -136,7 +133,7 @@ class Recorder:
                     f"What follows hook point {name!r} changes its activations in place, so that they are "
                     "lost: let it make a new tensor."
                 )
-        activations = {name: site.passed[0] for name, site in self._sites.items()}
+        activations = {name: site.activations for name, site in self._sites.items()}
         run = Run(output, inputs, mask, index, activations)
         values = {
             key: self._values(key, self._asked(objective, run))
@@ -145,11 +142,32 @@ class Recorder:
         del output, run, activations
         left = sum(len(samples) for samples in values.values())
         for name, sink in self._sinks.items():
-            sink.begin(*self._cut(self._sites[name].passed[0]), gradients_to_come=left)
+            sink.begin(*self._cut(self._sites[name].activations), gradients_to_come=left)
         for key, samples in values.items():
             for sample in samples:
                 left -= 1
                 self._backward(key, sample.sum(), 1.0 / len(samples), last=left == 0)
+
+    def _starts(self, model: Any, inputs: Tensor, mask: Tensor | None) -> frozenset[str]:
+        """Where graphs start besides the hook points themselves; the first batch is asked."""
+        if not self._objectives:
+            return frozenset()
+        if self._readers is None:
+            names, also = list(self._sinks), self._looked_at
+            self._readers = find_readers(
+                model, names, inputs, mask, also=also, with_hooks=self._copies
+            )
+            recounted = self._readers.recounted
+            if self.recounted is None and recounted:
+                raise ValueError(
+                    f"The checkpoint is of an earlier version, whose gradients at {', '.join(recounted)} "
+                    "count fewer readers: pass another path to start anew."
+                )
+            self.recounted = recounted
+        return self._readers.starts
+
+    def _start(self, tensor: Tensor) -> Tensor | None:
+        return None if self._batch is None else self._graph.start(tensor)
 
     def _asked(self, objective: Objective, run: Run) -> Any:
         """The objective's values; runs of the model of its own are not recorded."""
@@ -163,95 +181,73 @@ class Recorder:
         """An objective's values [samples, batch], checked."""
         objective = self._objectives[key]
         assert self._batch is not None
-        n = len(self._batch.inputs)
-        if not isinstance(values, Tensor) or values.ndim not in (1, 2) or values.shape[-1] != n:
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(
-                f"The objective {objective_name(objective)} gave {got}; expected one scalar per sequence, "
-                f"shape ({n},), or (samples, {n})."
-            )
-        if not values.requires_grad:
-            raise ValueError(
-                f"The objective {objective_name(objective)} carries no gradient to "
-                f"{', '.join(self._sinks)}: they do not influence it, or it was detached."
-            )
+        values = checked_values(objective, values, len(self._batch.inputs), list(self._sinks))
         if not bool(values.detach().isfinite().all()):
             self._name_first_non_finite()
             raise NonFiniteError(
                 f"The objective {objective_name(objective)} is NaN or infinite in batch {self._number}, "
                 "though all activations are finite: look at its inputs."
             )
-        return values if values.ndim == 2 else values[None]
+        return values
 
     def _backward(self, key: str, value: Tensor, scale: float, last: bool) -> None:
         self._now = (key, scale)
         for site in self._sites.values():
             site.expect()
-        torch.autograd.grad(value, self._leaves, retain_graph=not last, allow_unused=True)
+        assert self._readers is not None
+        ends = [tensor for name in self._readers.outermost for tensor in self._sites[name].passed]
+        torch.autograd.grad(value, ends, retain_graph=not last, allow_unused=True)
         for name, sink in self._sinks.items():
             site = self._sites[name]
-            if site.gradient is None and site.missing == len(site.passed):
+            if site.missing == len(site.passed):
                 if self._number == 0:
                     raise ValueError(
                         f"Hook point {name!r} carries no gradient: the objective "
                         f"{objective_name(self._objectives[key])} does not depend on it."
                     )
-                sink.gradient(*self._cut(torch.zeros_like(site.passed[0]))[:1], key, scale)
+                sink.gradient(*self._cut(torch.zeros_like(site.activations))[:1], key, scale)
             elif site.missing:  # some firings lead nowhere
                 self._deliver(name)
 
-    def _hook(self, name: str) -> Callable[..., Any]:
-        recorded = name in self._sinks
-
-        def see(tensor: Tensor, hook: Any) -> Tensor | None:
-            batch = self._batch
-            if batch is None:
-                return None
-            if self.again.now:  # what follows must be what followed the first time
-                return self._handed_on(tensor) if recorded else None
-            site = self._sites.setdefault(name, Site())
-            if any(tensor is ours for ours in site.handed_on):
-                return None  # one firing, told under several names
-            again = bool(site.passed)
-            site.see(tensor)
-            if not recorded:
-                return None
+    def _see(self, name: str, point: Any, tensor: Tensor) -> Tensor | None:
+        batch, recorded = self._batch, name in self._sinks
+        if batch is None:
+            return None
+        if self.again.now:  # what follows must be what followed the first time
+            return self._graph.view(tensor) if recorded else None
+        site = self._sites.setdefault(name, Site(getattr(point, "hook_conversion", None)))
+        original = self._graph.original(tensor)
+        if any(original is known for known in site.passed):
+            return None
+        again = bool(site.passed)
+        if recorded and not again:
+            is_tokens = batch.inputs.ndim == 2 and not batch.inputs.is_floating_point()
+            n_positions = batch.inputs.shape[1] if is_tokens else None
+            check_activation(name, site.shown(original), len(batch.inputs), n_positions)
+        elif recorded and self._number == 0:
+            self._check_same(name, site, original)
+        site.see(original)
+        if not recorded:
+            return None
+        if not self._objectives:
             if not again:
-                is_tokens = batch.inputs.ndim == 2 and not batch.inputs.is_floating_point()
-                n_positions = batch.inputs.shape[1] if is_tokens else None
-                check_activation(name, tensor, len(batch.inputs), n_positions)
-            elif self._number == 0:
-                self._check_same(name, site, tensor)
-            if not self._objectives:
-                if not again:
-                    self._sinks[name].begin(*self._cut(tensor.clone() if self._copies else tensor))
-                if all(known in self._sites for known in self._sinks):
-                    raise _AllSeen
-                return None
-            # The graph starts in place, on the tensor itself: where a skip path reads it too, as at
-            # the bridge's hook_resid_mid, a detached copy would lose that path's gradient. And a view
-            # is handed on: where the hook point converts shapes, the model goes on with what it gets.
-            if not tensor.requires_grad:
-                tensor.requires_grad_()
-                self._leaves.append(tensor)
-            tensor.register_hook(lambda gradient: self._arrive(name, gradient))
-            site.handed_on.append(self._handed_on(tensor))
-            return site.handed_on[-1]
-
-        return see
-
-    def _handed_on(self, tensor: Tensor) -> Tensor:
-        return tensor.clone() if self._copies else tensor.view_as(tensor)
+                shown = site.activations
+                self._sinks[name].begin(*self._cut(shown.clone() if self._copies else shown))
+            if all(known in self._sites for known in self._sinks):
+                raise _AllSeen
+            return None
+        view = self._graph.view(tensor)
+        original.register_hook(lambda gradient: self._arrive(name, gradient))
+        return view
 
     def _arrive(self, name: str, gradient: Tensor) -> None:
         if self._sites[name].arrive(gradient):
             self._deliver(name)
 
     def _deliver(self, name: str) -> None:
-        site, (key, scale) = self._sites[name], self._now
-        assert site.gradient is not None
-        self._sinks[name].gradient(self._cut(site.gradient)[0], key, scale)
-        site.gradient = None
+        (key, scale), gradient = self._now, self._sites[name].taken()
+        assert gradient is not None
+        self._sinks[name].gradient(self._cut(gradient)[0], key, scale)
 
     def _cut(self, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tensor as [batch, pos, …] with the positions that count, and the mask of the rest."""
@@ -288,7 +284,7 @@ class Recorder:
         for name, site in self._sites.items():
             if name not in self._sinks:
                 continue
-            values, mask = self._cut(site.passed[0])
+            values, mask = self._cut(site.activations)
             values = values if mask is None else values[mask]
             if not bool(torch.isfinite(values).all()):
                 raise NonFiniteError(
