@@ -40,3 +40,18 @@ def test_is_refused_past_other_readers_and_right_where_it_says(family):
         handle.remove()
         loss = -log_probs.gather(-1, tokens[:, 1:, None]).mean()
         assert curves.scores["a"][0] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_kl_takes_logits_of_minus_infinity_for_no_share():
+    """Some models forbid tokens so; 0 log 0 is 0."""
+    from tl_weighted_pca.ablation.scores import Scorer
+    from tl_weighted_pca.models.run import Run
+
+    x, generator = torch.zeros(2, 3, dtype=torch.long), torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 2, 3, 5, generator=generator, dtype=torch.float64)
+    one[..., 4] = other[..., 4] = -torch.inf
+    run = Run(one, x, None, torch.arange(2))
+    scores, _ = Scorer("kl")(run, other)
+    p, q = one[..., :4].log_softmax(-1), other[..., :4].log_softmax(-1)
+    torch.testing.assert_close(scores, (p.exp() * (p - q)).sum((1, 2)))
+    assert not Scorer("kl").unablated(run)[0].isnan().any()

@@ -62,7 +62,9 @@ class Scorer:
             counted = run.mask
             logits = F.log_softmax(language_logits(run, at_least=1), -1)
             reference = F.log_softmax(run.reference.to(logits), -1)
-            values = F.kl_div(logits, reference, reduction="none", log_target=True).sum(-1)
+            terms = F.kl_div(logits, reference, reduction="none", log_target=True)
+            # 0 log 0 = 0: a logit of -inf has no share, whatever the ablated model makes of it.
+            values = terms.masked_fill(reference == -torch.inf, 0.0).sum(-1)
             values = values if counted is None else values.masked_fill(~counted, 0.0)
         terms = torch.full((n,), values.shape[1]) if counted is None else counted.sum(1)
         return values.cpu().double().sum(1), terms.cpu().double()
