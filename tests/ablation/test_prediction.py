@@ -67,6 +67,10 @@ def test_both_forms_are_exact_on_a_linear_model(shape, fill):
     assert "pca" not in curves.eigenvalue_prediction  # variances are no losses
     assert curves.predicted("pca")[2] == pytest.approx(curves.scores["pca"][2], rel=1e-9)
     assert {"predicted", "eigenvalue_prediction"} <= set(curves.to_pandas())
+    (ax,) = curves.plot().axes
+    drawn = [line.get_ydata() for line in ax.lines if line.get_linewidth() == 0.8]
+    assert len(drawn) == 3 + 2  # two curves and one of eigenvalues; two in the legend alone
+    assert drawn[2][1] == pytest.approx(curves.eigenvalue_prediction["metric"][1])
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +19,9 @@ _FLOOR = 1e-5
 
 _ROUNDING = 1e-6
 """Share of the baseline that is the rounding of float32 scores."""
+
+_FORMS = {"-": "½E(Σ g·δ)²", "--": "½ΣΛ"}
+"""The two forms of the second-order loss, by the lines that they are drawn with."""
 
 
 def plot_ablation_curves(
@@ -70,6 +73,11 @@ def plot_ablation_curves(
             curves.ranks, low, high, where=[e > floor for e in mine], color=style["color"],
             alpha=0.15, linewidth=0,
         )  # fmt: skip
+        if excess:
+            _draw_predicted(ax, curves, name, style["color"], floor)
+    if excess and curves.predicted_per_sequence:
+        for dash, form in _FORMS.items():
+            ax.plot([], [], dash, color="0.4", linewidth=0.8, label=f"predicted: {form}")
     if excess:
         ax.set_yscale("log")
         ax.set_ylabel(f"excess {curves.unit}\nover the unablated {curves.baseline:.3f}")
@@ -81,6 +89,16 @@ def plot_ablation_curves(
     ax.set_title(title if title is not None else f"Node ablation at {curves.hook_point}")
     ax.legend(frameon=False)
     return figure
+
+
+def _draw_predicted(ax: Axes, curves: AblationCurves, name: str, color: str, floor: float) -> None:
+    """Both forms of the second-order loss as thin lines, where there are any."""
+    first: Sequence[float] = curves.predicted(name) if name in curves.predicted_per_sequence else []
+    second: Sequence[float] = curves.eigenvalue_prediction.get(name, [])
+    for dash, values in zip(_FORMS, (first, second), strict=True):
+        if values:
+            shown = [value if value > floor else math.nan for value in values]
+            ax.plot(curves.ranks, shown, dash, color=color, linewidth=0.8)
 
 
 def plot_relative_excess(
