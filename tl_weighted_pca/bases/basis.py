@@ -19,6 +19,7 @@ from tl_weighted_pca.support.files import reading, write_atomically
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 _FORMAT = "tl_weighted_pca.Basis/1"
+_TENSORS = ("encoder", "decoder", "center", "eigenvalues", "total")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,7 +28,8 @@ class Basis:
 
     Orthonormal bases have D = Eᵀ; a basis in a column metric is oblique. At k = d the map is the
     identity, at k = 0 it is ablation to the centre (to zero where the basis is uncentred).
-    All tensors are float64 on the CPU; activations of any dtype and device may be passed in.
+    All tensors are float64, and on the CPU until `to` moves them; activations of any dtype and device may
+    be passed in.
     A basis per head has one leading dimension, and a rank k keeps k components in every head.
     """
 
@@ -174,10 +176,15 @@ class Basis:
             f"{here.hook_point!r} of {here.model!r}: make one there{meant}."
         )
 
+    def to(self, device: torch.device | str) -> Basis:
+        """The same basis on another device, which spares a copy for each batch that is projected there."""
+        return dataclasses.replace(
+            self, **{name: getattr(self, name).to(device) for name in _TENSORS}
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `Basis.load` reads; one in its place is replaced whole."""
-        names = ("encoder", "decoder", "center", "eigenvalues", "total")
-        tensors = {name: getattr(self, name) for name in names}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         header = {"method": self.method, "provenance": dataclasses.asdict(self.provenance)}
         write_atomically(path, tensors, {"format": _FORMAT, "basis": json.dumps(header)})
 

@@ -139,6 +139,9 @@ def metric_pca(
         encoder, decoder, eigenvalues, total = map(torch.stack, zip(*parts, strict=True))
     else:
         encoder, decoder, eigenvalues, total = _in_metric(covariance, matrix)
+    encoder, decoder, eigenvalues, total = (
+        part.cpu() for part in (encoder, decoder, eigenvalues, total)
+    )
     method = f"metric_pca({metric.name})" if metric.name else "metric_pca"
     made = replace(
         moments.provenance, objective=metric.provenance.objective or moments.provenance.objective
@@ -198,7 +201,7 @@ def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:
 
 
 def _orthonormal(matrix: Tensor, mu: Tensor, method: str, moments: Moments) -> Basis:
-    eigenvalues, vectors = _descending(matrix.cpu())
+    eigenvalues, vectors = (part.cpu() for part in _descending(matrix))
     return Basis(
         vectors, vectors.mT, mu, eigenvalues, eigenvalues.sum(-1), method, moments.provenance
     )
@@ -250,8 +253,7 @@ def _checked_metric(metric: Tensor, covariance: Tensor) -> Tensor:
 
 
 def _in_metric(covariance: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Encoder, decoder, eigenvalues and their total for one C and one Q, on the CPU."""
-    covariance, metric = covariance.cpu(), metric.cpu()
+    """Encoder, decoder, eigenvalues and their total for one C and one Q."""
     width = len(covariance)
     powers, axes = _descending(metric)
     root = (axes * powers.sqrt()) @ axes.mT
@@ -264,7 +266,7 @@ def _in_metric(covariance: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tens
         return encoder, decoder, eigenvalues, eigenvalues.sum()
     # What remains, f(I − ED), lives in the orthogonal complement of span(E): its PCA completes the
     # basis, W its axes, with (I − ED)W to read a coordinate and Wᵀ to write it.
-    remainder = torch.eye(width, dtype=covariance.dtype) - encoder @ decoder
+    remainder = torch.eye(width).to(covariance) - encoder @ decoder
     complement = torch.linalg.qr(encoder, mode="complete").Q[:, used:]
     left_over = remainder @ complement
     _, rotation = _descending(left_over.mT @ covariance @ left_over)

@@ -11,8 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_weighted_pca.moments.memory import Budget
-from tl_weighted_pca.moments.packed import Packed, packed_size, symmetric_product
-from tl_weighted_pca.moments.row_metric import RowMetric, row_metric_name, weighted_sums
+from tl_weighted_pca.moments.packed import packed_size
+from tl_weighted_pca.moments.row_metric import (
+    RowMetric,
+    about_their_mean,
+    plain_sums,
+    row_metric_name,
+    weighted_sums,
+)
 from tl_weighted_pca.moments.running_sums import Precision, Sums, home_of, products_in
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
 
@@ -147,10 +153,10 @@ class MomentAccumulator:
         mean = rows.new_zeros((*rows.shape[:-3], rows.shape[-1]))
         with products_in(self.precision, rows.device.type):
             if n_tokens and any(kind != "gradient" for kind, _ in self._sums):
-                rows, mean = _about_their_mean(rows, mask, n_tokens)
+                rows, mean = about_their_mean(rows, mask, n_tokens)
                 self._mean = mean.to(self.shift)
             if ("activation", "") in self._sums:
-                self._sums["activation", ""].add(*_plain_sums(rows, n_tokens), 1.0)
+                self._sums["activation", ""].add(*plain_sums(rows, n_tokens), 1.0)
         if gradients_to_come:
             self._batch = _Batch(rows, mean, mask, gradients_to_come)
 
@@ -166,7 +172,7 @@ class MomentAccumulator:
             if batch.mask is not None:
                 g = g.masked_fill(~batch.mask[..., None], 0.0)
             if ("gradient", objective) in self._sums:
-                self._sums["gradient", objective].add(*_plain_sums(g, self._counts[0]), scale)
+                self._sums["gradient", objective].add(*plain_sums(g, self._counts[0]), scale)
             if ("weighted", objective) in self._sums:
                 parts = weighted_sums(self.row_metric, batch.rows, g, batch.mask, batch.mean)
                 self._sums["weighted", objective].add(*parts, scale)
@@ -252,9 +258,7 @@ class MomentAccumulator:
             return {}
         found = {"shift": self.shift}
         for (kind, objective), sums in self._sums.items():
-            sums.settle()
-            parts = {"weight": sums.weight, "first": sums.first, "packed": sums.second.flat}
-            found |= {f"{kind}/{objective}/{part}": tensor for part, tensor in parts.items()}
+            found |= {f"{kind}/{objective}/{part}": x for part, x in sums.state().items()}
         return found
 
     def restore(self, state: Mapping[str, Tensor], n_tokens: int, n_sequences: int) -> None:
@@ -270,15 +274,10 @@ class MomentAccumulator:
         self._lay_out(shift.shape[:-1], shift.shape[-1], shift.device)
         self.shift = shift.double()
         for (kind, objective), sums in self._sums.items():
-            name = f"{kind}/{objective}"
-            sums.weight.copy_(state[f"{name}/weight"])
-            sums.first.copy_(state[f"{name}/first"])
-            if (
-                f"{name}/second" in state
-            ):  # a file of the first version, whose strips lie in a matrix
-                sums.second.flat.copy_(Packed.of(state[f"{name}/second"]).flat)
-            else:
-                sums.second.flat.copy_(state[f"{name}/packed"])
+            start = f"{kind}/{objective}/"
+            sums.restore(
+                {n.removeprefix(start): x for n, x in state.items() if n.startswith(start)}
+            )
 
     # -- results -------------------------------------------------------------------------------------
 
@@ -330,25 +329,3 @@ class MomentAccumulator:
         self.shift = torch.zeros((*lead, width), dtype=torch.float64, device=device)
         home = self.sums_device or device
         self._sums = {name: Sums(lead, width, home, self._dtype) for name in self.kept()}
-
-
-def _about_their_mean(
-    rows: Float[Tensor, "*head batch pos d"], mask: Bool[Tensor, "batch pos"] | None, n_tokens: int
-) -> tuple[Float[Tensor, "*head batch pos d"], Float[Tensor, "*head d"]]:
-    """F − 1mᵀ, zero where the mask leaves out, and m, the mean of what is left."""
-    if mask is None:
-        mean = rows.sum((-3, -2)) / n_tokens
-        return rows - mean[..., None, None, :], mean
-    left_out = ~mask[..., None]
-    rows = rows.masked_fill(left_out, 0.0)  # it may hold NaN
-    mean = rows.sum((-3, -2)) / n_tokens
-    return rows.sub_(mean[..., None, None, :]).masked_fill_(left_out, 0.0), mean
-
-
-def _plain_sums(
-    rows: Float[Tensor, "*head batch pos d"], n_tokens: int
-) -> tuple[Tensor, Tensor, Packed]:
-    """(c, b, G) for M = I."""
-    flat = rows.flatten(-3, -2)
-    weight = rows.new_full(rows.shape[:-3], float(n_tokens))
-    return weight, flat.sum(-2), symmetric_product(flat, flat)

@@ -100,6 +100,10 @@ class Collection(Mapping[str, Moments]):
             all_reduce_moments(self, timeout, self.settings.get("positions")), self.settings
         )
 
+    def to(self, device: torch.device | str) -> Collection:
+        """The same collection with all moments on one device."""
+        return Collection({name: each.to(device) for name, each in self.items()}, self.settings)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `Collection.load` reads; a file in its place is replaced whole."""
         tensors, header = {}, {}

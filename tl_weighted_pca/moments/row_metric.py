@@ -64,6 +64,28 @@ def row_metric_name(row_metric: RowMetric) -> str:
     return f"{name}()" if name in ROW_METRICS else name
 
 
+def about_their_mean(
+    rows: Float[Tensor, "*head batch pos d"], mask: Bool[Tensor, "batch pos"] | None, n_tokens: int
+) -> tuple[Float[Tensor, "*head batch pos d"], Float[Tensor, "*head d"]]:
+    """F − 1mᵀ, zero where the mask leaves out, and m, the mean of what is left."""
+    if mask is None:
+        mean = rows.sum((-3, -2)) / n_tokens
+        return rows - mean[..., None, None, :], mean
+    left_out = ~mask[..., None]
+    rows = rows.masked_fill(left_out, 0.0)  # it may hold NaN
+    mean = rows.sum((-3, -2)) / n_tokens
+    return rows.sub_(mean[..., None, None, :]).masked_fill_(left_out, 0.0), mean
+
+
+def plain_sums(
+    rows: Float[Tensor, "*head batch pos d"], n_tokens: int
+) -> tuple[Tensor, Tensor, Packed]:
+    """(c, b, G) for M = I."""
+    flat = rows.flatten(-3, -2)
+    weight = rows.new_full(rows.shape[:-3], float(n_tokens))
+    return weight, flat.sum(-2), symmetric_product(flat, flat)
+
+
 def weighted_sums(
     row_metric: RowMetric,
     rows: Float[Tensor, "*head batch pos d"],

@@ -12,7 +12,7 @@ neither.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -132,6 +132,22 @@ class Sums:
     def discard(self) -> None:
         """Forget what is pending."""
         self._pending = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a file."""
+        self.settle()
+        return {"weight": self.weight, "first": self.first, "packed": self.second.flat}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave, or what a file of the first version has, whose strips lie in a matrix.
+
+        Raises:
+            KeyError: if it is the state of something else.
+        """
+        self.weight.copy_(state["weight"])
+        self.first.copy_(state["first"])
+        old = "second" in state
+        self.second.flat.copy_(Packed.of(state["second"]).flat if old else state["packed"])
 
     def result(self, shift: Tensor) -> SecondMoment:
         """The moment; its G is these sums' own until the next batch comes."""

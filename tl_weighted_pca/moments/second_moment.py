@@ -252,6 +252,13 @@ class Moments:
             provenance=self.provenance,
         )
 
+    def to(self, device: torch.device | str) -> Moments:
+        """The same moments on another device."""
+        held = {kind: getattr(self, kind) for kind in ("activation", "gradient", "weighted")}
+        return dataclasses.replace(
+            self, **{kind: each.to(device) for kind, each in held.items() if each is not None}
+        )
+
     def require(self, name: str) -> SecondMoment:
         """The statistic `name` ("activation", "gradient" or "weighted"), or a clear ValueError."""
         moment: SecondMoment | None = getattr(self, name)
