@@ -33,6 +33,11 @@ class Setting:
         bases = {"pca": self.pca, "random": wpca.random_basis(self.m)}
         return wpca.ablation_curves(self.model, self.tokens, bases, HERE, ranks=[4, 64], **QUIET)
 
+    def mapped(self):
+        return wpca.dimension_map(
+            self.model, self.tokens, [HERE], heldout=self.tokens, shares=[0.1, 0.5], **QUIET
+        )
+
     def pairs(self):
         return wpca.stream_pairs(self.model, self.tokens, HERE, objective=self.fisher)
 
@@ -49,7 +54,7 @@ class Setting:
 
 
 USES = {
-    "SVD": lambda s: tuple(wpca.svd((s.left, s.right.mT))),
+    "SVD": lambda s: tuple(wpca.svd(s.left, s.right.mT)),
     "AblationCurves": lambda s: (s.curves().area("pca"), s.curves().to_pandas()["score"].to_numpy()),
     "Basis": lambda s: (s.saved(wpca.Basis, s.oblique).encode(s.left.new_ones(2, 64)),
                         s.oblique.project(s.left.new_ones(2, 64), 3), s.pca.to("cpu").digest),
@@ -63,12 +68,16 @@ USES = {
     "Moments": lambda s: s.m + s.m,
     "Pairs": lambda s: [pair[HERE].rows() for pair in s.pairs()],
     "Provenance": lambda s: s.m.provenance,
-    "SecondMoment": lambda s: wpca.SecondMoment.about_zero(s.left[0, 0], s.left[0], s.left.T @ s.left).mean,
+    "SecondMoment": lambda s: wpca.SecondMoment.about_zero(s.left[0, 0].abs(), s.left[0], s.left.T @ s.left).mean,
     "ablation_curves": lambda s: s.curves().scores,
+    "DimensionMap": lambda s: s.mapped().to_pandas(),
+    "allocate_ranks": lambda s: wpca.allocate_ranks({HERE: s.oblique, THERE: wpca.metric_pca(s.stats[THERE])}, total=9),
+    "dimension_map": lambda s: s.mapped().to_pandas(),
     "cards": lambda s: wpca.cards(s.model, s.tokens, s.oblique.truncate(2), **QUIET).to_html(),
     "collect": lambda s: wpca.collect(s.model, s.tokens, "blocks.*.attn.hook_z", per_head=True, **QUIET),
     "edge_ablation_curves": lambda s: wpca.edge_ablation_curves(
-        s.model, s.tokens, wpca.interaction_edges(s.model, s.tokens, s.layers, **QUIET), **QUIET),
+        s.model, s.tokens, {"pca": wpca.interaction_edges(s.model, s.tokens, s.layers, **QUIET)},
+        (HERE, THERE), n_edges=[0, 4], **QUIET).scores,
     "feature_ansatz": lambda s: wpca.feature_ansatz(s.model, s.tokens, **QUIET).to_pandas(),
     "fisher_metric": lambda s: wpca.fisher_metric(s.m),
     "gradient_pca": lambda s: wpca.gradient_pca(s.m),
@@ -86,7 +95,7 @@ USES = {
     "principal_angles": lambda s: wpca.principal_angles(s.pca, s.oblique, 3),
     "random_basis": lambda s: wpca.random_basis(s.m),
     "sampled_token_loss": lambda s: s.seen(s.fisher),
-    "shard": lambda s: wpca.collect(s.model, wpca.shard(s.tokens, 0, 2), HERE, **QUIET),
+    "shard": lambda s: wpca.collect(s.model, wpca.shard(s.tokens, rank=0, world_size=2), HERE, **QUIET),
     "stream_pairs": lambda s: [pair[HERE].gradients for pair in s.pairs()],
     "subspace_overlap": lambda s: wpca.subspace_overlap(s.pca, s.oblique, 3),
     "svd": lambda s: tuple(wpca.svd(s.model.OV)),

@@ -36,7 +36,7 @@ class Estimate(float):
 def resamples(counts: Float[Tensor, " sequence"], seed: int) -> Float[Tensor, "sequence resample"]:
     """How often each sequence appears in each bootstrap sample: none for fewer than two sequences."""
     if int((counts > 0).sum()) < 2:
-        return torch.zeros(len(counts), 0, dtype=torch.float64)
+        return torch.zeros(len(counts), 0, dtype=torch.float64, device="cpu")
     draws = _bootstrap(len(counts), seed)
     counted = counts @ draws > 0
     return draws if bool(counted.all()) else draws[:, counted]
@@ -45,9 +45,11 @@ def resamples(counts: Float[Tensor, " sequence"], seed: int) -> Float[Tensor, "s
 @lru_cache(maxsize=1)  # one set of curves asks for it once a basis, or a component
 def _bootstrap(n: int, seed: int) -> Float[Tensor, "sequence resample"]:
     """How often each of n sequences appears in each of the samples of n."""
-    drawn = torch.randint(n, (n, _RESAMPLES), generator=torch.Generator().manual_seed(seed))
-    one = torch.ones((), dtype=torch.float64).expand(drawn.shape)
-    return torch.zeros(n, _RESAMPLES, dtype=torch.float64).scatter_add_(0, drawn, one)
+    drawn = torch.randint(
+        n, (n, _RESAMPLES), generator=torch.Generator().manual_seed(seed), device="cpu"
+    )
+    one = torch.ones((), dtype=torch.float64, device="cpu").expand(drawn.shape)
+    return torch.zeros(n, _RESAMPLES, dtype=torch.float64, device="cpu").scatter_add_(0, drawn, one)
 
 
 def interval(
@@ -60,7 +62,7 @@ def interval(
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a share between 0 and 1, such as 0.95.")
     if not resampled.shape[-1]:
-        unknown = torch.full(resampled.shape[:-1], torch.inf, dtype=resampled.dtype)
+        unknown = torch.full(resampled.shape[:-1], torch.inf, dtype=resampled.dtype, device="cpu")
         return -unknown, unknown
     tail = (1 - level) / 2
     down, up = ("lower", "higher") if discrete else ("linear", "linear")

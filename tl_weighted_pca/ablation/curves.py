@@ -105,7 +105,7 @@ class AblationCurves:
         Infinite where no rank has so small an excess. The interval is that of the same minimum in
         resampled sequences.
         """
-        at = torch.tensor([*self.ranks, torch.inf], dtype=torch.float64)
+        at = torch.tensor([*self.ranks, torch.inf], dtype=torch.float64, device="cpu")
 
         def smallest(excess: Tensor) -> Tensor:
             enough = torch.cat([excess <= tolerance, torch.ones_like(excess[:1], dtype=torch.bool)])
@@ -123,7 +123,7 @@ class AblationCurves:
         """
         if len(self.ranks) < 2:
             raise ValueError(f"An area needs at least two ranks; these curves have {self.ranks}.")
-        at = torch.tensor(self.ranks, dtype=torch.float64)
+        at = torch.tensor(self.ranks, dtype=torch.float64, device="cpu")
 
         def integral(excess: Tensor) -> Tensor:
             return torch.trapezoid(excess, at, dim=0) / (at[-1] - at[0])

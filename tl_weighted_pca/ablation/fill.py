@@ -75,7 +75,7 @@ class Filling:
         if length not in self._others:
             real = self._run.mask
             if real is None or real.shape[1] != length:
-                real = torch.ones(len(f), length, dtype=torch.bool)
+                real = torch.ones(len(f), length, dtype=torch.bool, device="cpu")
             self._others[length] = other_sequences(real.cpu(), self._run.sequence_index, self._seed)
         row, column, found = (x.to(f.device) for x in self._others[length])
         if f.ndim == 2:
@@ -95,11 +95,11 @@ def other_sequences(
     column_of = (
         (~real).byte().argsort(dim=1, stable=True)
     )  # of each sequence's tokens, in their order
-    row = torch.arange(n)[:, None].expand(n, length).clone()
-    column = torch.arange(length).expand(n, length).clone()
-    found = torch.zeros(n, length, dtype=torch.bool)
+    row = torch.arange(n, device="cpu")[:, None].expand(n, length).clone()
+    column = torch.arange(length, device="cpu").expand(n, length).clone()
+    found = torch.zeros(n, length, dtype=torch.bool, device="cpu")
     for step in range(1, n):
-        other = torch.arange(n).roll(-step)[:, None].expand(n, length)
+        other = torch.arange(n, device="cpu").roll(-step)[:, None].expand(n, length)
         new = real & ~found & (at < lengths[other])
         row, column = torch.where(new, other, row), torch.where(new, column_of[other, at], column)
         found |= new

@@ -55,7 +55,7 @@ class Scorer:
             if not isinstance(values, Tensor) or values.shape != (n,):
                 got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise ValueError(f"The score gave {got}; expected one scalar per sequence, ({n},).")
-            return values.cpu().double(), torch.ones(n, dtype=torch.float64)
+            return values.cpu().double(), torch.ones(n, dtype=torch.float64, device="cpu")
         if self.score == "loss":
             counted, values = counted_targets(run), target_losses(run)
         else:  # of every position: what it predicts differs, whether or not the next token is known
@@ -66,5 +66,7 @@ class Scorer:
             # 0 log 0 = 0: a logit of -inf has no share, whatever the ablated model makes of it.
             values = terms.masked_fill(reference == -torch.inf, 0.0).sum(-1)
             values = values if counted is None else values.masked_fill(~counted, 0.0)
-        terms = torch.full((n,), values.shape[1]) if counted is None else counted.sum(1)
+        terms = (
+            torch.full((n,), values.shape[1], device="cpu") if counted is None else counted.sum(1)
+        )
         return values.cpu().double().sum(1), terms.cpu().double()

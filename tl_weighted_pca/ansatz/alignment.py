@@ -92,7 +92,7 @@ def captured_by_chance(
 ) -> Tensor:
     """k tr(A) / (d Σ_{i≤k} λ_i(A)): the curve of `captured` for a random subspace, on average."""
     rank, width = min(matrix.shape), len(agop)
-    k = torch.arange(1, rank + 1, dtype=agop.dtype)
+    k = torch.arange(1, rank + 1, dtype=agop.dtype, device="cpu")
     return k * agop.trace() / width / _best(agop)[:rank]
 
 
@@ -131,7 +131,7 @@ def replaced_cosine(
     values = []
     for _ in range(draws):
         gaussian = torch.randn(
-            matrix.shape[1], len(singular), generator=generator, dtype=torch.float64
+            matrix.shape[1], len(singular), generator=generator, dtype=torch.float64, device="cpu"
         )
         axes, upper = torch.linalg.qr(gaussian)
         axes = axes * upper.diagonal().sign()
@@ -141,7 +141,9 @@ def replaced_cosine(
 
 
 def _traceless(matrix: Square) -> Square:
-    return matrix - matrix.trace() / len(matrix) * torch.eye(len(matrix), dtype=matrix.dtype)
+    return matrix - matrix.trace() / len(matrix) * torch.eye(
+        len(matrix), dtype=matrix.dtype, device="cpu"
+    )
 
 
 def _best(agop: Square) -> Float[Tensor, " d"]:

@@ -68,7 +68,7 @@ class WeightAnsatz:
     def row(self, others: Sequence[WeightAnsatz], power: float) -> dict[str, Any]:
         """This weight's line of the table; `others` are the same kind in other layers."""
         gram, agop = self.gram, power_of(self.agop, power)
-        eye = torch.eye(len(gram), dtype=gram.dtype)
+        eye = torch.eye(len(gram), dtype=gram.dtype, device="cpu")
         d_in, d_out = self.matrix.shape
         same = [other.gram for other in others if other.gram.shape == gram.shape]
         k = max(1, min(d_in, d_out) // 8)

@@ -45,7 +45,9 @@ class Metric:
             raise ValueError(
                 f"The metric's matrix is {given}; expected a tensor [d, d], or [head, d, d] per head."
             )
-        object.__setattr__(self, "matrix", torch.as_tensor(self.matrix).detach())
+        device = getattr(self.matrix, "device", "cpu")  # numpy's arrays say "cpu"
+        matrix = torch.as_tensor(self.matrix, device=device).detach()
+        object.__setattr__(self, "matrix", matrix)
 
     def __repr__(self) -> str:
         place = f" at {self.provenance.hook_point!r}" if self.provenance.hook_point else ""

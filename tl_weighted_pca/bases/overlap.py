@@ -82,7 +82,7 @@ def subspace_overlap(
     frames = [_orthonormal(_directions(basis, k, side)) for basis in (a, b)]
     squares = (frames[0].mT @ frames[1]).square()
     held = squares.cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1)
-    return held / torch.arange(1, k + 1, dtype=held.dtype)
+    return held / torch.arange(1, k + 1, dtype=held.dtype, device="cpu")
 
 
 def component_cosines(

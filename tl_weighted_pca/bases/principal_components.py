@@ -133,7 +133,7 @@ def metric_pca(
     if damping:
         width = matrix.shape[-1]
         scale = damping * matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
-        matrix = matrix + scale[..., None, None] * torch.eye(width).to(matrix)
+        matrix = matrix + scale[..., None, None] * torch.eye(width, device="cpu").to(matrix)
     if covariance.ndim == 3:
         parts = [_in_metric(c, q) for c, q in zip(covariance, matrix, strict=True)]
         encoder, decoder, eigenvalues, total = map(torch.stack, zip(*parts, strict=True))
@@ -163,7 +163,7 @@ def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> B
     mu = _center(moments, center)
     covariance = moments.require("activation").about(mu).cpu() / moments.n_tokens
     generator = torch.Generator().manual_seed(seed)
-    gaussian = torch.randn(covariance.shape, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(covariance.shape, generator=generator, dtype=torch.float64, device="cpu")
     axes, upper = torch.linalg.qr(gaussian)
     # The signs that make the distribution uniform (Mezzadri 2007).
     axes = axes * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
@@ -175,7 +175,7 @@ def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> B
 
 def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:
     if hasattr(center, "__array__"):  # a tensor, or an array
-        center = torch.as_tensor(center)
+        center = torch.as_tensor(center, device="cpu")
         like = next(
             m for m in (moments.activation, moments.weighted, moments.gradient) if m is not None
         )
@@ -266,7 +266,7 @@ def _in_metric(covariance: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tens
         return encoder, decoder, eigenvalues, eigenvalues.sum()
     # What remains, f(I − ED), lives in the orthogonal complement of span(E): its PCA completes the
     # basis, W its axes, with (I − ED)W to read a coordinate and Wᵀ to write it.
-    remainder = torch.eye(width).to(covariance) - encoder @ decoder
+    remainder = torch.eye(width, device="cpu").to(covariance) - encoder @ decoder
     complement = torch.linalg.qr(encoder, mode="complete").Q[:, used:]
     left_over = remainder @ complement
     _, rotation = _descending(left_over.mT @ covariance @ left_over)

@@ -169,7 +169,9 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
             mine = mine[: max(1, max_tokens // max(1, tokens_of_a_row(data)))]
         for start in mine[::batch_size]:
             chunk = data[start : min(start + batch_size, mine.stop)]
-            yield Batch(token_ids(chunk), None, torch.arange(start, start + len(chunk)))
+            yield Batch(
+                token_ids(chunk), None, torch.arange(start, start + len(chunk), device="cpu")
+            )
     elif _is_hugging_face(data) and not isinstance(data, Mapping):
         yield from _from_rows(_limited(_numbered_rows(share), max_tokens), batch_size)
     elif isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
@@ -186,7 +188,7 @@ def _all_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iterator
                 continue
             inputs, mask = unpacked(item)
             if len(inputs) and turn % share.world_size == share.rank:
-                yield Batch(inputs, mask, torch.arange(start, start + len(inputs)))
+                yield Batch(inputs, mask, torch.arange(start, start + len(inputs), device="cpu"))
             start += len(inputs)
 
 
@@ -265,12 +267,12 @@ def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:
             chunk = window[start : start + batch_size]
             # A row of one token has nothing to predict, alone as among longer ones: padding says so.
             longest = max(*(len(tokens) for _, tokens, _ in chunk), 2 if mixed else 0)
-            inputs = torch.zeros(len(chunk), longest, dtype=torch.long)
-            mask = torch.zeros(len(chunk), longest, dtype=torch.bool)
+            inputs = torch.zeros(len(chunk), longest, dtype=torch.long, device="cpu")
+            mask = torch.zeros(len(chunk), longest, dtype=torch.bool, device="cpu")
             for i, (_, tokens, keep) in enumerate(chunk):
                 inputs[i, : len(tokens)] = tokens
                 mask[i, : len(tokens)] = True if keep is None else keep
-            index = torch.tensor([number for number, _, _ in chunk])
+            index = torch.tensor([number for number, _, _ in chunk], device="cpu")
             batch = Batch(inputs, None if bool(mask.all()) else mask, index)
             left = None if left is None else left - batch.n_tokens
             yield replace(batch, n_left=left)

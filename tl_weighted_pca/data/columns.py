@@ -57,7 +57,7 @@ def row_of(columns: Mapping[str, Any], place: str) -> tuple[Tensor, Tensor | Non
     """
     value = columns[token_key(columns)]
     try:
-        tokens = torch.as_tensor(value)
+        tokens = torch.as_tensor(value, device=getattr(value, "device", "cpu"))
     except (TypeError, ValueError, RuntimeError):
         tokens = None
     if tokens is None or tokens.ndim != 1 or not len(tokens) or not _is_whole(tokens):
@@ -84,17 +84,24 @@ def row_sizes(table: Any) -> Int[Tensor, " n"] | None:
     if not names or table.format["type"] == "custom":  # what a transform gives is known to it alone
         return None
     names += [n for n in ("attention_mask",) if n in table.column_names]
-    sizes = [torch.zeros(0, dtype=torch.long)]
+    sizes = [torch.zeros(0, dtype=torch.long, device="cpu")]
     for part in table.select_columns(names).with_format("arrow").iter(10_000):
         columns = [part.column(name).combine_chunks() for name in names]
         if any(c.null_count or not pa.types.is_list(c.type) for c in columns):
             return None
-        lengths = torch.tensor(pc.list_value_length(columns[0]).to_numpy(), dtype=torch.long)
+        lengths = torch.tensor(
+            pc.list_value_length(columns[0]).to_numpy(), dtype=torch.long, device="cpu"
+        )
         if len(columns) == 1:
             sizes.append(lengths)
             continue
-        kept = torch.tensor(pc.list_flatten(columns[1]).to_numpy(zero_copy_only=False)).long()
-        ends, sums = lengths.cumsum(0), torch.cat([torch.zeros(1).long(), kept.cumsum(0)])
+        kept = torch.tensor(
+            pc.list_flatten(columns[1]).to_numpy(zero_copy_only=False), device="cpu"
+        ).long()
+        ends, sums = (
+            lengths.cumsum(0),
+            torch.cat([torch.zeros(1, device="cpu").long(), kept.cumsum(0)]),
+        )
         if len(kept) != int(lengths.sum()):
             return None
         sizes.append(sums[ends] - sums[ends - lengths])
@@ -127,7 +134,7 @@ def as_tensor(value: Any) -> Tensor:
             "transformer_lens.utilities.tokenize_and_concatenate."
         )
     try:
-        tensor = torch.as_tensor(value)
+        tensor = torch.as_tensor(value, device=getattr(value, "device", "cpu"))
     except (ValueError, RuntimeError, TypeError) as error:
         rows = value if isinstance(value, (list, tuple)) else ()
         lengths = {len(row) for row in rows if hasattr(row, "__len__")}
@@ -171,7 +178,7 @@ def _mask_of(
         if "mask" in columns:
             raise ValueError("The data has a column 'mask'; rename it to `attention_mask`.")
         return None
-    mask = torch.as_tensor(keep)
+    mask = torch.as_tensor(keep, device=getattr(keep, "device", "cpu"))
     if mask.ndim == 1 and inputs.ndim == 2:
         mask = mask[None]  # of the one sequence
     # Activations [batch, pos, d] have one entry a position too.
@@ -196,7 +203,8 @@ def _check_ignored(columns: Mapping[str, Any], inputs: Tensor, mask: Tensor | No
     for name in _IGNORED.keys() & columns.keys():
         if columns[name] is None:
             continue
-        value = torch.as_tensor(columns[name])
+        value = columns[name]
+        value = torch.as_tensor(value, device=getattr(value, "device", "cpu"))
         if value.ndim < inputs.ndim:  # one a sequence, such as its class
             continue
         real = torch.ones_like(inputs, dtype=torch.bool) if mask is None else mask

@@ -64,7 +64,7 @@ def selected(
 
 
 def _chosen(positions: slice | list[int], length: int) -> Bool[Tensor, " pos"]:
-    chosen = torch.zeros(length, dtype=torch.bool)
+    chosen = torch.zeros(length, dtype=torch.bool, device="cpu")
     if isinstance(positions, slice):
         # torch slices take no negative step; a set of positions has no order anyway.
         chosen[list(range(length))[positions]] = True

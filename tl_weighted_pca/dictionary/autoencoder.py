@@ -69,15 +69,17 @@ class SparseAutoencoder(nn.Module):
         self.unit = 1.0
         """The unit in which the straight-through rule measures m; of no effect on values."""
         self.provenance = provenance or Provenance()
-        decoder = torch.randn(n_features, width, generator=torch.Generator().manual_seed(seed))
+        decoder = torch.randn(
+            n_features, width, generator=torch.Generator().manual_seed(seed), device="cpu"
+        )
         decoder /= decoder.norm(dim=1, keepdim=True)
         # Half of the features fire at first; in this proportion the sum of them has the size of x.
         encoder = decoder.T * min(1.0, 2 * width / n_features)
-        center = torch.zeros(width)
+        center = torch.zeros(width, device="cpu")
         if basis is not None:
             encoder, decoder, center = _from_basis(basis, decoder)
         self.W_enc = nn.Parameter(encoder.contiguous())
-        self.b_enc = nn.Parameter(torch.zeros(n_features))
+        self.b_enc = nn.Parameter(torch.zeros(n_features, device="cpu"))
         self.W_dec = nn.Parameter(decoder)
         self.b_dec = nn.Parameter(center)
         self.b_in = self.b_dec if tied else nn.Parameter(center.clone())

@@ -166,7 +166,8 @@ def _effects(
     """The loss per predicted token and the KL divergence per position, of the model unedited and edited."""
     scorers = Scorer("loss"), Scorer("kl")
     sums = [
-        {name: torch.zeros(2, dtype=torch.float64) for name in (_UNEDITED, *edits)} for _ in scorers
+        {name: torch.zeros(2, dtype=torch.float64, device="cpu") for name in (_UNEDITED, *edits)}
+        for _ in scorers
     ]
     for batch in data:
         run = downstream.start(batch)

@@ -49,9 +49,9 @@ class CodeSums:
         self.code = code
         self.n_tokens = self.n_attributed = 0
         self.active = self.holders = self.error = self.unexplained = 0.0
-        self.shift = self.first = self.fired = self.square = torch.zeros(0)
+        self.shift = self.first = self.fired = self.square = torch.zeros(0, device="cpu")
         # With μ known only at the end, Σ(g·(x − μ))² = vᵀ(Σ h hᵀ)v of h = (g·(x − σ), g), v = (1, σ − μ).
-        self.attributed = torch.zeros(0)
+        self.attributed = torch.zeros(0, device="cpu")
 
     @torch.no_grad()
     def add(self, x: Float[Tensor, "tokens d"], samples: Float[Tensor, "samples tokens d"]) -> None:

@@ -89,14 +89,14 @@ def shuffled_blocks(
     from one block to the next but the place: whoever starts again there gets the same blocks. Where
     the stream ends, the last block is what is left.
     """
-    x, g = torch.empty(0), None
+    x, g = torch.empty(0, device="cpu"), None
     filled, end = 0, place
 
     def shuffled() -> Rows:
         generator = torch.Generator().manual_seed(
             zlib.crc32(f"{seed} {end.epoch} {end.batch} {end.row}".encode())
         )
-        order = torch.randperm(filled, generator=generator).to(x.device)
+        order = torch.randperm(filled, generator=generator, device="cpu").to(x.device)
         return x[order], None if g is None else g[order]
 
     for (new_x, new_g), at in stream.rows(place):

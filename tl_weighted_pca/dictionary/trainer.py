@@ -112,7 +112,7 @@ class Trainer:
         for name, parameter in self.dictionary.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam/{name}/{key}"] = value
-        return tensors | {"fired": self.fired, "step": torch.tensor(self.step_number)}
+        return tensors | {"fired": self.fired, "step": torch.tensor(self.step_number, device="cpu")}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a `state`."""

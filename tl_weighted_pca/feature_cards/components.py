@@ -44,9 +44,9 @@ class Components:
         heads, width, k = basis.encoder.shape
         order = basis.eigenvalues.flatten().argsort(descending=True, stable=True)[:n]
         head, number = order // k, order % k
-        each = torch.arange(len(order))
-        encoder = torch.zeros(heads, width, len(order), dtype=torch.float64)
-        decoder = torch.zeros(len(order), heads, width, dtype=torch.float64)
+        each = torch.arange(len(order), device="cpu")
+        encoder = torch.zeros(heads, width, len(order), dtype=torch.float64, device="cpu")
+        decoder = torch.zeros(len(order), heads, width, dtype=torch.float64, device="cpu")
         encoder[head, :, each] = basis.encoder[head, :, number]
         decoder[each, head] = basis.decoder[head, number]
         flat = dataclasses.replace(

@@ -54,7 +54,7 @@ class Extremes:
         self._k, self._window, self._sign = k, window, sign
         self._kept: list[dict[bytes, Window]] = [{} for _ in range(n)]
         """By a digest of all that a causal model has read at the token, however long."""
-        self._bar = torch.full((n,), -math.inf)
+        self._bar = torch.full((n,), -math.inf, device="cpu")
         """What a window must reach."""
 
     def add(

@@ -71,7 +71,7 @@ def _written(model: Any, hook_point: str, width: int, like: Tensor) -> Float[Ten
     """W, from the hook point to the residual stream."""
     d_model, between = like.shape[0], None
     if _STREAM.fullmatch(hook_point):
-        matrix = torch.eye(d_model)
+        matrix = torch.eye(d_model, device="cpu")
     elif found := _NEURONS.fullmatch(hook_point):
         block = model.blocks[int(found[1])]
         matrix, between = block.mlp.W_out, getattr(block, "ln2_post", None)

@@ -159,11 +159,13 @@ class _Column:
     def read(cls, name: str, values: list[Any]) -> _Column:
         # A dataset's format may wrap each value: `with_format("torch")` in a tensor, "numpy" in a scalar.
         values = [value.item() if getattr(value, "ndim", None) == 0 else value for value in values]
-        known = torch.tensor([value is not None for value in values])
+        known = torch.tensor([value is not None for value in values], device="cpu")
         present = [value for value in values if value is not None]
         kinds = {type(value) for value in present}
         if kinds <= {int, float}:
-            numbers = torch.tensor([0.0 if v is None else v for v in values], dtype=torch.float64)
+            numbers = torch.tensor(
+                [0.0 if v is None else v for v in values], dtype=torch.float64, device="cpu"
+            )
             return cls(numbers, known & numbers.isfinite(), True)
         if kinds not in ({str}, {bool}):
             raise ValueError(
@@ -172,11 +174,11 @@ class _Column:
             )
         codes = {value: code for code, value in enumerate(dict.fromkeys(present))}
         coded = [codes.get(value, -1) for value in values]
-        return cls(torch.tensor(coded, dtype=torch.float64), known, False)
+        return cls(torch.tensor(coded, dtype=torch.float64, device="cpu"), known, False)
 
     def rows(self, numbers: list[int]) -> _Column:
         """The column of these rows alone."""
-        chosen = torch.tensor(numbers, dtype=torch.long)
+        chosen = torch.tensor(numbers, dtype=torch.long, device="cpu")
         return _Column(self.values[chosen], self.known[chosen], self.numeric)
 
     @property
@@ -198,7 +200,9 @@ class _Column:
         else:
             codes = self.values.long()
             sizes = torch.bincount(codes).clamp(min=1)
-            sums = torch.zeros(len(sizes), z.shape[1], dtype=z.dtype).index_add_(0, codes, z)
+            sums = torch.zeros(len(sizes), z.shape[1], dtype=z.dtype, device="cpu").index_add_(
+                0, codes, z
+            )
             between = (sums.square() / sizes[:, None]).sum(0)
         return torch.where(whole > 0, between / whole, 0.0).clamp(max=1.0)
 
@@ -223,7 +227,7 @@ class _Cell:
         return torch.stack(
             [
                 self.column.share_explained(
-                    self.z[torch.randperm(len(self.z), generator=generator)]
+                    self.z[torch.randperm(len(self.z), generator=generator, device="cpu")]
                 )
                 for _ in range(_DEALS)
             ]

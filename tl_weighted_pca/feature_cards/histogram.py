@@ -60,7 +60,9 @@ class Histogram:
         counts[0] += self.counts[:first].sum()
         counts[-1] += self.counts[ends[-1] :].sum()
         width = float(self.edges[1] - self.edges[0]) * step
-        edges = self.edges[first] + width * torch.arange(len(starts) + 1, dtype=torch.float64)
+        edges = self.edges[first] + width * torch.arange(
+            len(starts) + 1, dtype=torch.float64, device="cpu"
+        )
         return Histogram(edges, counts, self.mean, self.std, self.minimum, self.maximum)
 
 
@@ -72,11 +74,13 @@ class HistogramSums:
     """
 
     def __init__(self, n: int) -> None:
-        self._exponent = torch.full((n,), _UNSET, dtype=torch.int64)
-        self._low = torch.zeros(n, dtype=torch.int64)
-        self._counts = torch.zeros(n, _BINS, dtype=torch.int64)
-        self._extremes = torch.tensor([[math.inf], [-math.inf]], dtype=torch.float64).repeat(1, n)
-        self._sums = torch.zeros(2, n, dtype=torch.float64)
+        self._exponent = torch.full((n,), _UNSET, dtype=torch.int64, device="cpu")
+        self._low = torch.zeros(n, dtype=torch.int64, device="cpu")
+        self._counts = torch.zeros(n, _BINS, dtype=torch.int64, device="cpu")
+        self._extremes = torch.tensor(
+            [[math.inf], [-math.inf]], dtype=torch.float64, device="cpu"
+        ).repeat(1, n)
+        self._sums = torch.zeros(2, n, dtype=torch.float64, device="cpu")
 
     def add(self, values: Float[Tensor, "tokens n"]) -> None:
         """Count the values of a batch, all finite."""
@@ -89,7 +93,7 @@ class HistogramSums:
         self._sums += torch.stack([values.sum(0), values.square().sum(0)])
         self._make_room(low, high)
         n = values.shape[1]
-        index = self._bin(values) - self._low + _BINS * torch.arange(n)
+        index = self._bin(values) - self._low + _BINS * torch.arange(n, device="cpu")
         counted = torch.bincount(index.flatten(), minlength=n * _BINS)
         self._counts += counted.view(n, _BINS)
 
@@ -103,7 +107,9 @@ class HistogramSums:
             filled = counts.nonzero()
             first, last = int(filled[0]), int(filled[-1]) + 1
             low, width = int(self._low[i]) + first, 2.0 ** int(self._exponent[i])
-            edges = (low + torch.arange(last - first + 1, dtype=torch.float64)) * width
+            edges = (
+                low + torch.arange(last - first + 1, dtype=torch.float64, device="cpu")
+            ) * width
             mean, square = (self._sums[:, i] / total).tolist()
             std = math.sqrt(max(square - mean**2, 0.0))
             minimum, maximum = self._extremes[:, i].tolist()
@@ -113,7 +119,7 @@ class HistogramSums:
     def _bin(self, values: Tensor) -> Tensor:
         # Not torch.ldexp, which goes through float32.
         per_unit = [math.ldexp(1.0, -exponent) for exponent in self._exponent.tolist()]
-        return (values * torch.tensor(per_unit, dtype=torch.float64)).floor().long()
+        return (values * torch.tensor(per_unit, dtype=torch.float64, device="cpu")).floor().long()
 
     def _make_room(self, low: Tensor, high: Tensor) -> None:
         largest = torch.maximum(low.abs(), high.abs()).clamp(min=_TINIEST)
@@ -128,6 +134,6 @@ class HistogramSums:
             if shift or first[i] != self._low[i]:
                 filled = self._counts[i].nonzero().flatten()
                 moved = ((filled + self._low[i]) >> min(shift, 62)) - first[i]
-                fresh = torch.zeros(_BINS, dtype=torch.int64)
+                fresh = torch.zeros(_BINS, dtype=torch.int64, device="cpu")
                 self._counts[i] = fresh.index_add_(0, moved, self._counts[i][filled])
         self._low = first

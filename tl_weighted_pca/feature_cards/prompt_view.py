@@ -100,7 +100,7 @@ def prompt_view(
     """Run one text, then once more for each component ablated; see `FeatureCards.prompt`."""
     tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
     ids = _token_ids(model, text)
-    batch = Batch(ids[None], None, torch.zeros(1, dtype=torch.long))
+    batch = Batch(ids[None], None, torch.zeros(1, dtype=torch.long, device="cpu"))
     seen: list[Tensor] = []
 
     def look(tensor: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def _targets(run: Run, token: str | int | None, tokenizer: Any) -> Int[Tensor, "
         token = int(ids[0])
     if not 0 <= token < logits.shape[-1]:
         raise ValueError(f"token is {token}; the model's vocabulary is 0..{logits.shape[-1] - 1}.")
-    return torch.full((len(logits),), token)
+    return torch.full((len(logits),), token, device="cpu")
 
 
 def _logits_of(run: Run, output: Any, targets: Tensor) -> Float[Tensor, " pos"]:

@@ -32,9 +32,9 @@ class TokenSample:
 
     def __init__(self, seed: int, size: int = SAMPLED) -> None:
         self._seed, self._size = seed, size
-        self._order = torch.empty(0, dtype=torch.float64)
-        self._places = torch.empty(0, 2, dtype=torch.long)
-        self._tokens = torch.empty(0, 2 * AROUND + 1, dtype=torch.long)
+        self._order = torch.empty(0, dtype=torch.float64, device="cpu")
+        self._places = torch.empty(0, 2, dtype=torch.long, device="cpu")
+        self._tokens = torch.empty(0, 2 * AROUND + 1, dtype=torch.long, device="cpu")
         self._z: Tensor | None = None
 
     def add(
@@ -48,7 +48,7 @@ class TokenSample:
         rows, columns = ((number < bar) & counted).nonzero().unbind(1)
         if not len(rows):
             return
-        at = columns[:, None] + torch.arange(-AROUND, AROUND + 1)
+        at = columns[:, None] + torch.arange(-AROUND, AROUND + 1, device="cpu")
         there = (at >= 0) & (at < counted.shape[1])
         at = at.clamp(0, counted.shape[1] - 1)
         there &= real[rows[:, None], at]
@@ -75,7 +75,7 @@ class TokenSample:
         inner = [histogram.quantile(g / groups) for g in range(1, groups)]
         edges = sorted({float(histogram.edges[0]), *inner, math.inf})
         z = self._z[:, AROUND, i].double()
-        below = histogram.edges[:-1, None] < torch.tensor(edges, dtype=torch.float64)
+        below = histogram.edges[:-1, None] < torch.tensor(edges, dtype=torch.float64, device="cpu")
         total = float(histogram.counts.sum())
         cumulated = (histogram.counts[:, None] * below).sum(0) / total
         found = []

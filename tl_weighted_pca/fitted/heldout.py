@@ -54,7 +54,7 @@ class HeldOut:
 
     @property
     def _counted(self) -> Bool[Tensor, " rank"]:
-        return torch.tensor([k > 0 for k in self.ranks])
+        return torch.tensor([k > 0 for k in self.ranks], device="cpu")
 
     def _mean(self, differences: Float[Tensor, "rank sequence"]) -> tuple[Tensor, Tensor]:
         return mean_and_error(differences, self.terms)

@@ -106,7 +106,7 @@ def joint_pca(
         with progress_bar("Joint basis", "step", steps * len(alphas), progress) as bar:
             for alpha in alphas:
                 fits[alpha] = problem.fit(alpha, rest, steps, batch_size, seed, bar)
-        identity = torch.eye(problem.used, dtype=torch.float32)
+        identity = torch.eye(problem.used, dtype=torch.float32, device="cpu")
         scores = {alpha: problem.score(encoder, heldout) for alpha, encoder in fits.items()}
         best = min(scores, key=lambda alpha: scores[alpha])
         if not scores[best] < problem.score(identity, heldout):
@@ -176,7 +176,9 @@ def _sampled(
     for batch in pairs:
         activations, gradients = batch.rows()
         for of_sample in gradients:
-            keys = torch.rand(len(of_sample), generator=generator, dtype=torch.float64)
+            keys = torch.rand(
+                len(of_sample), generator=generator, dtype=torch.float64, device="cpu"
+            )
             new = (keys, activations.float().cpu(), of_sample.float().cpu())
             kept = new if kept is None else tuple(map(torch.cat, zip(kept, new, strict=True)))  # type: ignore[assignment]
             assert kept is not None
@@ -213,7 +215,7 @@ class _Coordinates:
         self.metric = start.eigenvalues[: self.used].float()
         ends = self.metric.flip(0).cumsum(0).flip(0)
         self.fisher_tail = torch.cat([ends, ends.new_zeros(1)])
-        size = self.joint(torch.eye(self.used, dtype=torch.float32), slice(None))
+        size = self.joint(torch.eye(self.used, dtype=torch.float32, device="cpu"), slice(None))
         # A rank that has nothing left to lose would have weight without end.
         self.floor = 1e-4 * size[0]
         self.fisher_scale = size[0] / self.fisher_tail[0]
@@ -247,12 +249,15 @@ class _Coordinates:
         # more the wider the space.
         most = min(0.01, 0.64 / self.used)
         with torch.enable_grad():
-            encoder = torch.eye(self.used, dtype=torch.float32).requires_grad_()
+            encoder = torch.eye(self.used, dtype=torch.float32, device="cpu").requires_grad_()
             optimiser = torch.optim.Adam([encoder], lr=most, betas=(0.9, 0.99))
             for step in range(steps):
                 for group in optimiser.param_groups:
                     group["lr"] = most * 0.5 * (1 + math.cos(math.pi * step / steps))
-                drawn = torch.randint(n, (min(batch_size, n),), generator=generator) + first
+                drawn = (
+                    torch.randint(n, (min(batch_size, n),), generator=generator, device="cpu")
+                    + first
+                )
                 mixed = (1 - alpha) * self.joint(encoder, drawn) + alpha * self.fisher(encoder)
                 loss = (mixed + self.floor).log().mean()
                 optimiser.zero_grad()
@@ -271,7 +276,9 @@ class _Coordinates:
         largest = encoder.gather(0, encoder.abs().argmax(0, keepdim=True))[0]
         turned = torch.where(largest < 0, -norms, norms)
         encoder, decoder = encoder * turned, decoder / turned[:, None]
-        left = torch.cat([self.joint(inner.float(), slice(None)).double(), torch.zeros(1).double()])
+        left = torch.cat(
+            [self.joint(inner.float(), slice(None)).double(), torch.zeros(1, device="cpu").double()]
+        )
         falls = left[:-1] - left[1:]
         return Basis(
             torch.cat([encoder, start.encoder[:, used:]], 1),

@@ -71,7 +71,9 @@ class KeptRuns:
         run, activations = self._downstream.state
         output = run.output.nbytes if isinstance(run.output, Tensor) else self._most
         held = sum({t.data_ptr(): t.nbytes for t in activations.values()}.values())
-        share = torch.tensor([batch.inputs.numel() for batch in self._batches]).cumsum(0)
+        share = torch.tensor(
+            [batch.inputs.numel() for batch in self._batches], device="cpu"
+        ).cumsum(0)
         ends = (share / self._batches[number].inputs.numel()).tolist()
         self._keeps_outputs = ends[-1] * (held + output) <= self._most
         if not self._keeps_outputs and not all(map(self._downstream.restarts, self._hook_points)):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
@@ -129,4 +128,4 @@ def path_metric(
             "another objective."
         )
     made = made_at(model, hook_point, objective_name(objective))
-    return Metric(torch.as_tensor(total / trace.where(trace > 0, 1)), made, "path")
+    return Metric(total / trace.where(trace > 0, 1), made, "path")

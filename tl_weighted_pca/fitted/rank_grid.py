@@ -19,25 +19,25 @@ def drawn_ranks(width: int, n: int, generator: torch.Generator) -> Int[Tensor, "
 
     So each octave has its share, and the last one, where most ranks are, has more.
     """
-    log_uniform = 1 / torch.arange(1, width + 1, dtype=torch.float64)
+    log_uniform = 1 / torch.arange(1, width + 1, dtype=torch.float64, device="cpu")
     cumulative = (1 / width + log_uniform / log_uniform.sum()).cumsum(0) / 2
-    strata = torch.arange(n, dtype=torch.float64)
-    points = (strata + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+    strata = torch.arange(n, dtype=torch.float64, device="cpu")
+    points = (strata + torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")) / n
     drawn = torch.searchsorted(cumulative, points).clamp(max=width - 1)
-    return drawn[torch.randperm(n, generator=generator)]
+    return drawn[torch.randperm(n, generator=generator, device="cpu")]
 
 
 def interpolated(
     ranks: list[int], excess: Float[Tensor, " ranks"], width: int
 ) -> Float[Tensor, " width+1"]:
     """The excess at every rank 0..d: geometric between measured ranks, linear from the last to 0 at d."""
-    curve = torch.zeros(width + 1, dtype=torch.float64)
+    curve = torch.zeros(width + 1, dtype=torch.float64, device="cpu")
     excess = excess.clamp(min=max(float(excess.max()), 1.0) * 1e-9)
     for low, high, left, right in zip(ranks, ranks[1:], excess, excess[1:], strict=False):
-        share = torch.arange(high - low, dtype=torch.float64) / (high - low)
+        share = torch.arange(high - low, dtype=torch.float64, device="cpu") / (high - low)
         curve[low:high] = torch.exp((1 - share) * math.log(left) + share * math.log(right))
     last = ranks[-1]
-    share = torch.arange(width - last + 1, dtype=torch.float64) / max(1, width - last)
+    share = torch.arange(width - last + 1, dtype=torch.float64, device="cpu") / max(1, width - last)
     curve[last:] = excess[-1] * (1 - share)
     return curve
 
@@ -52,5 +52,5 @@ def eigenvalues(curve: Float[Tensor, " width+1"]) -> Float[Tensor, " width"]:
             mean, length = (before * n + mean * length) / (n + length), n + length
         blocks.append((mean, length))
     return torch.tensor(
-        [mean for mean, length in blocks for _ in range(length)], dtype=torch.float64
+        [mean for mean, length in blocks for _ in range(length)], dtype=torch.float64, device="cpu"
     )

@@ -202,7 +202,9 @@ def _split(
     if len(every) < 2:
         raise ValueError("There is one batch; pass at least two, one to train on and one held out.")
     # Batches may come sorted by length: the last would be of positions that the others never reach.
-    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(
+        len(every), generator=torch.Generator().manual_seed(seed), device="cpu"
+    ).tolist()
     # A step is three passes; an evaluation ten, one a rank; the start is evaluated too.
     affordable = steps * 3 // (2 * 10 * (_EVALUATIONS + 1))
     at_least = -(
@@ -248,4 +250,4 @@ def _order(n: int, seed: int) -> Any:
     """Batch numbers again and again, each time in another order."""
     for epoch in itertools.count():
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        yield from torch.randperm(n, generator=generator).tolist()
+        yield from torch.randperm(n, generator=generator, device="cpu").tolist()

@@ -59,7 +59,9 @@ class Training:
         self._scorer, self._positions, self._processes = scorer, positions, processes
         self._steps, self._asked, self._seed = steps, lr, seed
         width = start.n_components
-        self._sums = torch.zeros(3, *start.encoder.shape[:-2], width, dtype=torch.float64)
+        self._sums = torch.zeros(
+            3, *start.encoder.shape[:-2], width, dtype=torch.float64, device="cpu"
+        )
         self._like: Tensor
         self.ranks: list[int]
         self.bottleneck: Bottleneck
@@ -86,7 +88,9 @@ class Training:
             if tensor.ndim > 2:
                 kept = selected(self._positions, run.mask, (tensor.shape[0], tensor.shape[1]))
             if kept is None:
-                kept = torch.ones(coordinates.shape[: max(1, tensor.ndim - 2)], dtype=torch.bool)
+                kept = torch.ones(
+                    coordinates.shape[: max(1, tensor.ndim - 2)], dtype=torch.bool, device="cpu"
+                )
             rows = coordinates[kept.to(tensor.device)].cpu()
             rows = rows.view(-1, *self._sums.shape[1:])
             count = torch.full_like(self._sums[0], len(rows))
@@ -132,7 +136,7 @@ class Training:
         """Let every rank count by the inverse of its excess, so that equal ratios count alike."""
         self.latest = scores
         if self.k is not None:
-            self._weights = torch.ones(self.k + 1, dtype=torch.float64)
+            self._weights = torch.ones(self.k + 1, dtype=torch.float64, device="cpu")
             return
         curve = interpolated(self.ranks, self.heldout.scale(scores), self._used)
         self._weights = 1 / curve.clamp(min=float(curve[self.ranks[-1]]))
@@ -172,7 +176,7 @@ class Training:
     def _drawn(self, n: int, number: int) -> Int[Tensor, " batch"]:
         """The ranks of a batch's sequences at a step: this process's, of all that the processes draw."""
         if self.k is not None:
-            return torch.full((n,), self.k)
+            return torch.full((n,), self.k, device="cpu")
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
         every = drawn_ranks(self._used, n * self._processes.count, generator)
         return every[self._processes.rank * n :][:n]
@@ -192,10 +196,13 @@ class Training:
         n = len(run.inputs)
         try:
             return torch.stack(
-                [self._scorer(run, self._resumed(torch.full((n,), k)))[0] for k in self.ranks]
+                [
+                    self._scorer(run, self._resumed(torch.full((n,), k, device="cpu")))[0]
+                    for k in self.ranks
+                ]
             )
         except torch.linalg.LinAlgError:
-            return torch.full((len(self.ranks), n), torch.nan, dtype=torch.float64)
+            return torch.full((len(self.ranks), n), torch.nan, dtype=torch.float64, device="cpu")
 
     def consider(self, scores: Float[Tensor, "rank sequence"], step: int) -> None:
         """Keep the present state if it is the best so far, and at no rank worse than the start."""

@@ -98,6 +98,6 @@ class InteractionGraph:
 
 def top_edges(strengths: Float[Tensor, "here there"], n: int) -> Bool[Tensor, "here there"]:
     """A mask of the n strongest edges; equal ones in the order of their places."""
-    mask = torch.zeros(strengths.numel(), dtype=torch.bool)
+    mask = torch.zeros(strengths.numel(), dtype=torch.bool, device="cpu")
     mask[strengths.flatten().argsort(descending=True, stable=True)[:n]] = True
     return mask.view(strengths.shape)

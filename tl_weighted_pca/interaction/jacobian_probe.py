@@ -59,7 +59,7 @@ class _Probe:
                 mask = mask.to(z.device)
                 z = z.masked_fill(~mask[..., None], 0.0)
         batch, length, k = z.shape
-        counted = torch.full((batch,), length) if mask is None else mask.sum(1)
+        counted = torch.full((batch,), length, device="cpu") if mask is None else mask.sum(1)
         few = counted * k <= _NARROW
         exact = few if self.exact is None else torch.full_like(few, self.exact)
         return replace(run, mask=mask), z, exact.to(z.device)

@@ -100,7 +100,7 @@ def local_interaction_basis(
     stats = collect(model, batches, names, objective=None, **options)
     note_what_goes_past(model, batches, names, batch_size, max_tokens)
     width = stats[names[-1]].require("activation").width
-    identity = torch.eye(width, dtype=torch.float64)
+    identity = torch.eye(width, dtype=torch.float64, device="cpu")
     bases = {names[-1]: _named(metric_pca(stats[names[-1]], identity, center=center), "")}
     for here, there in reversed(list(pairwise(names))):
         probe = jacobian_probe(there, used(bases[there]), n_probes, exact, positions, seed)
@@ -217,7 +217,7 @@ def _squared_slopes(
     stream: Iterable[Pairs], source: Basis, n_targets: int, bar: Any
 ) -> Float[Tensor, "source target"]:
     """Σ (∂z'_j/∂z_i)² per token of the stream."""
-    slopes = torch.zeros(source.n_components, n_targets, dtype=torch.float64)
+    slopes = torch.zeros(source.n_components, n_targets, dtype=torch.float64, device="cpu")
     n_tokens = 0
     for pairs in stream:
         n_tokens += pairs.n_tokens

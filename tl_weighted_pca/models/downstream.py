@@ -196,7 +196,9 @@ class Downstream:
         ours = {tensor.untyped_storage().data_ptr() for tensor in kept}
 
         def shaken(tensor: Tensor) -> Tensor:
-            noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
+            noise = torch.randn(
+                tensor.shape, generator=torch.Generator().manual_seed(0), device="cpu"
+            )
             scale = tensor.float().square().mean().sqrt().clamp(min=1e-6)
             return tensor + (noise.to(tensor.device) * scale).to(tensor.dtype)
 

@@ -199,7 +199,7 @@ def _gain(norm: Any) -> Tensor | None:
 
 def _centring(model: Any, width: int) -> Float[Tensor, "d d"]:
     """I − 11ᵀ/d where the model's norms centre, else I."""
-    eye = torch.eye(width, dtype=torch.float64)
+    eye = torch.eye(width, dtype=torch.float64, device="cpu")
     centres = str(getattr(model.cfg, "normalization_type", "LN")).startswith("LN")
     return eye - 1 / width if centres else eye
 

@@ -23,9 +23,11 @@ def signs(*counters: Int[Tensor, "..."] | int) -> Float[Tensor, "..."]:
 
 def _hashed(*counters: Int[Tensor, "..."] | int) -> Int[Tensor, "..."]:
     """Counters absorbed one by one through the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
-    state: Tensor = torch.zeros((), dtype=torch.int64)
+    state: Tensor = torch.zeros((), dtype=torch.int64, device="cpu")
     for counter in counters:
-        counter = torch.as_tensor(counter, dtype=torch.int64)
+        if not isinstance(counter, Tensor):
+            counter = torch.tensor(counter, device="cpu")
+        counter = counter.long()
         state = state.to(counter.device) if counter.ndim else state
         state = state + counter.to(state.device) + _signed(0x9E3779B97F4A7C15)
         state = (state ^ _shift_right(state, 30)) * _signed(0xBF58476D1CE4E5B9)
