@@ -41,7 +41,9 @@ def allocate_ranks(
         raise ValueError("Pass either total=, a number of components, or predicted=, a loss.")
     places = list(bases)
     eigenvalues = torch.cat([bases[place].eigenvalues for place in places])
-    owner = torch.cat([torch.full((bases[p].n_components,), i, device="cpu") for i, p in enumerate(places)])
+    owner = torch.cat(
+        [torch.full((bases[p].n_components,), i, device="cpu") for i, p in enumerate(places)]
+    )
     order = eigenvalues.argsort(descending=True, stable=True)
     if total is None:
         assert predicted is not None

@@ -80,7 +80,9 @@ class FeatureCards(Sequence[FeatureCard]):
         Raises:
             ValueError: for an empty text, or a `token` that is not one token.
         """
-        deviations = torch.tensor([card.histogram.std for card in self.cards], dtype=torch.float64, device="cpu")
+        deviations = torch.tensor(
+            [card.histogram.std for card in self.cards], dtype=torch.float64, device="cpu"
+        )
         return prompt_view(
             model, text, self.components, self.hook_point, deviations, token=token,
             positions=self.positions, tokenizer=tokenizer,

@@ -25,7 +25,9 @@ class CrossSums:
 
     def __init__(self, n: int, others: int) -> None:
         self._n_tokens = 0
-        self._sums = [torch.zeros(2, width, dtype=torch.float64, device="cpu") for width in (n, others)]
+        self._sums = [
+            torch.zeros(2, width, dtype=torch.float64, device="cpu") for width in (n, others)
+        ]
         self._products = torch.zeros(n, others, dtype=torch.float64, device="cpu")
 
     def add(self, z: Float[Tensor, "tokens n"], others: Float[Tensor, "tokens m"]) -> None:

@@ -95,7 +95,9 @@ class Observation:
         z: Float[Tensor, "batch pos n"] = every[..., : len(self._components)]
         where = selected(positions, batch.mask, (z.shape[0], z.shape[1]))
         counted: Bool[Tensor, "batch pos"] = (
-            torch.ones(z.shape[:2], dtype=torch.bool, device="cpu") if where is None else where.cpu()
+            torch.ones(z.shape[:2], dtype=torch.bool, device="cpu")
+            if where is None
+            else where.cpu()
         )
         at_tokens = z[counted]
         self.histograms.add(at_tokens)
