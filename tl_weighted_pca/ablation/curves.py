@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ class AblationCurves:
     """½ (Σ_s g_s·δ_s)² by basis, where `predicted` was asked for: the excess to second order."""
     eigenvalue_prediction: dict[str, list[float]] = field(default_factory=dict)
     """½ Σ_{i>k} Λ_i per term by basis, of those in the predicted objective's own metric."""
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many positions were left as they are for their norm, by hook point and position."""
 
     def __repr__(self) -> str:
         place = f" at {self.hook_point!r}" if self.hook_point else ""
@@ -54,6 +56,16 @@ class AblationCurves:
             f"AblationCurves({', '.join(self.per_sequence)}{place}: {len(self.ranks)} ranks from "
             f"{min(self.ranks)} to {max(self.ranks)} of {self.width}, {len(self.counts)} sequences)"
         )
+
+    def __getitem__(self, name: str) -> list[float]:
+        """The scores of one basis, one per rank."""
+        if name not in self.per_sequence:
+            raise KeyError(
+                f"There is no curve {name!r}; these curves are of {', '.join(self.per_sequence)}."
+            )
+        return self.scores[name]
+
+    __iter__ = None  # a mapping by name it is not: its names are those of `per_sequence`
 
     @property
     def baseline(self) -> float:

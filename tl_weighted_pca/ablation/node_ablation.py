@@ -27,6 +27,7 @@ def ablation_curves(
     seed: int = 0,
     predicted: bool | Objective = False,
     positions: Positions = None,
+    outliers: float | None = None,
     batch_size: int = 32,
     max_tokens: int | None = None,
     anywhere: bool = False,
@@ -56,6 +57,8 @@ def ablation_curves(
             gradients of labels sampled from the model: one more pass, with a backward pass. Or an
             objective whose gradients to take, such as `sampled_token_loss(n_samples=4)`.
         positions: where to ablate; other positions are left as they are.
+        outliers: leave as they are also positions whose norm in the unablated run exceeds so many medians
+            of their own sequence, wherever they are; `left_out` counts them.
         batch_size: sequences per batch.
         max_tokens: stop before exceeding so many tokens of data.
         anywhere: use bases also at hook points or models that they were not made from.
@@ -84,8 +87,9 @@ def ablation_curves(
         "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens
     }  # fmt: skip
     scores = scores_of_edits(
-        model, data, edits, score=score, progress=progress, prepare=filling.prepare, **options
-    )
+        model, data, edits, score=score, progress=progress, prepare=filling.prepare,
+        outliers=outliers, **options,
+    )  # fmt: skip
     width = sum(max(at[place].width for at in named.values()) for place in places)
     curves = scores.curves(
         {name: slice(i * n, (i + 1) * n) for i, name in enumerate(named)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.ablation.scores import Score, Scorer
 from tl_weighted_pca.data.batches import Batch, batches
-from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.models.downstream import Downstream, Edit
 from tl_weighted_pca.models.frozen import quiet
@@ -34,6 +34,8 @@ class Scores:
     counts: Float[Tensor, " sequence"]
     """The terms in each sum."""
     unit: str
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many positions were left as they are for their norm, by hook point and position."""
 
     def curves(self, rows: Mapping[str, slice], **fields: Any) -> AblationCurves:
         """The curves whose ranks are these rows of edits, by name."""
@@ -42,6 +44,7 @@ class Scores:
             baseline_per_sequence=self.baseline,
             counts=self.counts,
             unit=self.unit,
+            left_out=self.left_out,
             **fields,
         )
 
@@ -101,6 +104,7 @@ def scores_of_edits(
     max_tokens: int | None,
     progress: bool,
     prepare: Callable[[Run], None] | None = None,
+    outliers: float | None = None,
     downstream: Downstream | None = None,
     sums: ScoreSums | None = None,
     checkpoint: Checkpoint | None = None,
@@ -117,12 +121,13 @@ def scores_of_edits(
         checkpoint: where to go on from, and to write to.
     """
     scorer, sums = Scorer(score), sums or ScoreSums()
+    left_out = Outliers.checked(outliers)
     names = list(dict.fromkeys(name for one in edits for name in one))
     if checkpoint is not None:
         checkpoint.resume()
     bar = Progress(data, batch_size, max_tokens, progress, title="Ablating", passes=len(edits))
     with bar, quiet(model, gradients=False):
-        downstream = downstream or Downstream(model, names, positions)
+        downstream = downstream or Downstream(model, names, positions, left_out)
         for batch in batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False):
             if checkpoint is not None and checkpoint.skips(batch):
                 bar.skip(batch)
@@ -140,7 +145,8 @@ def scores_of_edits(
                 checkpoint.advance()
         if checkpoint is not None:
             checkpoint.finish()
-    return sums.scores(scorer.unit)
+    found = sums.scores(scorer.unit)
+    return found if left_out is None else replace(found, left_out=left_out.report())
 
 
 def warn_where_nothing_changes(

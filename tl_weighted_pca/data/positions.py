@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+import warnings
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Positions = slice | Sequence[int] | None
@@ -71,3 +74,76 @@ def _chosen(positions: slice | list[int], length: int) -> Bool[Tensor, " pos"]:
         return chosen
     chosen[[p for p in positions if -length <= p < length]] = True
     return chosen
+
+
+NOTED = 20.0
+"""Medians above which a position's norm is worth a note."""
+
+
+def outlying(
+    activations: Float[Tensor, "batch pos ..."],
+    mask: Bool[Tensor, "batch pos"] | None,
+    times: float,
+) -> Bool[Tensor, "batch pos"]:
+    """‖f_s‖ > times · median_t ‖f_t‖, over the real tokens t of the same sequence.
+
+    The median is the sequence's own, so that the answer depends neither on the batch nor on padding.
+    """
+    norms = activations.detach().flatten(2).double().norm(dim=-1)
+    if mask is not None:
+        norms = norms.masked_fill(~mask.to(norms.device), torch.nan)
+    return norms > times * norms.nanmedian(1, keepdim=True).values
+
+
+@dataclass
+class Outliers:
+    """The positions that a run leaves out for their norm, and how many it has found where."""
+
+    times: float
+    """Positions of a norm above so many medians of their sequence's norms are left out."""
+    found: dict[str, Counter[int]] = field(default_factory=dict)
+    """How often, by hook point and by position from the first real token."""
+
+    @classmethod
+    def checked(cls, times: float | None) -> Outliers | None:
+        """Those of an argument `outliers=`; raises ValueError for what is no number above one."""
+        if times is None:
+            return None
+        if isinstance(times, bool) or not isinstance(times, (int, float)) or not times > 1:
+            raise ValueError(
+                f"outliers is {times!r}; expected a number above 1, such as 10.0: positions whose norm "
+                "exceeds so many medians of their sequence are left out."
+            )
+        return cls(float(times))
+
+    def see(
+        self,
+        hook_point: str,
+        left_out: Bool[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"] | None,
+    ) -> None:
+        """Count the positions that a batch leaves out."""
+        first = 0 if mask is None else mask.int().argmax(1).cpu()[:, None]
+        places = (torch.arange(left_out.shape[1]) - first).expand(left_out.shape)
+        counter = self.found.setdefault(hook_point, Counter())
+        counter.update(places[left_out.cpu()].tolist())
+
+    def report(self) -> dict[str, dict[str, int]]:
+        """Counts by hook point and position; keys are text, as in JSON."""
+        return {
+            name: {str(place): count for place, count in sorted(counter.items())}
+            for name, counter in self.found.items()
+        }
+
+    def note(self) -> None:
+        """Warn of what was found, if anything was."""
+        counts = {name: counter for name, counter in self.found.items() if counter}
+        if counts:
+            name, counter = max(counts.items(), key=lambda item: item[1].total())
+            places = ", ".join(str(place) for place, _ in counter.most_common(3))
+            warnings.warn(
+                f"In the first batch {counter.total()} positions at hook point {name!r} (most often "
+                f"{places}) have more than {self.times:g} times the median norm of their sequence: pass "
+                f"outliers={self.times:g} to leave such positions out, or choose positions=.",
+                stacklevel=5,
+            )

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
-from tl_weighted_pca.data.positions import Positions, selected
+from tl_weighted_pca.data.positions import Outliers, Positions, outlying, selected
 from tl_weighted_pca.feature_cards.card import Neighbour
 from tl_weighted_pca.feature_cards.components import Components
 from tl_weighted_pca.feature_cards.contexts import Extremes
@@ -62,6 +62,7 @@ class Observation:
         window: tokens before and after an extreme.
         facts: the facts to relate the coordinates to, if there are any.
         seed: of the random sample of tokens.
+        outliers: tokens that do not count for their norm, counted as they are found.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Observation:
         window: tuple[int, int],
         facts: FactSums | None,
         seed: int,
+        outliers: Outliers | None,
     ) -> None:
         n = len(components)
         self._components, self._every, self._other = components, every, other
@@ -81,7 +83,7 @@ class Observation:
         self.sample = TokenSample(seed)
         self._within = CrossSums(n, len(every))
         self._across = None if other is None else CrossSums(n, len(other))
-        self.facts = facts
+        self.facts, self.outliers = facts, outliers
         self.n_tokens = self.n_sequences = 0
 
     def add(self, batch: Batch, seen: Tensor, elsewhere: Tensor, positions: Positions) -> None:
@@ -99,6 +101,10 @@ class Observation:
             if where is None
             else where.cpu()
         )
+        if self.outliers is not None:
+            left_out = counted & outlying(seen, batch.mask, self.outliers.times).cpu()
+            self.outliers.see("", left_out, batch.mask)
+            counted = counted & ~left_out
         at_tokens = z[counted]
         self.histograms.add(at_tokens)
         self._within.add(at_tokens, every[counted])

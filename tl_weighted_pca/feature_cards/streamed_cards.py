@@ -10,7 +10,7 @@ from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.ablation.scores import Score
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.data.batches import batches, check_rereadable
-from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.feature_cards.card import Context, DirectLogits, FeatureCard, QuantileGroup
 from tl_weighted_pca.feature_cards.card_set import FeatureCards
@@ -51,6 +51,7 @@ def cards(
     n_promoted: int = 10,
     score: Score | None = "loss",
     positions: Positions = None,
+    outliers: float | None = None,
     batch_size: int = 8,
     max_tokens: int | None = None,
     ablation_tokens: int | None = None,
@@ -83,6 +84,7 @@ def cards(
         score: what an ablation costs, as for `ablation_curves`: "loss", "kl" or a callable; None leaves
             the ablations out, which take most of the time: n passes through what lies downstream.
         positions: which positions count, and are ablated.
+        outliers: as for `collect`: positions of so large a norm neither count nor are ablated.
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens of data.
         ablation_tokens: the same for the ablations alone.
@@ -112,7 +114,7 @@ def cards(
     if score is not None:
         ablations = single_ablations(
             model, data, components, place, score=score, positions=positions,
-            batch_size=batch_size, progress=progress,
+            outliers=outliers, batch_size=batch_size, progress=progress,
             max_tokens=max_tokens if ablation_tokens is None else ablation_tokens,
         )  # fmt: skip
     with Progress(data, batch_size, max_tokens, progress) as bar, quiet(model, gradients=False):
@@ -121,7 +123,7 @@ def cards(
             components,
             Components.leading(basis, max(len(components), SOUGHT)),
             None if compare is None else Components.leading(compare, SOUGHT),
-            contexts, window, told, seed,
+            contexts, window, told, seed, Outliers.checked(outliers),
         )  # fmt: skip
         sinks = {name: Latest() for name in (place, there)}
         recorder = Recorder(sinks, {}, None)
@@ -142,6 +144,11 @@ def cards(
         notes.append(
             "Facts: there are too few sequences or values to tell; a fact needs two values, two "
             "sequences for each, and eight in all."
+        )
+    if seen.outliers is not None and (found := seen.outliers.found[""]):
+        notes.append(
+            f"Outliers: {found.total()} tokens, whose norm exceeds {seen.outliers.times:g} medians of "
+            f"their sequence; most often at position {found.most_common(1)[0][0]}."
         )
     made = FeatureCards(
         cards=_made(components, seen, logits, compared, ablations, scores, text),

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
-from tl_weighted_pca.data.positions import Positions, checked_positions, selected
+from tl_weighted_pca.data.positions import (
+    Outliers,
+    Positions,
+    checked_positions,
+    outlying,
+    selected,
+)
 from tl_weighted_pca.models.frozen import check_tokens, device_of, run_model
 from tl_weighted_pca.models.hook_points import (
     check_activation,
@@ -52,14 +58,21 @@ class Downstream:
         model: the model; frozen and in eval mode while this is in use.
         hook_points: where `resume` may edit: one name, or several.
         positions: where an edit applies.
+        outliers: positions left as they are for their norm in the unedited run.
     """
 
     def __init__(
-        self, model: Any, hook_points: str | Sequence[str], positions: Positions = None
+        self,
+        model: Any,
+        hook_points: str | Sequence[str],
+        positions: Positions = None,
+        outliers: Outliers | None = None,
     ) -> None:
         self._model = model
         self._names = [hook_points] if isinstance(hook_points, str) else list(hook_points)
         self._positions = checked_positions(positions)
+        self._outliers = outliers
+        self._left_out: dict[str, Tensor] = {}
         # Hooks of the user's an entry half-way would meet twice, or not at all.
         found = {} if has_hooks(model) else {name: _entry(model, name) for name in self._names}
         self._entries = {name: entry for name, entry in found.items() if entry is not None}
@@ -97,6 +110,8 @@ class Downstream:
                 raise ValueError(never_fired(self._model, name))
             check_activation(name, seen[name], len(inputs), n_positions)
         self._run = Run(output, inputs, mask, batch.sequence_index)
+        if self._outliers is not None:
+            self._leave_out({name: seen[name] for name in self._names}, mask, self._outliers)
         self._order = list(seen)
         self._residuals = {name: seen[name] for name in residuals if name in seen}
         if not self._checked:
@@ -141,19 +156,35 @@ class Downstream:
     def _from_layer(self, entry: _Entry, first: str, edits: Mapping[str, Edit]) -> Any:
         residual, start = self._residuals[entry.residual], {"start_at_layer": entry.layer}
         if entry.direct:
-            residual = self._apply(edits[first], residual)
+            residual = self._apply(first, edits[first], residual)
             edits = {name: edit for name, edit in edits.items() if name != first}
         with hooked(self._model, self._hooks(edits)):
             return run_model(self._model, residual, self._run.mask, **start)
 
     def _hooks(self, edits: Mapping[str, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
-        def hook(edit: Edit) -> Callable[..., Tensor]:
-            return lambda tensor, hook: self._apply(edit, tensor)
+        def hook(name: str, edit: Edit) -> Callable[..., Tensor]:
+            return lambda tensor, hook: self._apply(name, edit, tensor)
 
-        return [(name, hook(edit)) for name, edit in edits.items()]
+        return [(name, hook(name, edit)) for name, edit in edits.items()]
 
-    def _apply(self, edit: Edit, tensor: Tensor) -> Tensor:
-        return edited_at(edit, tensor, self._positions, self._run.mask)
+    def _apply(self, name: str, edit: Edit, tensor: Tensor) -> Tensor:
+        edited = edited_at(edit, tensor, self._positions, self._run.mask)
+        if (left := self._left_out.get(name)) is None:
+            return edited
+        return torch.where(left.view(*left.shape, *[1] * (tensor.ndim - 2)), tensor, edited)
+
+    def _leave_out(
+        self, seen: Mapping[str, Tensor], mask: Tensor | None, outliers: Outliers
+    ) -> None:
+        """Find the outlying positions of a batch by its unedited activations, and count them."""
+        self._left_out = {}
+        for name, tensor in seen.items():
+            if tensor.ndim > 2:
+                where = selected(self._positions, mask, (tensor.shape[0], tensor.shape[1]))
+                left = outlying(tensor, mask, outliers.times)
+                left = left if where is None else left & where.to(left.device)
+                self._left_out[name] = left
+                outliers.see(name, left, mask)
 
     def _can_restart(self, name: str, entry: _Entry) -> bool:
         """Whether the model can start again for this hook point: asked once, with and without padding."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -74,7 +75,16 @@ class Collection(Mapping[str, Moments]):
                 f"Cannot add collections at positions={mine} and positions={theirs}: their tokens are not "
                 "of one kind. Collect both at the same positions."
             )
-        return Collection({n: _merged(self[n], other[n]) for n in self}, self.settings)
+        limits = [each.settings.get("outliers") for each in (self, other)]
+        if known and limits[0] != limits[1]:
+            raise ValueError(
+                f"Cannot add collections with outliers={limits[0]} and outliers={limits[1]}: collect both "
+                "with the same."
+            )
+        settings = dict(self.settings)
+        if "left_out" in settings:
+            settings["left_out"] = _summed(settings["left_out"], other.settings.get("left_out", {}))
+        return Collection({n: _merged(self[n], other[n]) for n in self}, settings)
 
     def __radd__(self, other: Any) -> Collection:
         """`sum(collections)` begins with 0."""
@@ -146,6 +156,16 @@ class Collection(Mapping[str, Moments]):
                     provenance=Provenance(**entry["provenance"]),
                 )
             return cls(moments, json.loads(metadata["settings"]))
+
+
+def _summed(
+    mine: Mapping[str, Mapping[str, int]], theirs: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, int]]:
+    """Counts of positions left out, by hook point and position."""
+    return {
+        name: dict(Counter(mine.get(name, {})) + Counter(theirs.get(name, {})))
+        for name in {**mine, **theirs}
+    }
 
 
 def _merged(mine: Moments, theirs: Moments) -> Moments:

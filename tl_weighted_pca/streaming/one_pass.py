@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tl_weighted_pca.data.batches import Batch, batches, is_share
-from tl_weighted_pca.data.positions import Positions, checked_positions
+from tl_weighted_pca.data.positions import Outliers, Positions, checked_positions
 from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.models.fingerprint import fingerprint, made_at
 from tl_weighted_pca.models.frozen import quiet
@@ -65,6 +65,7 @@ def collect(  # type: ignore[misc]
     row_metric: RowMetric | Mapping[str, RowMetric] = "gradient",
     statistics: Statistics | Mapping[str, Statistics] = None,
     positions: Positions = None,
+    outliers: float | None = None,
     batch_size: int = 8,
     per_head: bool | Mapping[str, bool] = False,
     max_tokens: int | None = None,
@@ -103,6 +104,8 @@ def collect(  # type: ignore[misc]
         statistics: which of "activation", "gradient" and "weighted" to keep; all by default.
         positions: a slice or indices of the positions that count, from the first real token. Others
             drop out of every sum over positions, but still take part in the model and the objective.
+        outliers: leave out, hook point by hook point, positions whose norm exceeds so many medians of
+            the norms of their own sequence, wherever they are; `settings["left_out"]` counts them.
         batch_size: sequences per batch.
         per_head: keep one moment per head at hook points of shape [batch, pos, head, d_head].
         max_tokens: stop before exceeding so many tokens of data.
@@ -132,7 +135,7 @@ def collect(  # type: ignore[misc]
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
     objectives = checked_objectives(objective)
-    positions = checked_positions(positions)
+    positions, left_out = checked_positions(positions), Outliers.checked(outliers)
     batch_size = checked_count("batch_size", batch_size)
     max_tokens = None if max_tokens is None else checked_count("max_tokens", max_tokens)
     names = resolve(model, hook_points)
@@ -145,8 +148,8 @@ def collect(  # type: ignore[misc]
         "precision": precision, "sums_dtype": sums_dtype, "sums_device": sums_device,
         "told": partial(tqdm.write, file=sys.stderr) if progress else None,
     }  # fmt: skip
-    gathered = _Gathered.of(model, asked, positions, objectives, needed, options)
-    recorder = Recorder(gathered.accumulators, needed, positions)
+    gathered = _Gathered.of(model, asked, (positions, left_out), objectives, needed, options)
+    recorder = Recorder(gathered.accumulators, needed, positions, left_out, note=True)
     file = None
     if checkpoint is not None:
         settings = gathered.to_agree_with(model, batch_size, max_tokens)
@@ -208,13 +211,14 @@ class _Gathered:
     """Whether gradients are taken."""
     here: Provenance
     settings: dict[str, Any]
+    left_out: Outliers | None
 
     @classmethod
     def of(
         cls,
         model: Any,
         asked: dict[str, Asked],
-        positions: Positions,
+        counted: tuple[Positions, Outliers | None],
         objectives: dict[str, Objective],
         needed: dict[str, Objective],
         options: dict[str, Any],
@@ -243,11 +247,14 @@ class _Gathered:
         settings = {
             "row_metric": recorded({n: row_metric_name(a.row_metric) for n, a in asked.items()}),
             "statistics": recorded({n: list(a.statistics) for n, a in asked.items()}),
-            "positions": None if positions is None else repr(positions),
+            "positions": None if counted[0] is None else repr(counted[0]),
+            "outliers": None if counted[1] is None else counted[1].times,
             "per_head": recorded({n: a.per_head for n, a in asked.items()}),
         }
         here = made_at(model, "")
-        return cls(asked, accumulators, leader, objectives, bool(needed), here, settings)
+        return cls(
+            asked, accumulators, leader, objectives, bool(needed), here, settings, counted[1]
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -295,4 +302,5 @@ class _Gathered:
             )
             moments = self.accumulators[self.leader[name]].result(key)
             found[name] = replace(moments, provenance=made)
-        return Collection(found, self.settings)
+        report = {} if self.left_out is None else {"left_out": self.left_out.report()}
+        return Collection(found, self.settings | report)

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
-from tl_weighted_pca.data.positions import Positions, checked_positions, selected
+from tl_weighted_pca.data.positions import (
+    NOTED,
+    Outliers,
+    Positions,
+    checked_positions,
+    outlying,
+    selected,
+)
 from tl_weighted_pca.models.frozen import check_tokens, device_of, run_model
 from tl_weighted_pca.models.hook_points import (
     check_activation,
@@ -47,14 +54,25 @@ class Recorder:
         sinks: what takes the activations and gradients, by hook point name.
         objectives: by key; none for activations alone, with no graph.
         positions: which positions count.
+        outliers: which do not count for their norm, and where those found are counted.
+        note: without `outliers`, warn where the first batch shows some.
     """
 
     def __init__(
-        self, sinks: Mapping[str, Sink], objectives: Mapping[str, Objective], positions: Positions
+        self,
+        sinks: Mapping[str, Sink],
+        objectives: Mapping[str, Objective],
+        positions: Positions,
+        outliers: Outliers | None = None,
+        *,
+        note: bool = False,
     ) -> None:
         self._sinks = dict(sinks)
         self._objectives = dict(objectives)
         self._positions = checked_positions(positions)
+        self._outliers = outliers
+        self._notes = note and outliers is None
+        self._left_out: dict[str, Tensor] = {}
         self._sites: dict[str, Site] = {}
         self._batch: Batch | None = None
         self._number = -1
@@ -98,12 +116,14 @@ class Recorder:
             with uninterrupted():
                 for sink in self._sinks.values():
                     sink.commit()
+                self._count_outliers(batch)
         except BaseException:
             for sink in self._sinks.values():
                 sink.discard()
             raise
         finally:
             self._graph.end()
+            self._left_out = {}
             self._sites, self._batch, self._graph = {}, None, Graph(self._copies)
         return batch.n_tokens
 
@@ -142,7 +162,7 @@ class Recorder:
         del output, run, activations
         left = sum(len(samples) for samples in values.values())
         for name, sink in self._sinks.items():
-            sink.begin(*self._cut(self._sites[name].activations), gradients_to_come=left)
+            sink.begin(*self._cut(name, self._sites[name].activations), gradients_to_come=left)
         for key, samples in values.items():
             for sample in samples:
                 left -= 1
@@ -205,7 +225,8 @@ class Recorder:
                         f"Hook point {name!r} carries no gradient: the objective "
                         f"{objective_name(self._objectives[key])} does not depend on it."
                     )
-                sink.gradient(*self._cut(torch.zeros_like(site.activations))[:1], key, scale)
+                zeros = torch.zeros_like(site.activations)
+                sink.gradient(self._cut(name, zeros)[0], key, scale)
             elif site.missing:  # some firings lead nowhere
                 self._deliver(name)
 
@@ -232,7 +253,8 @@ class Recorder:
         if not self._objectives:
             if not again:
                 shown = site.activations
-                self._sinks[name].begin(*self._cut(shown.clone() if self._copies else shown))
+                kept = shown.clone() if self._copies else shown
+                self._sinks[name].begin(*self._cut(name, kept))
             if all(known in self._sites for known in self._sinks):
                 raise _AllSeen
             return None
@@ -247,19 +269,44 @@ class Recorder:
     def _deliver(self, name: str) -> None:
         (key, scale), gradient = self._now, self._sites[name].taken()
         assert gradient is not None
-        self._sinks[name].gradient(self._cut(gradient)[0], key, scale)
+        self._sinks[name].gradient(self._cut(name, gradient)[0], key, scale)
 
-    def _cut(self, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _cut(self, name: str, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tensor as [batch, pos, …] with the positions that count, and the mask of the rest."""
         assert self._batch is not None
         tensor = tensor.detach()
         if tensor.ndim == 2:
             return tensor[:, None], None
         mask, positions = self._batch.mask, self._positions
+        if self._outliers is not None:
+            return tensor, self._without_outliers(name, tensor, self._outliers.times)
+        if self._notes and self._number == 0:
+            self._without_outliers(name, tensor, NOTED)
         if mask is None and isinstance(positions, slice) and (positions.step or 1) > 0:
             return tensor[:, positions], None
         mask = selected(positions, mask, (tensor.shape[0], tensor.shape[1]))
         return tensor, None if mask is None else mask.to(tensor.device)
+
+    def _without_outliers(self, name: str, tensor: Tensor, times: float) -> Tensor:
+        """Which positions count, by the norms of the activations, for their gradients too."""
+        assert self._batch is not None
+        shape = (tensor.shape[0], tensor.shape[1])
+        mask = selected(self._positions, self._batch.mask, shape)
+        counted = torch.ones(shape, dtype=torch.bool) if mask is None else mask
+        counted = counted.to(tensor.device)
+        if name not in self._left_out:  # the activations come first
+            self._left_out[name] = counted & outlying(tensor, self._batch.mask, times)
+        return counted & ~self._left_out[name]
+
+    def _count_outliers(self, batch: Batch) -> None:
+        if self._outliers is not None:
+            for name, left_out in self._left_out.items():
+                self._outliers.see(name, left_out, batch.mask)
+        elif self._notes and self._number == 0:
+            found = Outliers(NOTED)
+            for name, left_out in self._left_out.items():
+                found.see(name, left_out, batch.mask)
+            found.note()
 
     def _check_same(self, name: str, site: Site, tensor: Tensor) -> None:
         first = site.passed[0]
@@ -284,7 +331,7 @@ class Recorder:
         for name, site in self._sites.items():
             if name not in self._sinks:
                 continue
-            values, mask = self._cut(site.activations)
+            values, mask = self._cut(name, site.activations)
             values = values if mask is None else values[mask]
             if not bool(torch.isfinite(values).all()):
                 raise NonFiniteError(
