@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.ablation.bootstrap import Estimate, estimate, interval, resamples
+from tl_weighted_pca.support.notebook import sparkline, summary
 from tl_weighted_pca.support.whole_numbers import checked_counts
 
 if TYPE_CHECKING:
@@ -66,6 +67,17 @@ class AblationCurves:
         return self.scores[name]
 
     __iter__ = None  # a mapping by name it is not: its names are those of `per_sequence`
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the mean excess of each basis over the ranks, and the curves."""
+        rows: dict[str, object] = {f"unablated {self.unit}": f"{self.baseline:.4f}"}
+        if len(self.ranks) > 1:
+            rows |= {f"mean excess of {name}": self.area(name) for name in self.per_sequence}
+        excess = {n: [s - self.baseline for s in scores] for n, scores in self.scores.items()}
+        span = f"ranks {min(self.ranks)} to {max(self.ranks)} of {self.width}"
+        rows["ranks"] = f"{span}, {len(self.counts)} sequences"
+        picture = sparkline(excess, f"Excess by rank, logarithmic, {span}")
+        return summary(f"Node ablation at {self.hook_point}", rows, picture)
 
     @property
     def baseline(self) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_weighted_pca.moments.second_moment import Provenance
 from tl_weighted_pca.support.digest import digest_of
 from tl_weighted_pca.support.files import reading, write_atomically
+from tl_weighted_pca.support.notebook import sparkline, summary
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 _FORMAT = "tl_weighted_pca.Basis/1"
@@ -55,6 +56,47 @@ class Basis:
             f"Basis({self.method or 'unnamed'}{place}: {heads}{self.n_components} components of "
             f"width {self.width})"
         )
+
+    def __len__(self) -> int:
+        """k, as `n_components`."""
+        return self.n_components
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, index: slice) -> Basis:
+        """`basis[:k]`, the first k components, as `truncate(k)`.
+
+        Raises:
+            TypeError: for anything but a slice from the first component on.
+        """
+        if (
+            not isinstance(index, slice)
+            or index.start not in (None, 0)
+            or index.step not in (None, 1)
+        ):
+            raise TypeError(
+                f"A basis is cut as basis[:k], its first k components; got {index!r}. Single directions "
+                "are rows of basis.decoder."
+            )
+        return self.truncate(len(range(self.n_components)[index]))
+
+    __iter__ = None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where it is from, how many directions it takes, its spectrum."""
+        values = self.eigenvalues.reshape(-1, self.n_components).mean(0)
+        ratio = float(values.sum() ** 2 / values.square().sum()) if self.n_components else 0.0
+        rows = {
+            "model": self.provenance.model or "–",
+            "hook point": self.provenance.hook_point or "–",
+            "components": f"{self.n_components} of width {self.width}"
+            + (f", {len(self.encoder)} heads" if self.per_head else ""),
+            "participation ratio": f"{ratio:.1f}",
+            "share explained": f"{float(self.explained_ratio.sum(-1).mean()):.1%}",
+        }
+        picture = sparkline({"eigenvalues": values.tolist()}, "Eigenvalues, logarithmic")
+        return summary(f"Basis: {self.method or 'unnamed'}", rows, picture)
 
     @property
     def components(self) -> Float[Tensor, "*head k d"]:

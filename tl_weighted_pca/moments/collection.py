@@ -17,6 +17,7 @@ from tl_weighted_pca.data.sharding import running
 from tl_weighted_pca.moments.reduction import KINDS, all_reduce_moments
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
 from tl_weighted_pca.support.files import reading, write_atomically
+from tl_weighted_pca.support.notebook import summary
 
 _FORMAT = "tl_weighted_pca.Collection/1"
 
@@ -59,6 +60,15 @@ class Collection(Mapping[str, Moments]):
         made = sorted({m.provenance.objective for m in self.values()} - {""})
         about = f" of {', '.join(made)}" if made else ""
         return f"Collection({', '.join(self)}{about}; {'/'.join(map(str, sorted(tokens)))} tokens)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the hook points, what is held of each, and of how many tokens."""
+        rows = {}
+        for name, m in self.items():
+            held = [kind for kind in KINDS if getattr(m, kind) is not None]
+            rows[name] = f"{', '.join(held)}; {m.n_tokens:,} tokens in {m.n_sequences:,} sequences"
+        model = next((m.provenance.model for m in self.values()), "")
+        return summary(f"Collection of {model}" if model else "Collection", rows)
 
     def __add__(self, other: Collection) -> Collection:
         if not isinstance(other, Collection):

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.moments.packed import Packed, shift_terms
+from tl_weighted_pca.support.notebook import sparkline, summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +152,10 @@ class SecondMoment:
         return SecondMoment(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
 
+_QUICK = 1024
+"""Widths up to which a notebook's repr may take eigenvalues."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where numbers come from: enough to refuse to mix them with others."""
@@ -227,6 +232,28 @@ class Moments:
         place = f" at {made.hook_point!r}" if made.hook_point else ""
         place += f" of {made.objective}" if made.objective else ""
         return f"Moments({', '.join(held)}{place}: {self.n_tokens} tokens in {self.n_sequences} sequences)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what is held, of how many tokens, and the spectrum of narrow spaces."""
+        kinds = ("activation", "gradient", "weighted")
+        held = {name: m for name in kinds if (m := getattr(self, name)) is not None}
+        width = next((m.width for m in held.values()), 0)
+        rows = {
+            "statistics": ", ".join(held) or "none",
+            "tokens": f"{self.n_tokens:,} in {self.n_sequences:,} sequences",
+            "width": width,
+            "objective": self.provenance.objective or "none",
+            "model": self.provenance.model or "–",
+        }
+        picture = ""
+        if self.activation is not None and self.n_tokens and width <= _QUICK:
+            covariance = self.activation.about(self.activation.mean) / self.n_tokens
+            values = torch.linalg.eigvalsh(covariance).flip(-1).reshape(-1, width).mean(0)
+            ratio = float(values.sum() ** 2 / values.square().sum().clamp(min=1e-300))
+            rows["participation ratio"] = f"{ratio:.1f}"
+            picture = sparkline({"variances": values.tolist()}, "Variances, logarithmic")
+        place = self.provenance.hook_point
+        return summary(f"Moments at {place}" if place else "Moments", rows, picture)
 
     def __add__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):
