@@ -90,7 +90,10 @@ class ScoreSums:
                 "The data have no token to predict, and so no loss: pass sequences of two tokens or more."
             )
         by_index = found.pop("order").argsort(stable=True)
-        return Scores(**{name: part[..., by_index] for name, part in found.items()}, unit=unit)
+        edited, baseline, counts = (
+            found[name][..., by_index] for name in ("edited", "baseline", "counts")
+        )
+        return Scores(edited, baseline, counts, unit)
 
 
 def scores_of_edits(

@@ -117,7 +117,7 @@ class Checkpoint:
         self._see(batch)
         return self._n_batches <= self._to_skip
 
-    def advance(self, recounted: frozenset[str] | None) -> None:
+    def advance(self, recounted: frozenset[str] | None = frozenset()) -> None:
         """The batch is committed: write, if it is time to."""
         self.recounted = recounted
         if self._n_batches - self._n_written >= self._every:
