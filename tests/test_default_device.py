@@ -68,10 +68,10 @@ USES = {
     "Moments": lambda s: s.m + s.m,
     "Pairs": lambda s: [pair[HERE].rows() for pair in s.pairs()],
     "Provenance": lambda s: s.m.provenance,
-    "SecondMoment": lambda s: wpca.SecondMoment.about_zero(s.left[0, 0].abs(), s.left[0], s.left.T @ s.left).mean,
+    "SecondMoment": lambda s: wpca.SecondMoment.about_zero(s.left[0, 0].abs(), s.left[0], s.left.T @ s.left).mean,  # noqa: E501
     "ablation_curves": lambda s: s.curves().scores,
     "DimensionMap": lambda s: s.mapped().to_pandas(),
-    "allocate_ranks": lambda s: wpca.allocate_ranks({HERE: s.oblique, THERE: wpca.metric_pca(s.stats[THERE])}, total=9),
+    "allocate_ranks": lambda s: wpca.allocate_ranks({HERE: s.oblique, THERE: wpca.metric_pca(s.stats[THERE])}, total=9),  # noqa: E501
     "dimension_map": lambda s: s.mapped().to_pandas(),
     "cards": lambda s: wpca.cards(s.model, s.tokens, s.oblique.truncate(2), **QUIET).to_html(),
     "collect": lambda s: wpca.collect(s.model, s.tokens, "blocks.*.attn.hook_z", per_head=True, **QUIET),
@@ -84,7 +84,7 @@ USES = {
     "hook_probe": lambda s: s.seen(wpca.hook_probe(THERE, s.layers[THERE])),
     "interaction_edges": lambda s: wpca.interaction_edges(s.model, s.tokens, s.layers, **QUIET).edges,
     "joint_pca": lambda s: wpca.joint_pca(s.m, s.pairs(), shrinkage=0.5, steps=3),
-    "local_interaction_basis": lambda s: wpca.local_interaction_basis(s.model, s.tokens, [HERE, THERE], **QUIET),
+    "local_interaction_basis": lambda s: wpca.local_interaction_basis(s.model, s.tokens, [HERE, THERE], **QUIET),  # noqa: E501
     "logit_probe": lambda s: s.seen(wpca.logit_probe()),
     "metric_pca": lambda s: (wpca.metric_pca(s.m, damping=0.1), wpca.metric_pca(s.m, weighted=True)),
     "next_token_loss": lambda s: s.seen(wpca.next_token_loss),
