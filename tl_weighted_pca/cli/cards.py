@@ -17,7 +17,6 @@ from tl_weighted_pca.cli.options import (
     existing_file,
 )
 from tl_weighted_pca.cli.text_options import DataOptions
-from tl_weighted_pca.support.files import write_text_atomically
 
 
 @command(positions="1:", max_tokens=20_000)
@@ -60,6 +59,7 @@ def cards(
     from tl_weighted_pca import embedded
     from tl_weighted_pca.bases.basis import Basis
     from tl_weighted_pca.feature_cards import cards as feature_cards
+    from tl_weighted_pca.support.files import write_text_atomically
 
     with output.folder() as run:
         one = Basis.load(run.reads(existing_file(basis)))
