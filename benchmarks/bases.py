@@ -13,6 +13,7 @@ the same command goes on where it was cut off.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from helpers.kept import Kept
-from helpers.page import folded, made_on, write_after_mark
+from helpers.page import folded, made_on, write_after_mark, write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.ablation.curves import AblationCurves
@@ -202,6 +203,9 @@ def summary(means: dict[str, list[tuple[float, float]]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the table here, as Markdown")
+    parser.add_argument(
+        "--section", type=Path, help="write the tables between the marks on this page"
+    )
     parser.add_argument("--picture", type=Path, help="write the picture of one hook point here")
     parser.add_argument("--hook", action="append", help="only at this hook point")
     parser.add_argument("--plain", action="store_true", help="the model of stories without slips")
@@ -219,6 +223,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.train, arguments.heldout, arguments.steps = 64, 32, 0
+        arguments.keep = Path(tempfile.mkdtemp())
     slips = not arguments.plain
     model = wpca.embedded.load_model(slips=slips)
     train = wpca.embedded.stories("train", arguments.train, slips=slips)
@@ -272,11 +277,16 @@ def main() -> None:
         lines += folded(f"`{place}`", [*rows, *([FLOORED] if floored else [])])
         print("\n".join(["", place, *rows]), flush=True)
         if arguments.picture and place == pictured:
-            shown = [
-                n for n in ("pca", "weighted", "fisher", "joint", "trained") if n in curves.scores
-            ]
-            curves.plot(names=shown).savefig(arguments.picture)
+            shown = ("pca", "weighted", "fisher", "joint", "path, twice", "trained")
+            names = {name: name for name in shown if name in curves.scores}
+            curves.plot(names=names).savefig(arguments.picture)
     print("\n".join(summary(means)))
+    if arguments.section:
+        write_between_marks(
+            arguments.section,
+            "slips" if slips else "plain",
+            [*summary(means), *lines, "", made_on()],
+        )
     if arguments.out:
         write_after_mark(arguments.out, [*summary(means), *lines, "", made_on()])
 

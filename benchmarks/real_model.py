@@ -47,7 +47,9 @@ def smollm2() -> Any:
     (file,) = Path(found.origin).parent.glob("*.gguf")
     source, options = file.parent, {"gguf_file": file.name}
     model = AutoModelForCausalLM.from_pretrained(source, **options, dtype=torch.float32)
-    with tempfile.TemporaryDirectory() as folder:  # the bridge wants a folder to look into
+    with tempfile.TemporaryDirectory() as place:
+        # The bridge wants a folder to look into, and bases remember its name.
+        folder = str(Path(place) / "SmolLM2-135M-Instruct")
         model.config.save_pretrained(folder)
         AutoTokenizer.from_pretrained(source, **options).save_pretrained(folder)
         return TransformerBridge.boot_transformers(
@@ -115,7 +117,13 @@ def bases_at(
         "path": lambda: along("pca"),
         "path, twice": lambda: along("pca", "path"),
         "trained": lambda: wpca.optimize_basis(
-            model, train, bases["fisher"], steps=steps, **options | {"progress": True}
+            model,
+            train,
+            bases["fisher"],
+            steps=steps,
+            checkpoint=kept.folder / "training.checkpoint",
+            checkpoint_every=10,
+            **options | {"progress": True},
         ),
     }
     bases: dict[str, wpca.Basis] = {}
@@ -147,7 +155,7 @@ def main() -> None:
     hook_points = arguments.hook or HOOK_POINTS
     if arguments.quick:
         arguments.train, arguments.path, arguments.heldout, arguments.steps = 8, 2, 2, 2
-        arguments.keep = arguments.keep / "quick"
+        arguments.keep = Path(tempfile.mkdtemp())
         hook_points = hook_points[-1:]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     model = smollm2()

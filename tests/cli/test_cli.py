@@ -35,7 +35,7 @@ def test_the_demo_prints_a_table_and_writes_what_it_says(tmp_path):
     assert "Keeping 24 of 64 directions at blocks.2.hook_resid_post" in plain(result.output)
     table = pd.read_csv(tmp_path / "out" / "ablation.csv")
     assert set(table["rank"]) == {0, 8, 16, 24, 32, 40, 48, 56, 64}
-    assert len(set(table["basis"])) == 9 and {"joint PCA", "trained"} < set(table["basis"])
+    assert len(set(table["basis"])) == 9 and {"joint PCA", "trained basis"} < set(table["basis"])
     full = table[table["rank"] == 64]["excess"]
     assert full.abs().max() < 1e-5
     assert (tmp_path / "out" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
@@ -52,7 +52,7 @@ def test_the_demo_of_stories_with_slips(tmp_path):
         out = tmp_path / ("slips" if slips else "plain")
         result = run("demo", *slips, "--out", out, *options)
         assert result.exit_code == 0, result.output
-        assert (out / "trained.safetensors").exists() and not (
+        assert (out / "trained_basis.safetensors").exists() and not (
             out / "joint_pca.safetensors"
         ).exists()
         losses[out.name] = pd.read_csv(out / "ablation.csv").set_index(["basis", "rank"])["score"]

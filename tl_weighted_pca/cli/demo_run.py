@@ -40,9 +40,10 @@ class Demo:
             for name in ("PCA", "weighted PCA", "random")
             if name != best
         )
+        article = "the " if best.startswith("trained") else ""
         return (
-            f"Keeping {middle} of {width} directions at {curves.hook_point}, {best} leaves the lowest "
-            f"loss, {losses[best]:.3f} nats per token ({others}; unablated {curves.baseline:.3f})."
+            f"Keeping {middle} of {width} directions at {curves.hook_point}, {article}{best} leaves the "
+            f"lowest loss, {losses[best]:.3f} nats per token ({others}; unablated {curves.baseline:.3f})."
         )
 
     def save(self, folder: Path) -> list[Path]:
@@ -101,7 +102,7 @@ def run_demo(
     }
     if every:
         bases |= _others(model, train, loss, fisher, batch_size, seed)
-    bases["trained"] = optimize_basis(
+    bases["trained basis"] = optimize_basis(
         model, train, bases["Fisher-metric PCA"], steps=steps, seed=seed, progress=progress
     )
     bases["random"] = random_basis(loss, seed=seed)

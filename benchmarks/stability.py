@@ -1,0 +1,167 @@
+"""Does training find the same directions wherever it starts? Trained bases of other starts, data and seeds.
+
+    python benchmarks/stability.py --out docs/trained_basis.md           # an hour of CPU
+    python benchmarks/stability.py --plain
+    python benchmarks/stability.py --quick                               # a minute, to see that it runs
+
+At each hook point bases are trained from Fisher-metric PCA, from PCA and from a random basis, on two halves
+of the stories and with two seeds. How alike two of them are is the overlap of the subspaces of their first k
+components, 1 for the same subspace and k/d by chance: of what they read (encoders) and of what they write
+(decoders). The interval is the range over hook points. What is done is kept in a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from helpers.kept import Kept
+from helpers.page import made_on, write_between_marks
+
+import tl_weighted_pca as wpca
+
+HOOK_POINTS = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
+TRAINED = {
+    "Fisher A": ("fisher", "A", 0),
+    "Fisher B": ("fisher", "B", 0),
+    "Fisher A, seed 1": ("fisher", "A", 1),
+    "PCA A": ("pca", "A", 0),
+    "random B": ("random", "B", 0),
+}
+"""Trainings by name: from which basis, on which half, with which seed."""
+PAIRS = {
+    "trained, other seed": ("trained Fisher A", "trained Fisher A, seed 1"),
+    "trained, other half": ("trained Fisher A", "trained Fisher B"),
+    "trained, other start: PCA": ("trained Fisher A", "trained PCA A"),
+    "trained, other start (random) and other half": ("trained Fisher A", "trained random B"),
+    "PCA, other half": ("pca A", "pca B"),
+    "Fisher, other half": ("fisher A", "fisher B"),
+    "trained from random on B, and Fisher of A": ("trained random B", "fisher A"),
+    "trained from random on B, and PCA of A": ("trained random B", "pca A"),
+}
+
+
+def bases_at(
+    model: Any, halves: dict[str, Any], hook_point: str, kept: Kept, steps: int
+) -> dict[str, wpca.Basis]:
+    """PCA and Fisher-metric PCA of both halves, and the trained bases."""
+    found: dict[str, wpca.Basis] = {}
+    for half, stories in halves.items():
+        m = kept.collection(
+            f"collect {half}",
+            lambda stories=stories: wpca.collect(
+                model,
+                stories,
+                hook_point,
+                objective=wpca.sampled_token_loss(2),
+                statistics=["activation", "gradient"],
+                batch_size=32,
+                progress=False,
+            ),
+        )[hook_point]
+        found[f"pca {half}"] = wpca.pca(m)
+        found[f"fisher {half}"] = wpca.metric_pca(m)
+        found[f"random {half}"] = wpca.random_basis(m)
+    for name, (start, half, seed) in TRAINED.items():
+        found[f"trained {name}"] = kept.basis(
+            f"trained {name} {steps}",
+            lambda start=start, half=half, seed=seed: wpca.optimize_basis(
+                model,
+                halves[half],
+                found[f"{start} {half}"],
+                steps=steps,
+                seed=seed,
+                progress=False,
+            ),
+        )
+    return found
+
+
+def cell(values: list[float]) -> str:
+    """The mean and, of several, the range."""
+    said = f"{fmean(values):.2f}"
+    return said if len(values) == 1 else f"{said} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def overlaps(bases: list[dict[str, wpca.Basis]], ranks: list[int], side: Any) -> list[str]:
+    """The table of overlaps, one row a pair."""
+    width = bases[0]["pca A"].width
+    rows = [f"| {side}s | " + " | ".join(map(str, ranks)) + " |", "|---|" + "---:|" * len(ranks)]
+    for name, (a, b) in PAIRS.items():
+        found = [wpca.subspace_overlap(one[a], one[b], ranks[-1], side=side) for one in bases]
+        cells = [cell([float(overlap[k - 1]) for overlap in found]) for k in ranks]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*rows, "| chance | " + " | ".join(f"{k / width:.2f}" for k in ranks) + " |", ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, help="write the tables between the marks on this page")
+    parser.add_argument("--plain", action="store_true", help="the model of stories without slips")
+    parser.add_argument("--hook", action="append", help="only at this hook point")
+    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--train", type=int, default=800, help="stories, half of them in each half")
+    parser.add_argument("--heldout", type=int, default=200, help="held-out stories")
+    parser.add_argument("--quick", action="store_true", help="few stories, one hook point")
+    parser.add_argument("--keep", type=Path, default=Path(".cache"), help="folder of what is done")
+    arguments = parser.parse_args()
+    hook_points = arguments.hook or HOOK_POINTS
+    if arguments.quick:
+        arguments.train, arguments.heldout, arguments.steps = 96, 16, 4
+        arguments.keep = Path(tempfile.mkdtemp())
+        hook_points = hook_points[-1:]
+    slips = not arguments.plain
+    model = wpca.embedded.load_model(slips=slips)
+    stories = wpca.embedded.stories("train", arguments.train, slips=slips)
+    middle = len(stories) // 2
+    halves = {
+        "A": stories.select(range(middle)),
+        "B": stories.select(range(middle, len(stories))),
+    }
+    heldout = wpca.embedded.stories("heldout", arguments.heldout, slips=slips)
+    folder = arguments.keep / ("stability-slips" if slips else "stability-plain")
+    bases, excesses = [], []
+    for hook_point in hook_points:
+        kept = Kept(folder / hook_point)
+        found = bases_at(model, halves, hook_point, kept, arguments.steps)
+        bases.append(found)
+        width = found["pca A"].width
+        shown = {n: b for n, b in found.items() if n.startswith("trained") or n == "pca A"}
+        curves = kept.curves(
+            f"curves {arguments.steps}",
+            lambda shown=shown, place=hook_point, width=width: wpca.ablation_curves(
+                model,
+                heldout,
+                shown,
+                place,
+                ranks=[i * width // 8 for i in range(1, 8)],
+                progress=False,
+            ),
+        )
+        excesses.append({n: curves.relative_excess(n, to="pca A") for n in shown})
+    ranks = [i * width // 8 for i in range(1, 5)]
+    lines = [
+        *(row for side in ("encoder", "decoder") for row in overlaps(bases, ranks, side)),
+        "| trained | excess relative to PCA |",
+        "|---|---:|",
+        *(
+            f"| {n} | {cell([float(e[n]) for e in excesses])} |"
+            for n in excesses[0]
+            if n != "pca A"
+        ),
+        "",
+        f"{'Stories with slips' if slips else 'Plain stories'}, {', '.join(hook_points)}; {arguments.steps} "
+        f"steps of 16 stories; {middle} stories in each half.",
+        "",
+        made_on(),
+    ]
+    print("\n".join(lines))
+    if arguments.out:
+        write_between_marks(arguments.out, "stability" if slips else "stability of plain", lines)
+
+
+if __name__ == "__main__":
+    main()
