@@ -285,7 +285,7 @@ def main() -> None:
         write_between_marks(
             arguments.section,
             "slips" if slips else "plain",
-            [*summary(means), *lines, "", made_on()],
+            [*summary(means)[1:], *lines, "", made_on()],
         )
     if arguments.out:
         write_after_mark(arguments.out, [*summary(means), *lines, "", made_on()])

@@ -34,9 +34,10 @@ class Kept:
         """The ablation curves of that name."""
 
         def load(file: Path) -> wpca.AblationCurves:
-            return torch.load(file, weights_only=False)
+            return wpca.AblationCurves(**torch.load(file))
 
-        return self._made(name, make, load, torch.save)
+        # As a dict: other versions of the class have other fields.
+        return self._made(name, make, load, lambda curves, file: torch.save(vars(curves), file))
 
     def _made(self, name: str, make: Any, load: Any, save: Any) -> Any:
         file = self.folder / f"{name.replace(' ', '_').replace(',', '')}.kept"
