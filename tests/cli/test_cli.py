@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import typer
-from command_line import plain, run
+from command_line import FEW, plain, run
 from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -152,12 +152,14 @@ def test_the_examples_in_help_are_commands_that_parse(name):
 
 
 def test_the_commands_on_the_page_parse():
-    page = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text().replace("\\\n", " ")
     program = r"^(?:\$ )?(?:tl-weighted-pca|torchrun .*-m tl_weighted_pca) ([a-z]+) (.*)$"
     lines = re.findall(program, page, re.M)
     assert {name for name, _ in lines} == {*COMMANDS} - {"demo"}
     for name, arguments in lines:
-        get_command(app).commands[name].make_context(name, shlex.split(arguments))
+        get_command(app).commands[name].make_context(
+            name, shlex.split(re.split(r"2>|\|", arguments)[0])
+        )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -240,7 +242,9 @@ def test_eight_bases_fit_into_eighty_columns_with_their_names_whole():
 def test_counts_are_shown_whole_beside_other_numbers():
     shown = io.StringIO()
     Console(file=shown).print(table(pd.DataFrame({"x": [20_000.0, 0.123456, 1e300, float("nan")]})))
-    assert shown.getvalue().replace("│", "").split()[-5:-1] == ["20000", "0.1235", "1e+300", "nan"]
+    numbers = shown.getvalue().replace("│", "").partition("└")[0].split()
+    assert numbers[-4:] == ["20000", "0.1235", "1e+300", "n/a"]
+    assert "n/a: not defined" in plain(shown.getvalue())
 
 
 # -- a terminal that does not take all ------------------------------------------------------------
@@ -295,3 +299,76 @@ def test_results_are_whole_though_nobody_reads_them(tmp_path):
     assert {file.name for file in (tmp_path / "svd").iterdir()} == {
         "manifest.json", "singular_values.csv", "singular_values.png",
     }  # fmt: skip
+
+
+# -- pictures and ratios -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["module://nowhere.backend", "nonsense", "tkagg"])
+def test_the_environments_backend_is_not_drawn_with(tmp_path, backend):
+    line = [sys.executable, "-m", "tl_weighted_pca", "svd", "--out", str(tmp_path / "svd")]
+    done = subprocess.run(
+        line, env=os.environ | {"MPLBACKEND": backend}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "svd" / "singular_values.png").read_bytes()[:4] == b"\x89PNG"
+
+
+LINES_THAT_DRAW = {
+    "demo": ["demo", *SMALL, "--ranks", "8"],
+    "svd": ["svd"],
+    "ansatz": ["ansatz", "--layer", "1", *FEW],
+    "interaction": ["interaction", "--hook", "blocks.[12].hook_resid_post", *FEW, "--edge-tokens", "99"],
+    "dictionary": ["dictionary", "--features", "8", "--n-tokens", "1024", *FEW],
+    "basis": ["basis", "RUN", "--method", "pca"],
+    "ablate": ["ablate", "RUN.bases", "--ranks", "8", *FEW],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES_THAT_DRAW)
+def test_a_picture_that_fails_costs_no_number(tmp_path, monkeypatch, name):
+    def fails(*args, **options):
+        raise RuntimeError("no canvas")
+
+    run("collect", "--hook", "blocks.1.hook_resid_post", *FEW, "--out", tmp_path / "RUN")
+    run("basis", tmp_path / "RUN", "--method", "pca", "--out", tmp_path / "RUN.bases")
+    line = [tmp_path / part if part.startswith("RUN") else part for part in LINES_THAT_DRAW[name]]
+    whole = run(*line, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
+    found = run(*line, "--out", tmp_path / "without")
+    assert found.exit_code == 0, found.output
+    files = {f: {p.name for p in (tmp_path / f).iterdir()} for f in ("whole", "without")}
+    missing = files["whole"] - files["without"]
+    assert missing and all(name.endswith(".png") for name in missing)
+    for picture in missing:
+        assert f"Note: {picture} was not drawn (no canvas): the numbers are there." in plain(
+            found.stderr
+        )
+    for numbers in (tmp_path / "whole").glob("*.csv"):
+        assert (tmp_path / "without" / numbers.name).read_text() == numbers.read_text()
+
+
+def curves_of(**excess):
+    """Curves with an unablated loss of 1 and these excesses at ranks 8, 16 and 32 of 64."""
+    noise = torch.linspace(-1e-3, 1e-3, 5).double()
+    scores = {name: (1 + torch.tensor(e).double())[:, None] + noise for name, e in excess.items()}
+    ones = torch.ones(5).double()
+    return AblationCurves([8, 16, 32], 64, scores, ones.clone(), ones)
+
+
+def test_a_ratio_of_nothing_is_not_a_number_and_says_why_once(recwarn):
+    curves = curves_of(pca=[-0.1, -0.2, -0.3], random=[0.5, 0.4, 0.3], fisher=[-0.1, 0.1, 0.2])
+    console = Console(width=80, file=io.StringIO())
+    console.print(ablation_table(curves, to="pca"))
+    shown = console.file.getvalue()
+    assert shown.count("n/a") == 4 and shown.count("has no ratio") == 1
+    assert "±" not in shown.split("ratio")[1].split("area:")[0]
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="of pca is not positive at any of the ranks"):
+        assert curves.relative_excess("random", to="pca") != curves.relative_excess(
+            "random", to="pca"
+        )
+    console.print(ablation_table(curves, to="random"))
+    told = console.file.getvalue().removeprefix(shown)
+    assert told.count("n/a") == 2 and "1.00" in told  # PCA, and the reason; fisher has two ranks

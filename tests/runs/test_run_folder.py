@@ -6,6 +6,7 @@ import os
 import resource
 import shlex
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -297,7 +298,7 @@ def test_a_run_that_was_killed_is_in_the_way_until_it_is_overwritten(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert names(tmp_path) == ["out.partial"]
-    with pytest.raises(ValueError, match="did not finish, or is still going on: add --overwrite"):
+    with pytest.raises(ValueError, match="did not finish: add --overwrite"):
         made(tmp_path / "out")
     assert names(made(tmp_path / "out", overwrite=True)) == ["manifest.json", "table.csv"]
 
@@ -343,3 +344,164 @@ def test_a_manifest_is_json_that_keeps_its_letters(tmp_path):
         pass
     text = (tmp_path / "out" / "manifest.json").read_text()
     assert "größe.txt" in text and json.loads(text)
+
+
+# -- what is read and what is written --------------------------------------------------------------
+
+
+def places(tmp_path):
+    """An input and outputs that are it, hold it or lie in it, by whatever name."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "file").symlink_to(tmp_path / "in" / "deep" / "file")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    return [
+        ("in", "in"),
+        ("in", "in/new"),
+        ("in", "in/deep"),
+        ("in/deep/file", "in/deep/file"),
+        ("in/deep/file", "in/deep"),
+        ("in/deep", "in"),
+        ("link", "in"),
+        ("in", "link"),
+        ("in", "link/new"),
+        ("link/deep/file", "in"),
+        ("links/file", "in/deep"),
+        ("links", "in"),
+        ("links", "in/deep"),
+        ("./in/../in", "in"),
+    ]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("early", [True, False])
+def test_an_output_that_touches_an_input_is_refused(tmp_path, monkeypatch, overwrite, early):
+    monkeypatch.chdir(tmp_path)
+    for read, written in places(tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        options = {"inputs": [read]} if early else {}
+        told = pytest.raises(ValueError, match="one holds the other|exists already|not made")
+        with told, RunFolder(written, overwrite=overwrite, **options) as run:
+            run.reads(read)
+        assert sorted(tmp_path.rglob("*")) == before, (read, written)
+        assert (tmp_path / "in" / "deep" / "file").read_text() == "mine"
+
+
+def test_inputs_in_a_folder_of_ours_survive_its_overwriting(tmp_path):
+    """The case that lost data: what is read is a run's folder, and the output too."""
+    out = made(tmp_path / "out")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "table.csv").symlink_to(out / "table.csv")
+    for read in (out, out / "table.csv", tmp_path / "links", tmp_path / "links" / "table.csv"):
+        with pytest.raises(
+            ValueError, match="are one, or one holds the other: choose another --out"
+        ):
+            made(out, "two", overwrite=True, inputs=[read])
+        assert (out / "table.csv").read_text() == "one"
+
+
+def test_what_is_left_of_a_run_is_no_input_of_the_next_one_into_it(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fails(tmp_path / "out", ZeroDivisionError, ["checkpoint.safetensors"])
+    left = tmp_path / "out.partial"
+    for read in (left, left / "checkpoint.safetensors"):
+        with pytest.raises(ValueError, match="are one, or one holds the other"):
+            made(tmp_path / "out", overwrite=True, inputs=[read])
+    assert (left / "checkpoint.safetensors").read_text() == "half"
+
+
+def test_an_output_beside_an_input_is_fine(tmp_path):
+    source = made(tmp_path / "run")
+    for name in ("run2", "ru", "run.new"):
+        made(tmp_path / name, inputs=[source, source / "table.csv", tmp_path / "nothing"])
+
+
+# -- two runs, and runs that are killed ------------------------------------------------------------
+
+
+def child(work):
+    """A process that does some work, and how it ended."""
+    number = os.fork()
+    if not number:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return number
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_run_that_is_going_on_keeps_its_folder(tmp_path, options):
+    out, ready, go = tmp_path / "out", os.pipe(), os.pipe()
+
+    def work():
+        with RunFolder(out) as run:
+            (run / "checkpoint.safetensors").write_text("half")
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+            (run / "table.csv").write_text("first")
+
+    number = child(work)
+    os.read(ready[0], 1)
+    with pytest.raises(ValueError, match="Another run is writing to .*out now: wait for its end"):
+        made(out, "second", **options)
+    assert names(tmp_path / "out.partial") == ["checkpoint.safetensors", "manifest.json"]
+    os.write(go[1], b"x")
+    assert os.waitpid(number, 0)[1] == 0
+    assert (out / "table.csv").read_text() == "first"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}])
+def test_of_many_runs_at_once_each_is_whole_or_refused(tmp_path, options):
+    def work(text):
+        with RunFolder(tmp_path / "deep" / "out", **options) as run:
+            for i in range(20):
+                (run / f"{i}.csv").write_text(text)
+
+    for turn in range(5):
+        numbers = [child(partial(work, f"{turn} {i}")) for i in range(6)]
+        ends = [os.waitpid(number, 0)[1] for number in numbers]
+        assert 0 in ends or (turn and not options)
+        out = tmp_path / "deep" / "out"
+        assert len({(out / f"{i}.csv").read_text() for i in range(20)}) == 1
+        assert read_manifest(out)["outputs"].keys() == {f"{i}.csv" for i in range(20)}
+        assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_an_overwriting_that_is_killed_loses_neither_the_old_nor_the_new(tmp_path, at):
+    """Killed at each change of the file system in turn, from the first file that is put in place."""
+    out = made(tmp_path / "out")
+
+    def work():
+        count = 0
+
+        def counted(real):
+            def call(*args, **options):
+                nonlocal count
+                count += 1
+                if count == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **options)
+
+            return call
+
+        for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        made(out, "two", overwrite=True)
+
+    os.waitpid(child(work), 0)
+    whole = [folder for folder in tmp_path.rglob("*") if (folder / "table.csv").exists()]
+    texts = {folder: (folder / "table.csv").read_text() for folder in whole}
+    assert "one" in texts.values() or texts.get(out) == "two"
+    if not out.exists():  # between the two renames both are beside it
+        assert set(texts.values()) == {"one", "two"}
+        with pytest.raises(ValueError, match="holds whole results that were not moved"):
+            made(out)
+        os.rename(tmp_path / "out.partial", out)
+    assert names(made(out, "three", overwrite=True)) == ["manifest.json", "table.csv"]
+    assert (out / "table.csv").read_text() == "three"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,8 @@ class AblationCurves:
 
         The geometric mean over ranks, by default those from d/8 to 7d/8 that were evaluated. An
         excess that is not positive is floored at its interval's half-width, with a warning, and any at
-        the rounding of float32, a millionth of the baseline.
+        the rounding of float32, a millionth of the baseline. Where that of either basis is positive at no
+        rank, there is no ratio: NaN, with a warning.
 
         Raises:
             ValueError: if no such rank was evaluated.
@@ -203,6 +205,14 @@ class AblationCurves:
                     for e in (point, resampled)
                 ]
             )
+        nothing = [w for w in dict.fromkeys((name, to)) if {(w, k) for k in chosen} <= {*floored}]
+        if nothing:
+            warnings.warn(
+                f"The excess of {' and '.join(nothing)} is not positive at any of the ranks {chosen}: there "
+                "is no ratio, and it is NaN.",
+                stacklevel=2,
+            )
+            return Estimate(math.nan, math.nan, math.nan)
         if floored:
             where = ", ".join(f"{which} at rank {k}" for which, k in floored)
             warnings.warn(

@@ -17,6 +17,7 @@ from tl_weighted_pca.cli.options import (
     existing,
     parsed_ranks,
 )
+from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import ablation_table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -68,7 +69,7 @@ def ablate(
         model, data = text.read(
             same.of(run), run, "heldout", made=() if anywhere else made, unless="--anywhere"
         )
-        tables = []
+        found = {}
         for place, named in by_place.items():
             curves = ablation_curves(
                 model,
@@ -83,9 +84,11 @@ def ablate(
             )
             # Ahead of the files: a full disk must not cost what was found.
             show(ablation_table(curves, to="pca" if "pca" in named else None))
-            curves.plot().savefig(run / f"{place}.png")
-            tables.append(curves.to_pandas())
+            found[place] = curves
+        tables = [curves.to_pandas() for curves in found.values()]
         pd.concat(tables).to_csv(run / "ablation.csv", index=False)
+        for place, curves in found.items():
+            draw(run / f"{place}.png", curves.plot)
 
 
 def _by_hook_point(paths: list[Path], run: RunFolder) -> dict[str, dict[str, Basis]]:

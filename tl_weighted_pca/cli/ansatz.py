@@ -17,6 +17,7 @@ from tl_weighted_pca.cli.options import (
     Seed,
     objective,
 )
+from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -80,5 +81,5 @@ def ansatz(
         frame = found.to_pandas()
         show(table(frame[list(_SHOWN)].rename(columns=_SHOWN), digits=3))
         frame.to_csv(run / "ansatz.csv", index=False)
-        found.plot().savefig(run / "cosines.png")
-        found.plot_captured().savefig(run / "captured.png")
+        draw(run / "cosines.png", found.plot)
+        draw(run / "captured.png", found.plot_captured)

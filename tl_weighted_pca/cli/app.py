@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import Annotated
 
@@ -47,6 +48,8 @@ def main(
 
     Each step's folder is the next one's input: collect, basis, ablate, cards.
     """
+    # Pictures go into files: what a notebook's environment says to draw with may not be there.
+    os.environ["MPLBACKEND"] = "agg"
 
 
 for _command in (

@@ -16,6 +16,7 @@ from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.model_bases import FurtherPass
 from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import OutputOptions, PassOptions, Seed
+from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -106,8 +107,6 @@ def basis(
       tl-weighted-pca basis run/moments.fisher.safetensors --method trained \\
           --max-tokens 100000 --out trained
     """
-    from tl_weighted_pca.plots import eigenvalue_spectra
-
     about: Any = {"mean": True, "none": False}.get(center, center)
     with output.folder() as run:
         found = _moments_of(moments, run)
@@ -137,8 +136,14 @@ def basis(
             here = {
                 n.removeprefix(f"{name}."): b for n, b in made.items() if n.startswith(f"{name}.")
             }
-            eigenvalue_spectra(here).savefig(run / f"{name}.png")
+            draw(run / f"{name}.png", partial(_spectra, here))
         show(table(_summary(made)))
+
+
+def _spectra(bases: dict[str, Basis]) -> Any:
+    from tl_weighted_pca.plots import eigenvalue_spectra
+
+    return eigenvalue_spectra(bases)
 
 
 def _moments_of(path: Path, run: RunFolder) -> dict[str, Collection]:

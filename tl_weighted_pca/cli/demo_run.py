@@ -11,6 +11,7 @@ from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.ablation.node_ablation import ablation_curves
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.principal_components import metric_pca, pca, random_basis, weighted_pca
+from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.fitted.joint import joint_pca
 from tl_weighted_pca.fitted.path_gradients import path_metric
 from tl_weighted_pca.fitted.trained import optimize_basis
@@ -47,15 +48,15 @@ class Demo:
         )
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the picture, the table and the bases; the files' paths."""
+        """Write the table, the bases and the picture; the files' paths."""
         folder.mkdir(parents=True, exist_ok=True)
         picture, table = folder / "ablation.png", folder / "ablation.csv"
-        self.curves.plot().savefig(picture)
         self.curves.to_pandas().to_csv(table, index=False)
         files = [picture, table]
         for name, basis in self.bases.items():
             files.append(folder / f"{name.lower().replace(' ', '_').replace(',', '')}.safetensors")
             basis.save(files[-1])
+        draw(picture, self.curves.plot)
         return files
 
 

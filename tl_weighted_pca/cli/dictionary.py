@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from tl_weighted_pca.cli.options import (
     Seed,
     existing_file,
 )
+from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -130,7 +132,7 @@ def dictionary(
         frame = evaluation.to_pandas().rename_axis("code").reset_index()
         show(table(frame.set_index("code").T.rename_axis("score").reset_index()))
         frame.to_csv(run / "evaluation.csv", index=False)
-        plot_biases(trained).savefig(run / "biases.png")
+        draw(run / "biases.png", partial(plot_biases, trained))
 
 
 def _read(

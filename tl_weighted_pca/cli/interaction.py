@@ -15,6 +15,7 @@ from tl_weighted_pca.cli.options import (
     PassOptions,
     Seed,
 )
+from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -78,7 +79,7 @@ def interaction(
         graph = interaction_edges(model, data, bases, max_tokens=tokens, **options)
         show(table(_summary(graph)))
         graph.to_pandas(share).to_csv(run / "edges.csv", index=False)
-        graph.plot().savefig(run / "graph.png")
+        draw(run / "graph.png", graph.plot)
 
 
 def _summary(graph: InteractionGraph) -> Any:

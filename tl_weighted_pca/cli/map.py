@@ -12,6 +12,7 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import Hooks, OutputOptions, PassOptions, Resume
+from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -142,7 +143,7 @@ def _write(found: DimensionMap, run: RunFolder, model: str) -> None:
     show(table(pd.DataFrame(rows), f"Components within {found.tolerance:g} nats"))
     found.save(run / "map.safetensors")
     found.to_pandas().to_csv(run / "map.csv", index=False)
-    found.plot(title=model).savefig(run / "map.png")
+    draw(run / "map.png", lambda: found.plot(title=model))
     (run / "map.html").write_text(page(found, f"Dimensions of {model}"), encoding="utf-8")
 
 

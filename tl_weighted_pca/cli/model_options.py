@@ -130,6 +130,7 @@ class SameModelOptions:
                 f"The input was made with {' and '.join(found)}: pass one with --model."
             )
         (options,) = found.values() or [ModelOptions()]
+        run.check_apart(options.model)
         options = replace(
             options,
             model_class=self.model_class or options.model_class,

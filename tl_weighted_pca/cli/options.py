@@ -147,7 +147,26 @@ class OutputOptions:
 
         settings = {k: v for k, v in self.context.params.items() if k != "debug"}
         given = self.context.meta.get(ARGUMENTS, [])
-        return RunFolder(self.out, given, settings, overwrite=self.overwrite, resume=resume)
+        return RunFolder(
+            self.out,
+            given,
+            settings,
+            overwrite=self.overwrite,
+            resume=resume,
+            inputs=_inputs(self.context.params),
+        )
+
+
+def _inputs(settings: dict[str, Any]) -> list[Path]:
+    """What a command reads, as its arguments and options name it: every path but that of the output."""
+    found: list[Path] = []
+    for name, value in settings.items():
+        some = value if isinstance(value, (list, tuple)) else [value]
+        if name in ("model", "dataset", "heldout"):  # a path, or the name of something else
+            some = [Path(each) for each in some if isinstance(each, str)]
+        if name != "out":
+            found += [each for each in some if isinstance(each, Path)]
+    return found
 
 
 def _noted(message: Any, category: Any, *place: Any) -> None:

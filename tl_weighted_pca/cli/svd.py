@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,6 +11,7 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import OutputOptions
+from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import table
 
 
@@ -44,7 +46,6 @@ def svd(
     import torch
 
     from tl_weighted_pca.factored.svd_switch import use_linalg_svd
-    from tl_weighted_pca.plots import singular_value_spectra
 
     with output.folder() as run:
         model = source.load(run)
@@ -62,7 +63,6 @@ def svd(
             for i, value in enumerate(of_head)
         ]
         pd.DataFrame(rows).to_csv(run / "singular_values.csv", index=False)
-        singular_value_spectra(values).savefig(run / "singular_values.png")
         readings = []
         for layer, number in chosen:
             found = _read(model, circuit, decomposed, layer, number, directions, words)
@@ -70,6 +70,13 @@ def svd(
             readings.append(found.assign(layer=layer, head=number))
         if readings:
             pd.concat(readings).to_csv(run / "directions.csv", index=False)
+        draw(run / "singular_values.png", partial(_spectra, values))
+
+
+def _spectra(values: Any) -> Any:
+    from tl_weighted_pca.plots import singular_value_spectra
+
+    return singular_value_spectra(values)
 
 
 def _head(text: str, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -14,7 +16,10 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tl_weighted_pca.ablation.curves import AblationCurves
+    from tl_weighted_pca.ablation.curves import AblationCurves, Estimate
+
+
+_NONE = "n/a"
 
 
 def table(frame: pd.DataFrame, title: str | None = None, *, digits: int = 4) -> Table:
@@ -26,12 +31,16 @@ def table(frame: pd.DataFrame, title: str | None = None, *, digits: int = 4) -> 
         shown.add_column(escape(str(name)), justify=justify, overflow="fold", no_wrap=i == 0)
     for row in frame.itertuples(index=False):
         shown.add_row(*(_cell(value, digits) for value in row))
+    if frame.isna().to_numpy().any():
+        shown.caption = f"{_NONE}: not defined, such as a share of nothing."
     return shown
 
 
 def _cell(value: Any, digits: int) -> str:
     if not isinstance(value, float):
         return escape(str(value))
+    if math.isnan(value):
+        return _NONE
     # A count is a float too, where others in its column are.
     whole = value.is_integer() and abs(value) < 2**53
     return f"{value:.0f}" if whole else f"{value:.{digits}g}"
@@ -62,8 +71,12 @@ def ablation_table(curves: AblationCurves, *, to: str | None) -> Group:
         shown.add_row("area", *(f"{float(curves.area(name)):.3f}" for name in names))
     middle = [k for k in curves.ranks if curves.width / 8 <= k <= curves.width / 2]
     if to and middle:
-        ratios = [curves.relative_excess(name, to=to, ranks=middle) for name in names]
-        shown.add_row("ratio", *(f"{r:.2f}\n±{(r.high - r.low) / 2:.2f}" for r in ratios))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told below, once
+            ratios = [curves.relative_excess(name, to=to, ranks=middle) for name in names]
+        shown.add_row("ratio", *map(_ratio, ratios))
+        if any(map(math.isnan, ratios)):
+            relative += f" {_NONE}: an excess there is nowhere above zero, and has no ratio."
     # Not as the table's own title and caption, which would be no wider than few columns are.
     return Group(
         Text(f"{_capital(curves.unit)} by components kept at {curves.hook_point}", style="italic"),
@@ -73,6 +86,13 @@ def ablation_table(curves: AblationCurves, *, to: str | None) -> Group:
             style="dim",
         ),
     )
+
+
+def _ratio(ratio: Estimate) -> str:
+    if math.isnan(ratio):
+        return _NONE
+    half = (ratio.high - ratio.low) / 2
+    return f"{ratio:.2f}\n±{half:.2f}" if math.isfinite(half) else f"{ratio:.2f}"
 
 
 def _narrow(name: str) -> str:

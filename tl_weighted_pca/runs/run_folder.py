@@ -7,13 +7,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tl_weighted_pca.runs.lock import FolderLock
 from tl_weighted_pca.runs.manifest import MANIFEST, new_manifest, now, read_manifest, sha256
-from tl_weighted_pca.support.files import write_text_atomically
+from tl_weighted_pca.runs.overlap import check_apart
+from tl_weighted_pca.support.files import remove_leftovers, write_text_atomically
 from tl_weighted_pca.support.interrupts import uninterrupted
 
 _CHECKPOINTS = "checkpoint*.safetensors"
@@ -35,10 +37,12 @@ class RunFolder:
         overwrite: replace a folder that an earlier run made, and that holds nothing else. Others are
             never touched.
         resume: take up the checkpoints that an earlier run left in `path.partial`.
+        inputs: files and folders that the run will read.
 
     Raises:
         ValueError: on entering, if the folder is there already and not to be replaced, cannot be
-            replaced, or was not finished.
+            replaced, or was not finished; if another run is writing to it; or if it is, contains or lies
+            within an input, links followed.
         OSError: if it cannot be made, or its files cannot be written.
     """
 
@@ -50,21 +54,30 @@ class RunFolder:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        inputs: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.partial = partial_of(path)
         self._overwrite, self._resume = overwrite, resume
+        self._inputs = list(inputs)
+        self._lock = FolderLock(
+            self.partial,
+            f"Another run is writing to {self.path} now: wait for its end, or choose another --out.",
+        )
         self._made: list[Path] = []  # of the folders above it, innermost first
         self.started = False
         """Whether the folder is this run's own to write."""
         self.manifest = new_manifest(arguments, settings or {})
 
     def __enter__(self) -> RunFolder:
-        self._check_path()
-        self._check_partial()
+        for path in self._inputs:
+            self.check_apart(path)
         self._made = [parent for parent in self.partial.parents if not parent.exists()]
         try:
+            self._check_path()
+            self._check_partial()
             self._make_partial()
+            self.started = True
             self._make_room()
             if self.resumable:
                 # Its manifest stays until the end: who knows yet whether these checkpoints are ours?
@@ -72,9 +85,11 @@ class RunFolder:
             else:
                 self._write_manifest(started=now())
         except BaseException:
-            self._discard()
+            if self.started:
+                self._discard()
+            self._remove_made()
+            self._lock.release()
             raise
-        self.started = True
         return self
 
     def __exit__(
@@ -95,8 +110,12 @@ class RunFolder:
         finally:
             if not self.manifest["finished"]:
                 self._discard()
+                self._lock.release()
         if error is None:
-            self._move()
+            try:
+                self._move()
+            finally:
+                self._lock.release()
 
     @property
     def resumable(self) -> bool:
@@ -110,11 +129,17 @@ class RunFolder:
     def reads(self, path: str | os.PathLike[str]) -> Path:
         """Enter an input, a file or a folder of files, in the manifest; its path."""
         source = Path(path)
+        self.check_apart(source)
         files = sorted(source.rglob("*")) if source.is_dir() else [source]
         for file in files:
             if file.is_file():
+                self.check_apart(file)
                 self.manifest["inputs"][str(file)] = sha256(file)
         return source
+
+    def check_apart(self, path: str | os.PathLike[str]) -> None:
+        """Raise ValueError if the folder is, contains or lies within an input, links followed."""
+        check_apart((self.path, self.partial), path)
 
     def _check_path(self) -> None:
         if self.path.exists() and self.path == Path.cwd():
@@ -134,6 +159,12 @@ class RunFolder:
     def _check_partial(self) -> None:
         if not self.partial.exists():
             return
+        if not self.partial.is_dir():
+            raise ValueError(f"{self.partial} is no folder: move it away, or choose another --out.")
+        self._lock.take()
+        remove_leftovers(self.partial / MANIFEST)  # of a run that was killed as it began
+        if _is_empty(self.partial):
+            return
         whole = _check_ours(self.partial).get("finished")
         if whole and not self._overwrite:
             raise ValueError(
@@ -143,15 +174,19 @@ class RunFolder:
         if not (self._overwrite or self._resume):
             mend = "--resume to go on, or --overwrite" if self.resumable else "--overwrite"
             raise ValueError(
-                f"{self.partial} holds a run that did not finish, or is still going on: add {mend} to "
-                "start anew."
+                f"{self.partial} holds a run that did not finish: add {mend} to start anew."
             )
         if whole or not (self._resume and self.resumable):
-            shutil.rmtree(self.partial)
+            for file in self.partial.iterdir():  # and not the folder, which is locked
+                shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
 
     def _make_partial(self) -> None:
         try:
-            self.partial.mkdir(parents=True, exist_ok=True)
+            self.partial.mkdir(parents=True, exist_ok=self._lock.held)
+            if not self._lock.held:
+                self._lock.take()
+        except FileExistsError as error:  # made by another run in this very moment
+            raise ValueError(self._lock.message) from error
         except OSError as error:
             raise OSError(
                 error.errno, f"Cannot write to {self.partial}: {error.strerror}"
@@ -186,7 +221,10 @@ class RunFolder:
     def _swap(self) -> None:
         """By two renames: at no moment is there a folder with files of both."""
         where = self.path.parent
-        with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as aside:
+        prefix = f".{self.path.name}.before."
+        with tempfile.TemporaryDirectory(
+            dir=where, prefix=prefix, ignore_cleanup_errors=True
+        ) as aside:
             old = Path(aside) / "old"
             if self.path.exists():
                 os.rename(self.path, old)
@@ -206,13 +244,16 @@ class RunFolder:
     def _discard(self) -> None:
         if not self.resumable:
             shutil.rmtree(self.partial, ignore_errors=True)
-            with contextlib.suppress(OSError):  # where somebody else has put something by now
-                for parent in self._made:
-                    parent.rmdir()
+            self._remove_made()
             return
         for file in self.partial.iterdir():
             if file.is_file() and not _is_kept_by_us(file):
                 file.unlink()
+
+    def _remove_made(self) -> None:
+        with contextlib.suppress(OSError):  # where somebody else has put something by now
+            for parent in self._made:
+                parent.rmdir()
 
 
 def partial_of(path: str | os.PathLike[str]) -> Path:
