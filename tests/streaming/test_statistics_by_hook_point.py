@@ -55,16 +55,16 @@ def test_statistics_by_name_and_glob(best_model, tokens, whole):
 
 def test_a_hook_point_without_gradients_takes_no_product_of_them(best_model, tokens, monkeypatch):
     """And one that wants gradients alone none of activations."""
-    from tl_weighted_pca.moments import accumulator
+    from tl_weighted_pca.moments import row_metric
 
     products = []
-    original = accumulator.symmetric_product
+    original = row_metric.symmetric_product
 
     def counted(left, right):
         products.append(left.shape[-1])
         return original(left, right)
 
-    monkeypatch.setattr(accumulator, "symmetric_product", counted)
+    monkeypatch.setattr(row_metric, "symmetric_product", counted)
     asked = {NAMES[0]: "activation", NAMES[1]: "gradient"}
     wpca.collect(
         best_model, tokens, NAMES[:2], statistics=asked, batch_size=len(tokens), progress=False
