@@ -124,7 +124,7 @@ class Outliers:
     ) -> None:
         """Count the positions that a batch leaves out."""
         first = 0 if mask is None else mask.int().argmax(1).cpu()[:, None]
-        places = (torch.arange(left_out.shape[1]) - first).expand(left_out.shape)
+        places = (torch.arange(left_out.shape[1], device="cpu") - first).expand(left_out.shape)
         counter = self.found.setdefault(hook_point, Counter())
         counter.update(places[left_out.cpu()].tolist())
 

@@ -292,7 +292,7 @@ class Recorder:
         assert self._batch is not None
         shape = (tensor.shape[0], tensor.shape[1])
         mask = selected(self._positions, self._batch.mask, shape)
-        counted = torch.ones(shape, dtype=torch.bool) if mask is None else mask
+        counted = torch.ones(shape, dtype=torch.bool, device="cpu") if mask is None else mask
         counted = counted.to(tensor.device)
         if name not in self._left_out:  # the activations come first
             self._left_out[name] = counted & outlying(tensor, self._batch.mask, times)
