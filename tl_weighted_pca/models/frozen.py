@@ -119,9 +119,22 @@ def _vocabulary(model: Any) -> int | None:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model's first parameter lies; the CPU for a model without any."""
+    """Where the model's first parameter lies, or is brought to; the CPU for a model without any.
+
+    accelerate keeps an offloaded parameter's module at "meta", and a hook on it that says where it runs.
+    """
     parameters = parameters_of(model)
-    return parameters[0].device if parameters else torch.device("cpu")
+    if not parameters or not parameters[0].is_meta:
+        return parameters[0].device if parameters else torch.device("cpu")
+    hooks = (getattr(module, "_hf_hook", None) for module in _modules(model))
+    for hook in hooks:
+        # Several hooks on one module are kept as a list.
+        for each in getattr(hook, "hooks", (hook,)):
+            runs_on = getattr(each, "execution_device", None)
+            if runs_on is not None:
+                return torch.device(runs_on)
+    real = (parameter.device for parameter in parameters if not parameter.is_meta)
+    return next(real, parameters[0].device)
 
 
 def run_model(model: Any, inputs: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any) -> Any:

@@ -162,8 +162,28 @@ def first_seen(model: Any, names: Sequence[str]) -> Iterator[dict[str, str]]:
         yield found
 
 
+_SWITCHES = {
+    "hook_result": "use_attn_result", "hook_attn_in": "use_attn_in", "hook_mlp_in": "use_hook_mlp_in",
+    "hook_q_input": "use_split_qkv_input", "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+}  # fmt: skip
+"""What in a model's configuration turns a hook point on, by the end of its name."""
+
+
 def never_fired(model: Any, name: str) -> str:
     """Why a hook point that there is never fires, and what to do."""
+    # Compiled as a new module, or in place.
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        return (
+            f"Hook point {name!r} never fired: the model is compiled, and torch.compile leaves its hooks "
+            "out; pass the model as it was before (model._orig_mod, or loaded anew after model.compile())."
+        )
+    switch = _SWITCHES.get(name.rpartition(".")[2], "")
+    if getattr(getattr(model, "cfg", None), switch, None) is False:
+        return (
+            f"Hook point {name!r} never fired: the model has {switch}=False; call "
+            f"model.set_{switch}(True) first."
+        )
     return (
         f"Hook point {name!r} never fired in a forward pass of this model: it exists, but "
         "nothing goes through it; choose another (model.hook_dict lists them)."
