@@ -21,8 +21,12 @@ from tl_weighted_pca.moments.row_metric import (
 )
 from tl_weighted_pca.moments.running_sums import Precision, Sums, home_of, products_in
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
-
-STATISTICS = ("activation", "gradient", "weighted")
+from tl_weighted_pca.moments.statistics import (
+    STATISTICS,
+    as_rows,
+    checked_statistics,
+    kept_moments,
+)
 
 SumsDtype = Literal["float64", "float32"]
 """What the sums of all batches are kept in; the products of one are float32 or wider."""
@@ -88,27 +92,19 @@ class MomentAccumulator:
         self._dtype = torch.float32 if sums_dtype == "float32" else torch.float64
         self.sums_device = None if sums_device is None else torch.device(sums_device)
         self.row_metric = row_metric
-        self.statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
-        if not self.statistics or not set(self.statistics) <= set(STATISTICS):
-            raise ValueError(
-                f"statistics is {statistics!r}; expected some of {', '.join(map(repr, STATISTICS))}."
-            )
+        self.statistics = checked_statistics(statistics)
         self.objectives = tuple(objectives)
+        self._kept = kept_moments(self.statistics, self.objectives, row_metric)
         self.per_head = per_head
         self.provenance = provenance or Provenance()
         self._budget = budget
-        self.n_tokens = 0
-        self.n_sequences = 0
-        self.shift: Tensor | None = (
-            None  # the mean of the activations so far, where they are summed
-        )
+        self.n_tokens = self.n_sequences = 0
+        self.shift: Tensor | None = None  # the mean of all activations that are summed
         self._sums: dict[tuple[str, str], Sums] = {}
         self._batch: _Batch | None = None
         self._mean: Tensor | None = None  # what the pending batch is about
         self._counts = (0, 0)
         self._ungraded = False  # whether `update` gave activations alone
-
-    # -- one batch: begin, gradients as they arrive, then commit or discard -------------------------
 
     def begin(
         self,
@@ -122,7 +118,7 @@ class MomentAccumulator:
         Raises:
             ValueError: if the width differs from that of earlier batches.
         """
-        rows = self._to_rows(activations)
+        rows = as_rows(activations, self.per_head)
         n_sequences, n_positions = activations.shape[:2]
         if mask is not None and (mask.shape != activations.shape[:2] or mask.dtype != torch.bool):
             raise ValueError(
@@ -136,7 +132,7 @@ class MomentAccumulator:
                 return
             home = home_of(rows.device)
             if self._budget is not None:
-                n = len(self.kept()) * rows.shape[:-3].numel() * packed_size(rows.shape[-1])
+                n = len(self._kept) * rows.shape[:-3].numel() * packed_size(rows.shape[-1])
                 held = self.sums_device or home
                 self._budget.take(held, n * self._dtype.itemsize, rows.device, n * rows.itemsize)
             self._lay_out(rows.shape[:-3], rows.shape[-1], home)
@@ -167,7 +163,7 @@ class MomentAccumulator:
         if self._batch is None:
             return
         batch = self._batch
-        g = self._to_rows(gradients)
+        g = as_rows(gradients, self.per_head)
         with products_in(self.precision, g.device.type):
             if batch.mask is not None:
                 g = g.masked_fill(~batch.mask[..., None], 0.0)
@@ -250,8 +246,6 @@ class MomentAccumulator:
         self.commit()
         return self
 
-    # -- to a file and back --------------------------------------------------------------------------
-
     def state(self) -> dict[str, Tensor]:
         """The shift and the sums of all that was committed, as they are; empty before any token."""
         if self.shift is None:
@@ -279,8 +273,6 @@ class MomentAccumulator:
                 {n.removeprefix(start): x for n, x in state.items() if n.startswith(start)}
             )
 
-    # -- results -------------------------------------------------------------------------------------
-
     def result(self, objective: str = "") -> Moments:
         """The moments of all that was committed, with the gradients of one objective."""
 
@@ -301,31 +293,8 @@ class MomentAccumulator:
             provenance=self.provenance,
         )
 
-    # -- inside --------------------------------------------------------------------------------------
-
-    def _to_rows(self, x: Float[Tensor, "batch pos *head d"]) -> Float[Tensor, "*head batch pos d"]:
-        x = x.detach()
-        if x.dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
-        if x.ndim == 4:
-            return x.movedim(2, 0) if self.per_head else x.flatten(2)
-        return x
-
-    def kept(self) -> list[tuple[str, str]]:
-        """Statistic and objective of each second moment that is summed."""
-        weighted = "weighted" in self.statistics and self.row_metric != "identity"
-        # Under M = I the weighted moment is the activations' own, and is not computed twice.
-        identity = "weighted" in self.statistics and not weighted
-        names = [("activation", "")] if "activation" in self.statistics or identity else []
-        for objective in self.objectives:
-            if "gradient" in self.statistics:
-                names.append(("gradient", objective))
-            if weighted:
-                names.append(("weighted", objective))
-        return names
-
     def _lay_out(self, lead: torch.Size, width: int, device: torch.device) -> None:
         """Empty sums for every statistic that is kept, on a device that has float64."""
         self.shift = torch.zeros((*lead, width), dtype=torch.float64, device=device)
         home = self.sums_device or device
-        self._sums = {name: Sums(lead, width, home, self._dtype) for name in self.kept()}
+        self._sums = {name: Sums(lead, width, home, self._dtype) for name in self._kept}

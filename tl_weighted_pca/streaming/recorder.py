@@ -14,14 +14,7 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
-from tl_weighted_pca.data.positions import (
-    NOTED,
-    Outliers,
-    Positions,
-    checked_positions,
-    outlying,
-    selected,
-)
+from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.models.frozen import check_tokens, device_of, run_model
 from tl_weighted_pca.models.hook_points import (
     check_activation,
@@ -37,6 +30,7 @@ from tl_weighted_pca.models.run import Run
 from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.objectives.losses import Objective, objective_name
 from tl_weighted_pca.objectives.values import checked_values
+from tl_weighted_pca.streaming.counted import CountedPositions
 from tl_weighted_pca.streaming.firing import Site
 from tl_weighted_pca.streaming.graph import Graph
 from tl_weighted_pca.streaming.sink import Sink
@@ -53,9 +47,7 @@ class Recorder:
     Args:
         sinks: what takes the activations and gradients, by hook point name.
         objectives: by key; none for activations alone, with no graph.
-        positions: which positions count.
-        outliers: which do not count for their norm, and where those found are counted.
-        note: without `outliers`, warn where the first batch shows some.
+        positions, outliers, note: which positions count: see `CountedPositions`.
     """
 
     def __init__(
@@ -69,16 +61,12 @@ class Recorder:
     ) -> None:
         self._sinks = dict(sinks)
         self._objectives = dict(objectives)
-        self._positions = checked_positions(positions)
-        self._outliers = outliers
-        self._notes = note and outliers is None
-        self._left_out: dict[str, Tensor] = {}
+        self._counted = CountedPositions(positions, outliers, note)
         self._sites: dict[str, Site] = {}
         self._batch: Batch | None = None
         self._number = -1
         self._now: tuple[str, float] = ("", 1.0)
-        self._copies = False
-        self._graph = Graph(False)
+        self._copies, self._graph = False, Graph(False)
         self._looked_at: list[str] = []
         self._readers: Readers | None = None
         self.recounted: frozenset[str] | None = frozenset()
@@ -101,8 +89,9 @@ class Recorder:
             yield
 
     def skip(self) -> None:
-        """Count a batch that an earlier run has recorded."""
+        """Count a batch that an earlier run has recorded, and has told of its outliers."""
         self._number += 1
+        self._counted.notes = False
 
     def run(self, model: Any, batch: Batch) -> int:
         """Run one batch and commit it; how many tokens it had.
@@ -116,14 +105,14 @@ class Recorder:
             with uninterrupted():
                 for sink in self._sinks.values():
                     sink.commit()
-                self._count_outliers(batch)
+                self._counted.commit(batch)
         except BaseException:
             for sink in self._sinks.values():
                 sink.discard()
             raise
         finally:
             self._graph.end()
-            self._left_out = {}
+            self._counted.forget()
             self._sites, self._batch, self._graph = {}, None, Graph(self._copies)
         return batch.n_tokens
 
@@ -252,8 +241,7 @@ class Recorder:
             return None
         if not self._objectives:
             if not again:
-                shown = site.activations
-                kept = shown.clone() if self._copies else shown
+                kept = site.activations.clone() if self._copies else site.activations
                 self._sinks[name].begin(*self._cut(name, kept))
             if all(known in self._sites for known in self._sinks):
                 raise _AllSeen
@@ -274,39 +262,7 @@ class Recorder:
     def _cut(self, name: str, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tensor as [batch, pos, …] with the positions that count, and the mask of the rest."""
         assert self._batch is not None
-        tensor = tensor.detach()
-        if tensor.ndim == 2:
-            return tensor[:, None], None
-        mask, positions = self._batch.mask, self._positions
-        if self._outliers is not None:
-            return tensor, self._without_outliers(name, tensor, self._outliers.times)
-        if self._notes and self._number == 0:
-            self._without_outliers(name, tensor, NOTED)
-        if mask is None and isinstance(positions, slice) and (positions.step or 1) > 0:
-            return tensor[:, positions], None
-        mask = selected(positions, mask, (tensor.shape[0], tensor.shape[1]))
-        return tensor, None if mask is None else mask.to(tensor.device)
-
-    def _without_outliers(self, name: str, tensor: Tensor, times: float) -> Tensor:
-        """Which positions count, by the norms of the activations, for their gradients too."""
-        assert self._batch is not None
-        shape = (tensor.shape[0], tensor.shape[1])
-        mask = selected(self._positions, self._batch.mask, shape)
-        counted = torch.ones(shape, dtype=torch.bool, device="cpu") if mask is None else mask
-        counted = counted.to(tensor.device)
-        if name not in self._left_out:  # the activations come first
-            self._left_out[name] = counted & outlying(tensor, self._batch.mask, times)
-        return counted & ~self._left_out[name]
-
-    def _count_outliers(self, batch: Batch) -> None:
-        if self._outliers is not None:
-            for name, left_out in self._left_out.items():
-                self._outliers.see(name, left_out, batch.mask)
-        elif self._notes and self._number == 0:
-            found = Outliers(NOTED)
-            for name, left_out in self._left_out.items():
-                found.see(name, left_out, batch.mask)
-            found.note()
+        return self._counted.cut(name, tensor, self._batch)
 
     def _check_same(self, name: str, site: Site, tensor: Tensor) -> None:
         first = site.passed[0]
@@ -321,10 +277,7 @@ class Recorder:
         for name, scalars in flags.items():
             if scalars and not bool(torch.isfinite(torch.stack([s.sum() for s in scalars])).all()):
                 self._name_first_non_finite()
-                raise NonFiniteError(
-                    f"The gradients at hook point {name!r} hold NaN or infinity in batch "
-                    f"{self._number}; the batches before it are kept."
-                )
+                raise self._non_finite("gradients", name)
 
     def _name_first_non_finite(self) -> None:
         """Raise for the first hook point, in the order of the pass, with a non-finite activation."""
@@ -332,12 +285,14 @@ class Recorder:
             if name not in self._sinks:
                 continue
             values, mask = self._cut(name, site.activations)
-            values = values if mask is None else values[mask]
-            if not bool(torch.isfinite(values).all()):
-                raise NonFiniteError(
-                    f"The activations at hook point {name!r} hold NaN or infinity in batch "
-                    f"{self._number}; the batches before it are kept."
-                )
+            if not bool(torch.isfinite(values if mask is None else values[mask]).all()):
+                raise self._non_finite("activations", name)
+
+    def _non_finite(self, what: str, name: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"The {what} at hook point {name!r} hold NaN or infinity in batch {self._number}; the batches "
+            "before it are kept."
+        )
 
 
 def _kept(tensor: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from tl_weighted_pca.moments.accumulator import STATISTICS
 from tl_weighted_pca.moments.row_metric import RowMetric, row_metric_name
+from tl_weighted_pca.moments.statistics import STATISTICS, checked_statistics
 from tl_weighted_pca.objectives.losses import Objective, check_objective
 
 T = TypeVar("T")
@@ -116,12 +116,7 @@ def _checked_statistics(
     row_metric_name(row_metric)
     if statistics is None:
         return STATISTICS if objectives else ("activation",)
-    chosen = (statistics,) if isinstance(statistics, str) else tuple(statistics)
-    unknown = [name for name in chosen if name not in STATISTICS]
-    if unknown or not chosen:
-        raise ValueError(
-            f"statistics is {statistics!r}; expected some of {', '.join(map(repr, STATISTICS))}."
-        )
+    chosen = checked_statistics(statistics)
     if Asked(chosen, row_metric, False).gradients and not objectives:
         raise ValueError(
             f"statistics={chosen!r} needs gradients, but objective is None: pass an objective such as "
