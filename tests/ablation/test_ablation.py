@@ -1,5 +1,6 @@
 """Node ablation on the embedded model: the seed check of the method, ranks, masks, intervals."""
 
+import dataclasses
 import math
 import warnings
 
@@ -315,11 +316,18 @@ class TestCurves:
         assert difference.high - difference.low < 0.03
 
     def test_an_excess_below_zero_is_floored_and_said(self):
-        curves = self.curves(gap=-0.1)
+        curves = self.curves()
+        low = {**curves.per_sequence, "low": curves.per_sequence["other"].clone()}
+        low["low"][1] = curves.baseline_per_sequence - 0.1  # at rank 2
+        curves = dataclasses.replace(curves, per_sequence=low)
         with pytest.warns(
-            UserWarning, match="other at rank 2.*floored at its interval's half-width"
+            UserWarning, match="low at rank 2 is .*floored at its interval's half-width"
         ):
-            assert curves.relative_excess("other") > 0
+            assert 0 < curves.relative_excess("low") < curves.relative_excess("other")
+
+    def test_no_ratio_where_no_excess_is_positive(self):
+        with pytest.warns(UserWarning, match="The excess of other is not positive at any"):
+            assert math.isnan(self.curves(gap=-0.1).relative_excess("other"))
 
     def test_tables_and_mistakes(self):
         curves = self.curves()
