@@ -92,7 +92,7 @@ def test_a_folder_is_found_from_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     shutil.copytree(MODEL_FOLDER, tmp_path / "here" / "mine")
     text = tmp_path / "notes.txt"
-    text.write_text("\n\n".join(embedded.stories("heldout", 5)["text"]))
+    text.write_text("\n\n".join(embedded.stories("heldout", 12)["text"]))
     monkeypatch.chdir(tmp_path / "here")
     works("collect", "--model", "mine", "--dataset", text, *FEW, "--hook", POINT, "--out", "../run")
     monkeypatch.chdir(tmp_path / "there")

@@ -1,5 +1,6 @@
 """Each step's folder is the next one's input, and holds what the package would give."""
 
+import importlib
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import datasets
 import pandas as pd
 import pytest
 import torch
@@ -306,10 +308,87 @@ def test_ones_own_text_goes_all_the_way(tmp_path):
     }  # fmt: skip
 
 
-def test_words_unknown_to_the_model_are_told(tmp_path):
-    (tmp_path / "notes.txt").write_text("Quarks and gluons. Once upon a time there lived a boy.")
-    shown = works("collect", "--dataset", tmp_path / "notes.txt", *FEW, "--out", tmp_path / "run")
-    assert "are words that the model does not know" in shown
+def test_words_unknown_to_the_model_are_told_and_too_many_refused(tmp_path):
+    known = " ".join(embedded.stories("train", 1)["text"][0].split()[:60])
+    for text, code in ((f"{known} Quarks gluons.", 0), ("Quarks and gluons. Once.", 1)):
+        (tmp_path / "notes.txt").write_text(text)
+        line = ["collect", "--dataset", tmp_path / "notes.txt", *FEW, "--out", tmp_path / str(code)]
+        result = run(*line)
+        assert result.exit_code == code, result.output
+        assert "of the first tokens are words that the model does not know" in plain(result.stderr)
+    advice = "pass text in its words, or the model that the text is for with --model"
+    assert advice in plain(result.stderr)
+
+
+OWN = ["txt", "jsonl", "parquet", "saved", "tokens"]
+
+
+@pytest.mark.parametrize("form", OWN)
+def test_bases_of_ones_own_text_are_judged_on_what_was_held_out_of_it(tmp_path, monkeypatch, form):
+    """No text is both collected and scored, whoever names it; and every text is one of them."""
+    told = [story for story in embedded.stories("train", 45)["text"] if story.isascii()]
+    rows = datasets.Dataset.from_dict({"text": told})
+    source = tmp_path / ("notes" if form in ("saved", "tokens") else f"notes.{form}")
+    if form == "txt":
+        source.write_text("\n\n".join(told))
+    elif form == "tokens":
+        embedded.stories("train", 45).select_columns(["input_ids"]).save_to_disk(source)
+    else:
+        {"jsonl": rows.to_json, "parquet": rows.to_parquet, "saved": rows.save_to_disk}[form](
+            source
+        )
+    seen = {}
+
+    def watched(name):
+        module = f"tl_weighted_pca.{name}"
+        real = importlib.import_module(module).batches
+
+        def batches(data, *args, **options):
+            for batch in real(data, *args, **options):
+                for row in batch.inputs.tolist():
+                    seen.setdefault(name, set()).add(tuple(token for token in row if token))
+                yield batch
+
+        monkeypatch.setattr(f"{module}.batches", batches)
+
+    watched("streaming.one_pass")
+    watched("ablation.scored_pass")
+    all_of_it = ["--max-tokens", "100000", "--no-progress"]
+    works("collect", "--dataset", source, "--hook", POINT, *all_of_it, "--out", tmp_path / "run")
+    works("basis", tmp_path / "run", "--method", "pca", "--out", tmp_path / "bases")
+    line = ["ablate", tmp_path / "bases", "--ranks", "8", *all_of_it]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(source)
+    for i, named in enumerate(([], ["--dataset", source], ["--dataset", "link"])):
+        if i == 2 and form not in ("saved", "tokens"):
+            continue  # a link says no kind of file
+        seen.pop("ablation.scored_pass", None)
+        works(*line, *named, "--out", tmp_path / f"ablation{i}")
+        collected, scored = seen["streaming.one_pass"], seen["ablation.scored_pass"]
+        assert not collected & scored
+        assert (len(collected), len(scored)) == (41, 4)
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(embedded.stories("heldout", 12)["text"]))
+    seen.pop("ablation.scored_pass")
+    works(*line, "--dataset", other, "--out", tmp_path / "of-other")
+    assert len(seen["ablation.scored_pass"]) == 12
+
+
+def test_one_long_text_is_held_out_by_the_sequence(tmp_path):
+    (tmp_path / "notes.txt").write_text(" ".join(embedded.stories("train", 40)["text"]))
+    (tmp_path / "short.txt").write_text("Once upon a time there lived a boy.")
+    for name, code in (("notes", 0), ("short", 1)):
+        text = ["--dataset", tmp_path / f"{name}.txt", "--context-length", "64"]
+        works("collect", *text, "--hook", POINT, *FEW, "--out", tmp_path / name)
+        works("basis", tmp_path / name, "--method", "pca", "--out", tmp_path / f"{name}.bases")
+        line = ["ablate", tmp_path / f"{name}.bases", "--ranks", "8", *FEW]
+        result = run(*line, "--out", tmp_path / f"{name}.ablation")
+        assert result.exit_code == code, result.output
+    assert "fewer than 10 sequences, and so none is held out: pass other text" in plain(
+        result.stderr
+    )
+    result = run(*line, "--context-length", "32", "--out", tmp_path / "no")
+    assert result.exit_code == 1 and "goes with --dataset" in plain(result.stderr)
 
 
 @pytest.mark.parametrize("model_class", ["HookedTransformer", "TransformerBridge"])

@@ -66,8 +66,14 @@ def ablate(
     with output.folder() as run:
         by_place = _by_hook_point(bases, run)
         made = [one.provenance for named in by_place.values() for one in named.values()]
+        text, own = text.of(run)
         model, data = text.read(
-            same.of(run), run, "heldout", made=() if anywhere else made, unless="--anywhere"
+            same.of(run),
+            run,
+            "heldout",
+            made=() if anywhere else made,
+            unless="--anywhere",
+            own=own,
         )
         found = {}
         for place, named in by_place.items():

@@ -110,7 +110,7 @@ def basis(
     about: Any = {"mean": True, "none": False}.get(center, center)
     with output.folder() as run:
         found = _moments_of(moments, run)
-        source = same.of(run)
+        source, (text, _) = same.of(run), text.of(run)
         first = next(iter(found.values()))
         names = _chosen(first, hook, moments)
         asked = list(dict.fromkeys(method or _possible(first[names[0]])))

@@ -64,7 +64,9 @@ def cards(
     with output.folder() as run:
         one = Basis.load(run.reads(existing_file(basis)))
         other = None if compare is None else Basis.load(run.reads(existing_file(compare)))
-        model, data = text.read(same.of(run), run, "heldout", made=[one.provenance])
+        text, own = text.of(run)
+        made = [one.provenance]
+        model, data = text.read(same.of(run), run, "heldout", made=made, own=own)
         found = feature_cards(
             model,
             data,

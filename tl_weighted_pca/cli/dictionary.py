@@ -43,7 +43,7 @@ def dictionary(
     heldout: Annotated[
         str | None,
         typer.Option(
-            help="Text to evaluate on, as --dataset has it; by default the held-out stories.",
+            help="Text to evaluate on, as --dataset has it; by default what is held out of that.",
             rich_help_panel="Data",
         ),
     ] = None,
@@ -148,7 +148,7 @@ def _read(
     from tl_weighted_pca.models.hook_points import resolve
 
     text.check(source, run, *([] if heldout is None else [heldout]))
-    if heldout is None and (text.dataset is not None or text.split is not None):
+    if heldout is None and text.dataset is None and text.split is not None:
         tell(
             "The scores are of text that it was trained on: pass other text with --heldout.",
             head="Note",
@@ -157,7 +157,8 @@ def _read(
     points = resolve(model, [hook])
     train = replace(text, max_tokens=n_tokens).load(model, "train", source.slips)
     judge = text if heldout is None else replace(text, dataset=heldout)
-    return points, model, train, judge.load(model, "heldout", source.slips)
+    own = heldout is None
+    return points, model, train, judge.load(model, "heldout", source.slips, own=own)
 
 
 def _moments(model: Any, train: Any, hook: str, checkpoint: Path, options: dict[str, Any]) -> Any:

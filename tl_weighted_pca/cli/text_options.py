@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, fields
+import contextlib
+import os
+from dataclasses import Field, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -39,7 +41,8 @@ class DataOptions:
         str | None,
         typer.Option(
             help="A .txt, .jsonl or .parquet file, a folder saved by `datasets`, or a data set on the "
-            "hub, which is streamed. By default the embedded model's stories.",
+            "hub, which is streamed. By default the text that the input was made with, or else the embedded "
+            "model's stories. Every tenth text of yours is held out, for `ablate` and `cards`.",
         ),
     ] = None
     split: Annotated[
@@ -92,6 +95,8 @@ class DataOptions:
                 check_source(text)
                 if folder is not None and Path(text).exists():
                     folder.reads(text)
+        if folder is not None and self.dataset is not None:
+            folder.manifest["text"] = self._source()
         fitting = set().union(*map(_fitting, texts))
         for field in self._given():
             if field.name in {*_FOR} - fitting:
@@ -100,9 +105,35 @@ class DataOptions:
                     f"{self.dataset or 'the stories'}: leave it out."
                 )
 
+    def _source(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("dataset", *_FOR)}
+
     def _given(self) -> list[Field[Any]]:
         """The options that are not as they would be by themselves."""
         return [field for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def of(self, run: RunFolder) -> tuple[DataOptions, bool]:
+        """What is given, or the text that what the run has read was made with; and whether it is that.
+
+        Raises:
+            ValueError: if several texts are meant, or options of a text are given without one.
+        """
+        found = _made_with(map(Path, run.manifest["inputs"]))
+        if self.dataset is not None:
+            return self, any(_is_same(self, each) for each in found)
+        if not found:
+            return self, False
+        if len(found) > 1:
+            names = " and ".join(str(each.dataset) for each in found)
+            raise ValueError(f"The input was made with {names}: pass one with --dataset.")
+        for field in self._given():
+            if field.name in _FOR:
+                raise ValueError(
+                    f"--{field.name.replace('_', '-')} goes with --dataset, and the text is that of the "
+                    f"input, {found[0].dataset}: name it, or leave the option out."
+                )
+        run.manifest["text"] = found[0]._source()  # for the next, whether or not it is read here
+        return replace(found[0], max_tokens=self.max_tokens), True
 
     def read(
         self,
@@ -112,14 +143,19 @@ class DataOptions:
         *,
         made: Iterable[Provenance] = (),
         unless: str = "",
+        own: bool = False,
     ) -> tuple[Any, Any]:
         """The model and the text for it: `check`, `ModelOptions.load` and `load` in their order."""
         self.check(source, run)
         model = source.load(run, made, unless)
-        return model, self.load(model, split, source.slips)
+        return model, self.load(model, split, source.slips, own=own)
 
-    def load(self, model: Any, split: str, slips: bool = False) -> Any:
-        """The sequences for a model; `split` is which stories, unless --split says otherwise."""
+    def load(self, model: Any, split: str, slips: bool = False, *, own: bool = False) -> Any:
+        """The sequences for a model; `split` is which stories, unless --split says otherwise.
+
+        Of text of the user's, `train` is all but every tenth text. `heldout` is those, where it is the
+        `own` text of a run, and else all.
+        """
         from tl_weighted_pca import embedded
         from tl_weighted_pca.data.text import tokenized_text, unknown_share
 
@@ -150,14 +186,42 @@ class DataOptions:
             config=self.dataset_config,
             sample_by=self.sample_by,
             prepend_bos=getattr(model.cfg, "default_prepend_bos", True) is not False,
+            part="train" if split == "train" else "heldout" if own else "all",
         )
         share = unknown_share(data, model.tokenizer.unk_token_id)
-        if share > 0.01 and model.tokenizer.unk_token_id != model.tokenizer.eos_token_id:
-            tell(
-                f"{share:.0%} of the first tokens are words that the model does not know.",
-                head="Note",
-            )  # fmt: skip
+        if model.tokenizer.unk_token_id == model.tokenizer.eos_token_id:
+            share = 0.0  # which ends every text
+        told = f"{share:.0%} of the first tokens are words that the model does not know"
+        if share > 0.1:
+            raise ValueError(
+                f"{told}: pass text in its words, or the model that the text is for with --model."
+            )
+        if share > 0.01:
+            tell(f"{told}.", head="Note")
         return data
+
+
+def _made_with(files: Iterable[Path]) -> list[DataOptions]:
+    """The texts that the folders of the files were made with, as far as they say it."""
+    from tl_weighted_pca.runs.manifest import read_manifest
+
+    found: dict[DataOptions, None] = {}
+    for folder in dict.fromkeys(file.parent for file in files):
+        with contextlib.suppress(OSError, ValueError):  # of no run of ours, which need not be
+            manifest = read_manifest(folder)
+            if told := manifest.get("text"):
+                # A file was named from where that command ran.
+                there = Path(manifest["folder"], told["dataset"])
+                name = str(there) if there.exists() else told["dataset"]
+                found[DataOptions(**told | {"dataset": name})] = None
+    return list(found)
+
+
+def _is_same(one: DataOptions, other: DataOptions) -> bool:
+    """Whether two texts are the same rows."""
+    where = [os.path.realpath(each.dataset or "") for each in (one, other)]
+    what = [(each.split or "train", each.dataset_config, each.sample_by) for each in (one, other)]
+    return where[0] == where[1] and what[0] == what[1]
 
 
 def _fitting(text: str | None) -> set[str]:

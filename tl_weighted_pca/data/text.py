@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,12 @@ _READERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 _FORMS = "a .txt, .jsonl or .parquet file, a folder saved by `datasets`, or a data set on the hub"
 _TOKENS = ("input_ids", "tokens")
 
+_EVERY = 10
+"""Of so many texts one is held out."""
+
+Part = Literal["all", "train", "heldout"]
+"""Of a text: all of it, or what is left of it without every tenth text, or those."""
+
 SampleBy = Literal["line", "paragraph", "document"]
 """What makes a sequence of a .txt file; paragraphs are separated by empty lines."""
 
@@ -35,6 +42,7 @@ def tokenized_text(
     config: str | None = None,
     sample_by: SampleBy = "paragraph",
     prepend_bos: bool = True,
+    part: Part = "all",
 ) -> Dataset | IterableDataset:
     """Text cut into sequences of at most `context_length` tokens, read as it is used.
 
@@ -52,6 +60,7 @@ def tokenized_text(
         config: which configuration (subset) of a data set on the hub.
         sample_by: for .txt files: what makes a text.
         prepend_bos: begin each sequence with the tokenizer's BOS, if it has one.
+        part: "heldout" is every tenth text, or, of fewer texts, every tenth sequence; "train" the rest.
 
     Raises:
         ValueError: if the source is not there, empty, not UTF-8 or of another kind, or has no such
@@ -78,7 +87,7 @@ def tokenized_text(
         raise ValueError(f"{source} is empty: pass text.")
     if wanted not in first:
         if column is None and any(name in first for name in _TOKENS):
-            return mark_origin(rows, source)
+            return mark_origin(_some(_part(rows, part), source, part), source)
         raise ValueError(
             f"{source} has no column {wanted!r}; its columns are {', '.join(map(repr, first))}: name "
             "one with --text-column."
@@ -89,8 +98,10 @@ def tokenized_text(
             "another with --text-column."
         )
     bos = tokenizer.bos_token_id if prepend_bos else None
+    by_text = len(list(itertools.islice(rows, _EVERY))) == _EVERY
     cut = partial(
         _sequences,
+        part=part if by_text else "all",
         source=source,
         tokenizer=tokenizer,
         column=wanted,
@@ -100,7 +111,9 @@ def tokenized_text(
     if hasattr(rows, "to_iterable_dataset"):
         rows = rows.to_iterable_dataset()  # which is tokenised as it is read, and leaves no files
     cut_rows = rows.map(cut, batched=True, with_indices=True, remove_columns=list(first))
-    return mark_origin(cut_rows, source, tokenizer)
+    if not by_text:
+        cut_rows = _part(cut_rows, part)
+    return mark_origin(_some(cut_rows, source, part), source, tokenizer)
 
 
 def check_source(source: str) -> None:
@@ -204,11 +217,34 @@ def _split(splits: Mapping[str, Any], split: str, source: str) -> Any:
     return splits[split]
 
 
+def _belongs(place: int, part: Part) -> bool:
+    """Whether the text or sequence of that number is in the part."""
+    return part == "all" or (place % _EVERY == _EVERY - 1) == (part == "heldout")
+
+
+def _part(rows: Any, part: Part) -> Any:
+    if part == "all":
+        return rows
+    if hasattr(rows, "to_iterable_dataset"):
+        return rows.select([i for i in range(len(rows)) if _belongs(i, part)])
+    return rows.filter(lambda _, i: _belongs(i, part), with_indices=True)
+
+
+def _some(rows: Any, source: str, part: Part) -> Any:
+    """The rows, if what was held out is not nothing."""
+    if part == "heldout" and next(iter(rows), None) is None:
+        raise ValueError(
+            f"{source} has fewer than {_EVERY} sequences, and so none is held out: pass other text."
+        )
+    return rows
+
+
 def _sequences(
     rows: Mapping[str, list[str]],
     places: list[int],
     *,
     source: str,
+    part: Part,
     tokenizer: Any,
     column: str,
     length: int,
@@ -221,7 +257,11 @@ def _sequences(
                 f"Row {place} of {source} holds {text!r:.60} in the column {column!r}; expected text: leave "
                 "such rows out."
             )
-    texts = [text for text in rows[column] if text]
+    texts = [
+        text
+        for place, text in zip(places, rows[column], strict=True)
+        if text and _belongs(place, part)
+    ]
     if not texts:
         return {"input_ids": []}
     # Not verbose: that a text is longer than the model's context is no news here.
