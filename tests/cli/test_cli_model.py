@@ -101,11 +101,13 @@ def test_a_folder_is_found_from_elsewhere(tmp_path, monkeypatch):
     manifest = read_manifest(tmp_path / "ablation")
     assert manifest["model"]["name"] == "mine"
     assert manifest["settings"]["model"] == str(tmp_path / "here" / "mine")
-    # Its stories would be another model's text: they are not taken for its own.
-    result = run("ablate", "../bases", *FEW, "--out", "../no")
-    assert result.exit_code == 1 and "The stories are for the embedded models" in plain(
-        result.output
-    )
+    # And its text, of which a part was held out.
+    works("ablate", "../bases", *FEW, "--ranks", "8", "--out", "../own")
+    assert read_manifest(tmp_path / "own")["text"]["dataset"] == str(text)
+    # The stories would be another model's text: they are not taken for its own.
+    result = run("collect", "--model", tmp_path / "here" / "mine", *FEW, "--out", "../no")
+    assert result.exit_code == 1
+    assert "The stories are for the embedded models" in plain(result.output)
 
 
 def test_without_a_manifest_it_is_the_embedded_one(made, tmp_path):

@@ -124,7 +124,10 @@ CASES = [
         {**ARRIVED, "ranks": [3, 9], "score": "kl", "hook_point": POINT, "anywhere": True},
     ),
     (
-        ["cards", "BASIS", *SLICED, "-n", "3", "--contexts", "5", "--no-ablation", "--seed", "11"],
+        [
+            "cards", "BASIS", *SLICED, "-n", "3", "--contexts", "5", "--no-ablation", "--seed", "11",
+            "--compare", "BASIS", "--prompt", "Once upon",
+        ],
         "feature_cards:cards",
         {**ARRIVED, "n": 3, "contexts": 5, "score": None, "seed": 11},
     ),
@@ -191,6 +194,22 @@ CASES = [
         ],
         "dictionary:evaluate_dictionary",
         {**ARRIVED, "progress": None},
+    ),
+    (
+        [
+            "map", *SLICED, "--hook", POINT, "--basis", "random", "--tolerance", "0.3", "--shares", "0.5,1",
+            "--score", "kl", "--heldout-tokens", "99", "--checkpoint-every", "7",
+        ],
+        "model_map.measurement:dimension_map",
+        {
+            **ARRIVED, "hook_points": [POINT], "bases": ["random"], "tolerance": 0.3, "shares": [0.5, 1.0],
+            "score": "kl", "heldout_tokens": 99, "checkpoint_every": 7,
+        },
+    ),
+    (
+        ["map", *SLICED, "--hook", POINT, "--heldout", "HELDOUT"],
+        "model_map.measurement:dimension_map",
+        ARRIVED,
     ),
     (
         [

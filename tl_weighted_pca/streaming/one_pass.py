@@ -169,12 +169,12 @@ def collect(  # type: ignore[misc]
                 if file is not None:
                     file.advance(recorder.recounted)
                 bar.advance(batch)
+            if not is_share(data) and not gathered.n_tokens:  # nothing to keep
+                raise ValueError(
+                    f"positions={positions!r} selects no token of the data: choose others, or None for all."
+                )
             if file is not None:
                 file.finish()
-        if not is_share(data) and not gathered.n_tokens:
-            raise ValueError(
-                f"positions={positions!r} selects no token of the data: choose others, or None for all."
-            )
     except BaseException as error:
         if any(each.n_sequences for each in gathered.accumulators.values()):
             error.collection = gathered.result(objective, recorder.recounted)  # type: ignore[attr-defined]
