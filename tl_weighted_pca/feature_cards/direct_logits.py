@@ -9,11 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tl_weighted_pca.models.pushes import scale_to_stream
+
 _STREAM = re.compile(
     r"hook_(pos_)?embed|(pos_)?embed\.hook_out|"
     r"blocks\.\d+\.(hook_resid_(pre|mid|post)|hook_(in|out)|hook_(attn|mlp)_out)"
 )
-"""Hook points that carry the residual stream, or what is added to it as it is."""
+"""Hook points that carry the residual stream, or what is added to it."""
+
+_IS_THE_STREAM = re.compile(r"blocks\.\d+\.(hook_resid_(pre|mid|post)|hook_(in|out))")
 
 _NEURONS = re.compile(r"blocks\.(\d+)\.mlp\.(hook_post|out\.hook_in)")
 _HEADS = re.compile(r"blocks\.(\d+)\.attn\.(hook_z|o\.hook_in)")
@@ -25,8 +29,9 @@ def direct_logits(
     """ℓ = u − mean(u), u = N(D W) W_U: the logits of a stream that holds nothing but the direction.
 
     W takes the hook point to the residual stream: the identity on the stream and on what is added to
-    it, W_out for neurons, W_O for heads. N is the final norm without its bias, D W centred if the
-    norm centres, divided by its own size and times the gain: in the model the stream's size divides
+    it, W_out for neurons, W_O for heads, times a constant where the model has one; a pass on a few
+    tokens tells whether that is all. N is the final norm without its bias, D W centred if the norm
+    centres, divided by its own size and times the gain: in the model the stream's size divides
     instead, a positive number that differs between positions, so the order of the tokens and the
     ratios of ℓ are those of the model's direct path, and the scale is not. The mean over the
     vocabulary is taken off since softmax does not see it. The model's own norm is asked, so hooks of
@@ -45,6 +50,10 @@ def direct_logits(
     if not isinstance(unembedding, Tensor):
         raise ValueError(
             f"The {type(model).__name__} has no unembedding W_U: no tokens to promote."
+        )
+    if unembedding.is_meta:
+        raise ValueError(
+            "The model's weights are offloaded (accelerate), so no tokens can be told: load it whole."
         )
     written = directions.to(unembedding.device, torch.float32) @ _written(
         model, hook_point, directions.shape[-1], unembedding
@@ -69,29 +78,33 @@ def _normed(norm: Any, written: Tensor, dtype: torch.dtype) -> Float[Tensor, "n 
 
 def _written(model: Any, hook_point: str, width: int, like: Tensor) -> Float[Tensor, "d d_model"]:
     """W, from the hook point to the residual stream."""
-    d_model, between = like.shape[0], None
+    d_model = like.shape[0]
+    matrix: Tensor | None = None
     if _STREAM.fullmatch(hook_point):
         matrix = torch.eye(d_model, device="cpu")
     elif found := _NEURONS.fullmatch(hook_point):
-        block = model.blocks[int(found[1])]
-        matrix, between = block.mlp.W_out, getattr(block, "ln2_post", None)
+        matrix = getattr(model.blocks[int(found[1])].mlp, "W_out", None)
     elif found := _HEADS.fullmatch(hook_point):
-        block = model.blocks[int(found[1])]
-        matrix, between = block.attn.W_O, getattr(block, "ln1_post", None)
+        matrix = model.blocks[int(found[1])].attn.W_O
         matrix = matrix.flatten(0, 1) if matrix.ndim == 3 else matrix
-    else:
+    if matrix is None:  # experts have no one W_out either
         raise ValueError(
             f"No linear map leads from {hook_point!r} to the residual stream, so what its directions "
             "promote is not known: choose the stream, mlp.hook_post or attn.hook_z for that."
-        )
-    if between is not None:
-        raise ValueError(
-            f"A norm lies between {hook_point!r} and the residual stream, so no linear map leads there "
-            "and no tokens can be told: choose a hook point on the stream."
         )
     if tuple(matrix.shape) != (width, d_model):
         raise ValueError(
             f"The weights behind {hook_point!r} have shape {tuple(matrix.shape)}, but its directions "
             f"have width {width} and the stream {d_model}: no tokens can be told."
         )
-    return matrix.detach().to(like.device, torch.float32)
+    matrix = matrix.detach().to(like.device, torch.float32)
+    if _IS_THE_STREAM.fullmatch(hook_point):
+        return matrix
+    scale = scale_to_stream(model, hook_point, matrix)
+    if scale is None:
+        raise ValueError(
+            f"What is added at {hook_point!r} does not reach the residual stream through its weights alone: "
+            "a norm lies between, or a hook of yours, so no tokens can be told; choose a hook point on the "
+            "stream."
+        )
+    return scale * matrix

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.models.pushes import feeding
+
 
 @dataclass(frozen=True, eq=False)
 class Weight:
@@ -73,9 +75,10 @@ def model_weights(
         n_layers = len(model.blocks)
         found: Iterable[Weight]
         known = range(n_layers + 1)
+        fed = feeding(model, _norms(model))
         found = itertools.chain(
-            *(_block_weights(model, layer, folded) for layer in range(n_layers)),
-            _unembedding(model, n_layers, folded),
+            *(_block_weights(model, layer, folded, fed) for layer in range(n_layers)),
+            _unembedding(model, n_layers, folded, fed),
         )
     elif callable(getattr(model, "weights", None)):
         if folded:
@@ -98,7 +101,19 @@ def model_weights(
     return [weight for weight in found if weight.layer in set(layers)]
 
 
-def _block_weights(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
+def _norms(model: Any) -> dict[str, tuple[Any, Any]]:
+    """By module that reads the stream, the norm that may lie before it, and the module."""
+    pairs = {"unembed": (getattr(model, "ln_final", None), model.unembed)}
+    for layer, block in enumerate(model.blocks):
+        norm, other = getattr(block, "ln1", None), getattr(block, "ln2", None)
+        # A block of parallel attention and MLP may have one norm for both.
+        before = {"attn": norm, "mlp": norm if other is None else other}
+        for name, each in before.items():
+            pairs[f"blocks.{layer}.{name}"] = (each, getattr(block, name, None))
+    return {name: pair for name, pair in pairs.items() if None not in pair}
+
+
+def _block_weights(model: Any, layer: int, folded: bool, fed: set[str]) -> Iterator[Weight]:
     block, known = model.blocks[layer], model.hook_dict
     at = f"blocks.{layer}"
     attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
@@ -112,7 +127,7 @@ def _block_weights(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
             matrix = matrix.movedim(0, 1).flatten(1) if matrix.ndim == 3 else matrix
             yield _behind_norm(
                 model, f"{at}.attn", f"W_{letter}", matrix, layer, getattr(block, "ln1", None),
-                f"{at}.ln1", f"{at}.attn.hook_{letter.lower()}", None, folded,
+                f"{at}.ln1", f"{at}.attn.hook_{letter.lower()}", None, folded, fed,
             )  # fmt: skip
     gate = _present(mlp, "W_gate")
     after = f"{at}.mlp.hook_post"
@@ -129,29 +144,30 @@ def _block_weights(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
         theirs, ours = f"{at}.mlp.{theirs}", f"{at}.mlp.{ours}"
         # Where no gate shares the input, it is at the linear map: some MLPs (OPT's) are no module.
         own = [f"{at}.mlp.in.hook_in"] if gate is None else []
-        # A block of parallel attention and MLP may have one norm for both.
         norm = "ln2" if getattr(block, "ln2", None) is not None else "ln1"
         yield _behind_norm(
             model, f"{at}.mlp", kind, matrix, layer, getattr(block, norm, None), f"{at}.{norm}",
-            theirs if theirs in known else ours, after if after in known else None, folded, own,
+            theirs if theirs in known else ours, after if after in known else None, folded, fed, own,
         )  # fmt: skip
 
 
-def _unembedding(model: Any, layer: int, folded: bool) -> Iterator[Weight]:
+def _unembedding(model: Any, layer: int, folded: bool, fed: set[str]) -> Iterator[Weight]:
     writes = "unembed.hook_out" if "unembed.hook_out" in model.hook_dict else None
     yield _behind_norm(
         model, "unembed", "W_U", model.W_U, layer, getattr(model, "ln_final", None), "ln_final",
-        writes, None, folded,
+        writes, None, folded, fed,
     )  # fmt: skip
 
 
 def _behind_norm(
     model: Any, module: str, kind: str, matrix: Tensor, layer: int, norm: Any, norm_name: str,
-    writes: str | None, after: str | None, folded: bool, inputs: Sequence[str] = (),
+    writes: str | None, after: str | None, folded: bool, fed: set[str],
+    inputs: Sequence[str] = (),
 ) -> Weight:  # fmt: skip
     """A weight that reads a (perhaps absent) norm's output, at the best hook point there is for it."""
     known = model.hook_dict
-    gain = _gain(norm)
+    before = module in fed  # OLMo 2 has its norms behind attention and MLP, under the same names
+    gain = _gain(norm) if before else None
     own = next((name for name in (*inputs, f"{module}.hook_in") if name in known), None)
     normalized = f"{norm_name}.hook_normalized"
     matrix = matrix.detach()
@@ -160,7 +176,7 @@ def _behind_norm(
         reads = own
         if folded and gain is not None:
             change = _centring(model, len(gain)) * gain.double().cpu()
-    elif normalized in known:
+    elif before and normalized in known:
         # Before the gain: HookedTransformer has no hook point between an unfolded norm and W.
         reads = normalized
         if gain is not None:
@@ -173,7 +189,7 @@ def _behind_norm(
             exact = gain.double().cpu()
             change = _centring(model, len(gain)) if folded else exact.reciprocal().diag()
     else:
-        # No norm: the stream itself, which others read too. Only gradients at the output will do.
+        # No norm before it: the stream itself, which others read too. Only gradients at the output will do.
         at = norm_name.rpartition(".")[0]
         side = "pre" if kind in ("W_Q", "W_K", "W_V") else "mid"
         stream = f"{at}.hook_resid_{side}"
