@@ -17,7 +17,18 @@ from tl_weighted_pca.runs.manifest import FORMAT
 
 TWO = ["--hook", "blocks.1.hook_resid_post", "--hook", POINT]
 LINES = {
-    "demo": ["demo", "--stories", "8", "--heldout", "4", "--ranks", "8", "--no-progress"],
+    "demo": [
+        "demo",
+        "--stories",
+        "32",
+        "--heldout",
+        "4",
+        "--ranks",
+        "8",
+        "--steps",
+        "2",
+        "--no-progress",
+    ],
     "collect": ["collect", "--hook", POINT, *FEW],
     "basis": ["basis", "MOMENTS", "--method", "path", *FEW],
     "ablate": ["ablate", "BASIS", "--ranks", "8", *FEW],
@@ -26,6 +37,18 @@ LINES = {
     "ansatz": ["ansatz", "--layer", "1", *FEW],
     "interaction": ["interaction", *TWO, *FEW, "--edge-tokens", "100", "--max-tokens", "300"],
     "dictionary": ["dictionary", "--features", "8", "--n-tokens", "1024", *FEW],
+    "map": [
+        "map",
+        "--hook",
+        POINT,
+        "--basis",
+        "pca",
+        "--shares",
+        "0.5,1",
+        "--heldout-tokens",
+        "900",
+        *FEW,
+    ],
 }
 """A small run of each command that works."""
 
@@ -36,7 +59,7 @@ READING_FILES = {
     "dictionary": ["dictionary", "--start", "FILE"],
     "info": ["info", "FILE"],
 }
-READING_TEXT = ["collect", "basis", "ablate", "cards", "ansatz", "interaction", "dictionary"]
+READING_TEXT = ["collect", "basis", "ablate", "cards", "ansatz", "interaction", "dictionary", "map"]
 LOADING_MODELS = [*READING_TEXT, "svd"]
 
 

@@ -193,7 +193,7 @@ def test_what_a_basis_does_not_read_is_not_taken(steps, tmp_path):
         line = ["basis", steps / "run", "--method", "metric", option, value]
         result = run(*line, "--out", tmp_path / "no")
         assert result.exit_code == 1
-        assert f"{option} is for --method path or joint" in plain(result.output)
+        assert f"{option} is for --method path, joint or trained" in plain(result.output)
     result = run("ablate", steps / "run", *FEW, "--out", tmp_path / "no")
     assert result.exit_code == 1 and "make bases of them first" in plain(result.output)
     result = run("collect", "--model", "embedded_slips", "--out", tmp_path / "no")

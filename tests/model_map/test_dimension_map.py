@@ -67,8 +67,9 @@ def test_one_pass_collects_and_one_ablates(stories, heldout_stories):
     wpca.dimension_map(
         model, stories, STREAM, heldout=heldout_stories, shares=[0.5], batch_size=4, **QUIET
     )
-    # 24 stories collected and 12 ablated; ahead of both one batch, and two for each hook point.
-    assert len(runs) == 24 / 4 + 12 / 4 + 1 + 2 * 4
+    # 24 stories collected and 12 ablated; ahead of collecting two short passes that see who reads what,
+    # and ahead of both one batch, and two for each hook point, that try an ablation there.
+    assert len(runs) == 24 / 4 + 12 / 4 + 2 + 1 + 2 * 4
 
 
 def test_saved_and_loaded_it_says_the_same(found, tmp_path):

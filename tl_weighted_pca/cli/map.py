@@ -80,7 +80,8 @@ def map(
     Examples:
       tl-weighted-pca map --out map
       tl-weighted-pca map --model gpt2 --dataset notes.txt \\
-          --hook 'blocks.*.hook_resid_post' --hook 'blocks.*.hook_mlp_out' --out map
+          --hook 'blocks.*.hook_resid_post' --hook 'blocks.*.mlp.hook_post' \\
+          --out map
     """
     from tl_weighted_pca.model_map.measurement import SHARES, dimension_map
     from tl_weighted_pca.runs.run_folder import partial_of

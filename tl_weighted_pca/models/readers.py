@@ -34,7 +34,7 @@ class Readers:
     starts: frozenset[str]
     """Where else a graph must start, so that it holds all readers of what passes these hook points."""
     outermost: frozenset[str]
-    """Those that are not downstream of others: a backward pass to these reaches all."""
+    """Those that fire, once at least, downstream of no other: a backward pass to these reaches all."""
     recounted: frozenset[str]
     """Those where a graph that starts in place, at the hook point, lacks readers."""
 
@@ -210,10 +210,11 @@ def _answers(
     readers = trace.readers(roots)
     firings = [firing for firing in trace.firings if firing.name in known.values()]
     wanted = {firing.tensor for firing in firings}
-    starts, inner, recounted = set(), set(), set()
+    starts, outer, recounted = set(), set(), set()
     for firing in firings:
-        if trace.upstream(firing.made, lambda number, time: number in wanted):
-            inner.add(firing.name)
+        # One firing that leads to no other hook point is enough: nothing else would reach its gradient.
+        if not trace.upstream(firing.made, lambda number, time: number in wanted):
+            outer.add(firing.name)
         read = min((time for time, _ in readers.get(firing.tensor, ())), default=firing.time)
         if read < firing.time:
             recounted.add(firing.name)
@@ -232,8 +233,7 @@ def _answers(
     def named(firsts: set[str]) -> frozenset[str]:
         return frozenset(name for name, first in known.items() if first in firsts)
 
-    outermost = frozenset(known) - named(inner)
-    return Readers(frozenset(starts), outermost, named(recounted))
+    return Readers(frozenset(starts), named(outer), named(recounted))
 
 
 def _edge(tensor: Tensor) -> _Edge:
