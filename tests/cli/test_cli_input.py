@@ -1,6 +1,7 @@
 """Bad input to each command: one sentence, exit code 1 or 2, and nothing half-written."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -127,6 +128,17 @@ def test_a_file_that_is_none_of_ours(tmp_path, made, name, content, words):
     # Before 0.6 safetensors wrote HeaderTooSmall.
     assert "".join(words.lower().split()) in "".join(told.lower().split())
     assert {path.name for path in tmp_path.iterdir()} <= {"x.safetensors"}
+
+
+@pytest.mark.parametrize("name", [*READING_FILES, "--dataset"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    """Opening one that nobody writes to takes for ever."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    line = READING_FILES.get(name, ["collect", "--dataset", "FILE"])
+    line = [tmp_path / "pipe.txt" if part == "FILE" else part for part in line]
+    refused([*line, *([] if name == "info" else ["--out", tmp_path / "out"])], "pipe.txt")
+    with pytest.raises(ValueError, match="is no ordinary file"):
+        wpca.Basis.load(tmp_path / "pipe.txt")
 
 
 @pytest.mark.parametrize("name", READING_TEXT)

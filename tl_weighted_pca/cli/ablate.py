@@ -113,7 +113,8 @@ def _by_hook_point(paths: list[Path], run: RunFolder) -> dict[str, dict[str, Bas
         for file in files:
             if file.name.startswith("moments"):
                 raise ValueError(f"{file} holds moments: make bases of them first, with `basis`.")
-            one = Basis.load(run.reads(existing(file)))
+            one = Basis.load(existing(file))
+            run.reads(file)  # once it is known to be one: what is huge takes long to hash
             place = one.provenance.hook_point
             name = file.stem.removeprefix(f"{place}.").replace("-", " ")
             here = found.setdefault(place, {})

@@ -151,7 +151,9 @@ def _moments_of(path: Path, run: RunFolder) -> dict[str, Collection]:
     from tl_weighted_pca.moments.collection import Collection
 
     files = moments_files(path)
-    found = {name: Collection.load(run.reads(file)) for name, file in files.items()}
+    found = {name: Collection.load(file) for name, file in files.items()}
+    for file in files.values():
+        run.reads(file)
     for name, collection in found.items():
         if not collection:
             raise ValueError(f"{files[name]} holds no hook point: collect again.")

@@ -62,7 +62,8 @@ def cards(
     from tl_weighted_pca.support.files import write_text_atomically
 
     with output.folder() as run:
-        one = Basis.load(run.reads(existing_file(basis)))
+        one = Basis.load(existing_file(basis))
+        run.reads(basis)
         other = None if compare is None else Basis.load(run.reads(existing_file(compare)))
         text, own = text.of(run)
         made = [one.provenance]

@@ -103,7 +103,9 @@ def dictionary(
     if resume:
         output.stop_if_done()
     with output.folder(resume=resume) as run:
-        basis = None if start is None else Basis.load(run.reads(existing_file(start)))
+        basis = None if start is None else Basis.load(existing_file(start))
+        if start is not None:
+            run.reads(start)
         (hook,), model, train, judged = _read(source, run, text, hook, n_tokens, heldout)
         options = {k: v for k, v in how.options.items() if k != "progress"}
         moments = _moments(model, train, hook, run / "prepared.moments.safetensors", options)

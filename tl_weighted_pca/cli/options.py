@@ -178,6 +178,8 @@ def existing(path: Path) -> Path:
     """The path, if it is there; raises ValueError if it is not."""
     if not path.exists():
         raise ValueError(f"There is no file {path}: pass one that another command wrote.")
+    if not (path.is_file() or path.is_dir()):  # a pipe would be waited for without end
+        raise ValueError(f"{path} is no ordinary file: pass one that another command wrote.")
     return path
 
 

@@ -57,6 +57,8 @@ def reading(
     name = repr(os.fspath(path))
     if os.path.isdir(path):
         raise ValueError(f"{name} is a folder: pass a file written by {writer}.")
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without end
+        raise ValueError(f"{name} is no ordinary file: pass a file written by {writer}.")
     torch.empty(0, device=device)  # a device that is not there is no damage to the file
     try:
         with safe_open(path, "pt", device=str(device)) as file:
