@@ -94,12 +94,8 @@ def dictionary(
     )
 
     recipe = Recipe(
-        sparsity=sparsity,
-        attribution=attribution,
-        unexplained=unexplained,
-        penalty=penalty,
-        seed=seed,
-    )
+        sparsity=sparsity, attribution=attribution, unexplained=unexplained, penalty=penalty, seed=seed
+    )  # fmt: skip
     if resume:
         output.stop_if_done()
     with output.folder(resume=resume) as run:
@@ -110,18 +106,9 @@ def dictionary(
         options = {k: v for k, v in how.options.items() if k != "progress"}
         moments = _moments(model, train, hook, run / "prepared.moments.safetensors", options)
         trained = train_dictionary(
-            model,
-            train,
-            hook,
-            recipe,
-            n_features=features,
-            n_tokens=n_tokens,
-            kind=kind,
-            basis=basis,
-            moments=moments,
-            checkpoint=run / "checkpoint.safetensors",
-            **how.options,
-        )
+            model, train, hook, recipe, n_features=features, n_tokens=n_tokens, kind=kind, basis=basis,
+            moments=moments, checkpoint=run / "checkpoint.safetensors", **how.options,
+        )  # fmt: skip
         trained.save(run / "dictionary.safetensors")
         evaluation = evaluate_dictionary(
             model,

@@ -125,18 +125,13 @@ def train_dictionary(
         check_writable(checkpoint)
     if saved is not None:
         units, place = saved.units, saved.place
-        if moments is not None and not _same(Units.of(moments), units):
-            raise ValueError(
-                f"The checkpoint {str(checkpoint)!r} is of another run: its units are not those of these "
-                "`moments`. Remove it to start anew, or pass the moments that it was made with."
-            )
+        _check_units(checkpoint, units, moments)
     else:
         place = Place()
         if moments is None:
             moments = _first_moments(model, data, hook_point, objective, positions, batch_size, run)
         units = Units.of(moments)
-    device = device_of(model)
-    units = units.to(device)
+    units = units.to(device := device_of(model))
     dictionary = SparseAutoencoder(
         len(units.center), n_features, kind, tied=tied, relu_where_positive=relu_where_positive,
         basis=basis, seed=recipe.seed, provenance=provenance,
@@ -151,26 +146,32 @@ def train_dictionary(
     )
     size = recipe.batch_size
     capacity = max(1, min(buffer_tokens, n_steps * size) // size) * size
-    done = trainer.step_number * size
+    done = size * trainer.step_number
     bar = progress_bar("Training", "tok", n_steps * size, progress, initial=done)
     blocks = shuffled_blocks(stream, capacity, recipe.seed, place)
     with bar:
         for place in _train(trainer, blocks, bar):
             if checkpoint is not None and trainer.step_number:
                 _write(checkpoint, trainer, units, place, run)
+    _check_done(trainer, n_tokens)
+    return trainer.finished()
+
+
+def _check_done(trainer: Trainer, n_tokens: int) -> None:
+    """Raise ValueError if the data ended before one batch, and warn if it ended before the schedule."""
+    size = trainer.recipe.batch_size
     done = trainer.step_number * size
     if not done:
         raise ValueError(
             f"The data ended before one batch of {size} tokens: pass more, or data that can be gone through "
             "again, or set the recipe's batch_size."
         )
-    if trainer.step_number < n_steps:
+    if trainer.step_number < trainer.n_steps:
         warnings.warn(
             f"The data ended after {done} of {n_tokens} tokens, before the schedule did: pass data that "
             "can be gone through again, or fewer n_tokens.",
-            stacklevel=3,  # past the decorator
+            stacklevel=4,  # past the decorator
         )
-    return trainer.finished()
 
 
 def _train(trainer: Trainer, blocks: Iterator[tuple[Rows, Place]], bar: Any) -> Iterator[Place]:
@@ -185,6 +186,15 @@ def _train(trainer: Trainer, blocks: Iterator[tuple[Rows, Place]], bar: Any) -> 
             trainer.step(x[rows], None if g is None else g[rows])
             bar.update(size)
         yield place
+
+
+def _check_units(checkpoint: Any, units: Units, moments: Moments | None) -> None:
+    """Raise ValueError if a checkpoint's units are not those of the moments given."""
+    if moments is not None and not _same(Units.of(moments), units):
+        raise ValueError(
+            f"The checkpoint {str(checkpoint)!r} is of another run: its units are not those of these "
+            "`moments`. Remove it to start anew, or pass the moments that it was made with."
+        )
 
 
 def _check_moments(moments: Moments, provenance: Provenance) -> None:

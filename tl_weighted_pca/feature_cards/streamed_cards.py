@@ -126,8 +126,7 @@ def cards(
             contexts, window, told, seed, Outliers.checked(outliers),
         )  # fmt: skip
         sinks = {name: Latest() for name in (place, there)}
-        recorder = Recorder(sinks, {}, None)
-        with recorder.attached(model):
+        with (recorder := Recorder(sinks, {}, None)).attached(model):
             for batch in batches(data, batch_size, max_tokens=max_tokens):
                 recorder.run(model, batch)
                 activations = {name: sink.taken() for name, sink in sinks.items()}
