@@ -260,7 +260,7 @@ class TestPastTheHook:
     @pytest.mark.parametrize("name", ["blocks.1.hook_resid_mid", "blocks.1.ln1.hook_in"])
     def test_the_path_is_refused(self, bridge, tokens, name):
         basis = wpca.pca(wpca.collect(bridge, tokens, name, progress=False)[name])
-        with pytest.raises(ValueError, match="a skip path goes past it"):
+        with pytest.raises(ValueError, match="feeds only a part of what reads that activation"):
             wpca.path_metric(bridge, tokens, name, basis, ranks=[8], progress=False)
 
     @pytest.mark.parametrize(
@@ -301,7 +301,10 @@ class TestPastTheHook:
             wpca.ablation_curves(model, tokens, {"a": basis}, HOOK, anywhere=True, progress=False)
 
 
-def test_the_joint_basis_shows_its_steps_where_asked(best_model, stories, moments, capsys):
+def test_the_joint_basis_shows_its_steps_where_asked(
+    best_model, stories, moments, capsys, monkeypatch
+):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     labels = wpca.sampled_token_loss()
     pairs = [*wpca.stream_pairs(best_model, stories, HOOK, objective=labels, max_tokens=500)]
     options = {"shrinkage": (0.3, 0.5), "steps": 3}

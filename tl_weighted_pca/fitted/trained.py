@@ -240,8 +240,7 @@ def _begin(
         if not bool(found.isfinite().all() and baseline.isfinite().all()):
             raise NonFiniteError(
                 f"The {scorer.unit} of the start at {training.hook_point!r} is NaN or infinite on the "
-                "held-out batches: look at what the model gives there, and take loss='loss' where some of "
-                "its logits are infinite."
+                "held-out batches: look at what the model gives there."
             )
         training.hold_out(found, baseline, terms)
 
