@@ -10,10 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from tl_weighted_pca.data.sharding import Shard
-from tl_weighted_pca.embedded.vocabulary import vocabulary_digest, vocabulary_mark
 
 _SOURCE = "tl_weighted_pca: read from "
-_VOCABULARY = vocabulary_mark("")
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,15 @@ class Origin:
         about = getattr(getattr(data, "info", None), "description", None)
         if not isinstance(about, str):
             return cls()
+        from tl_weighted_pca.embedded.vocabulary import vocabulary_mark  # few need that room
+
+        vocabulary = vocabulary_mark("")
         found = {
             mark: {line.removeprefix(mark) for line in about.splitlines() if line.startswith(mark)}
-            for mark in (_SOURCE, _VOCABULARY)
+            for mark in (_SOURCE, vocabulary)
         }
         source = " and ".join(sorted(found[_SOURCE])) or cls.source
-        return cls(source, frozenset(found[_VOCABULARY]))
+        return cls(source, frozenset(found[vocabulary]))
 
 
 def mark_origin(dataset: Any, source: str, tokenizer: Any = None) -> Any:
@@ -48,6 +49,8 @@ def mark_origin(dataset: Any, source: str, tokenizer: Any = None) -> Any:
     """
     about = [dataset.info.description or "", f"{_SOURCE}{' '.join(source.split())}"]
     if digest := vocabulary_of(tokenizer):
+        from tl_weighted_pca.embedded.vocabulary import vocabulary_mark
+
         about.append(vocabulary_mark(digest))
     dataset.info.description = "\n".join(filter(None, about))
     return dataset
@@ -62,4 +65,6 @@ def vocabulary_of(tokenizer: Any) -> str:
 
 @lru_cache(maxsize=8)
 def _digest(tokenizer: Any, size: int) -> str:
+    from tl_weighted_pca.embedded.vocabulary import vocabulary_digest
+
     return vocabulary_digest(tokenizer.get_vocab())
