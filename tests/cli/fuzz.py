@@ -35,6 +35,7 @@ class World:
 
     def __init__(self, top: Path, seed: int) -> None:
         self.top, self.random = top, random.Random(seed)
+        self.made: list[Path] = []  # by earlier calls, which may be overwritten
         self.inputs, self.outputs = top / "in", top / "out"
         self.inputs.mkdir(parents=True)
         self.outputs.mkdir()
@@ -195,6 +196,8 @@ class World:
         """Of every input, links and all."""
         found = {}
         for path in sorted(self.inputs.rglob("*")):
+            if any(path == made or made in path.parents for made in self.made):
+                continue
             mode = path.lstat().st_mode
             if path.is_symlink():
                 told = f"-> {os.readlink(path)}"
@@ -230,6 +233,7 @@ def judge(
     if code == 2 and "Usage:" not in err:
         return "exit 2 without a usage"
     if code == 0 and folder is not None:
+        world.made.append(folder)
         manifest = read_manifest(folder)
         if not manifest["finished"]:
             return "it is not finished"
