@@ -32,6 +32,7 @@ import tl_weighted_pca as wpca
 
 HOOK_POINTS = [f"blocks.{layer}.hook_resid_post" for layer in (5, 15, 25)]
 BASES = ["pca", "weighted", "fisher", "joint", "path", "path, twice", "trained", "random"]
+FISHER = wpca.sampled_token_loss(1)
 SHARE = 0.8
 """Of the topics, to make bases from."""
 
@@ -70,33 +71,46 @@ def sequences(tokenizer: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return parts[0], parts[1]
 
 
+def collections(
+    model: Any,
+    train: torch.Tensor,
+    hook_points: Sequence[str],
+    kept: Kept,
+    options: dict[str, Any],
+    names: Sequence[str],
+) -> dict[str, wpca.Collection]:
+    """Moments at every hook point by objective, a pass of the model each."""
+    objectives = {"fisher": FISHER, "loss": wpca.next_token_loss}
+    if "weighted" not in names:
+        del objectives["loss"]
+    return {
+        name: kept.collection(
+            f"collect {name}",
+            lambda objective=objective: wpca.collect(
+                model, train, hook_points, objective=objective, **options
+            ),
+        )
+        for name, objective in objectives.items()
+    }
+
+
 def bases_at(
     model: Any,
     train: torch.Tensor,
     hook_point: str,
+    stats: dict[str, wpca.Collection],
     kept: Kept,
     options: dict[str, Any],
     names: Sequence[str],
     steps: int,
     path: int,
 ) -> dict[str, wpca.Basis]:
-    """Bases of some names at a hook point; what is kept is not made again."""  # fmt: skip
-    objectives = {"loss": wpca.next_token_loss, "fisher": wpca.sampled_token_loss(1)}
-    needed = ["fisher", "loss"] if "weighted" in names else ["fisher"]
-    stats = {
-        name: kept.collection(
-            f"collect {name}",
-            lambda name=name: wpca.collect(
-                model, train, hook_point, objective=objectives[name], **options
-            ),
-        )[hook_point]
-        for name in needed
-    }
-    fisher = stats["fisher"]
+    """Bases of some names at a hook point; what is kept is not made again."""
+    fisher = stats["fisher"][hook_point]
 
     def joint() -> wpca.Basis:
         pairs = wpca.stream_pairs(
-            model, train, hook_point, objective=objectives["fisher"],
+            model, train, hook_point, objective=FISHER,
             positions=options["positions"], batch_size=options["batch_size"],
         )  # fmt: skip
         return wpca.joint_pca(fisher, pairs, steps=200)
@@ -112,7 +126,7 @@ def bases_at(
         "pca": lambda: wpca.pca(fisher),
         "random": lambda: wpca.random_basis(fisher),
         "fisher": lambda: wpca.metric_pca(fisher),
-        "weighted": lambda: wpca.weighted_pca(stats["loss"]),
+        "weighted": lambda: wpca.weighted_pca(stats["loss"][hook_point]),
         "joint": joint,
         "path": lambda: along("pca"),
         "path, twice": lambda: along("pca", "path"),
@@ -164,12 +178,15 @@ def main() -> None:
     options: dict[str, Any] = {"positions": slice(1, None), "batch_size": 4, "progress": False}
     lines: list[str] = []
     means: dict[str, list[tuple[float, float]]] = {}
+    every = Kept(arguments.keep)
+    stats = collections(model, train, hook_points, every, options, arguments.bases)
     for hook_point in hook_points:
         kept = Kept(arguments.keep / hook_point)
         bases = bases_at(
             model,
             train,
             hook_point,
+            stats,
             kept,
             options,
             arguments.bases,

@@ -69,18 +69,18 @@ def test_a_run_that_was_cut_short_goes_on(mapped, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_text_of_ones_own_is_halved_or_has_another_held_out(tmp_path):
+def test_a_tenth_of_ones_own_text_is_held_out_or_other_text(tmp_path):
     stories = embedded.stories("train", 20)["text"]
     for name, some in (("a", stories[:10]), ("b", stories[10:])):
         (tmp_path / f"{name}.txt").write_text("\n\n".join(some))
     few = [*OPTIONS, "--dataset", tmp_path / "a.txt"]
-    works("map", *few, "--out", tmp_path / "halves")
+    works("map", *few, "--out", tmp_path / "tenth")
     works("map", *few, "--heldout", tmp_path / "b.txt", "--out", tmp_path / "other")
-    halves, other = (
+    tenth, other = (
         wpca.DimensionMap.load(tmp_path / folder / "map.safetensors")[PLACES[0]]
-        for folder in ("halves", "other")
+        for folder in ("tenth", "other")
     )
-    assert len(halves.counts) == 5  # of ten
+    assert len(tenth.counts) == 1  # of ten
     lengths = {len(row) - 2 for row in embedded.stories("train", 20)["input_ids"][10:]}
     assert set(other.counts.tolist()) <= lengths  # those of the second file
     assert len(read_manifest(tmp_path / "other")["inputs"]) == 2

@@ -38,8 +38,8 @@ def map(
     heldout: Annotated[
         str | None,
         typer.Option(
-            help="Other text, as for --dataset, to score on. By default the held-out stories, or half of "
-            "the sequences of --dataset.",
+            help="Other text, as for --dataset, to score on. By default the held-out stories, or "
+            "every tenth text of --dataset.",
             rich_help_panel=DataOptions.PANEL,
         ),
     ] = None,
@@ -113,17 +113,17 @@ def _read(
     source: ModelOptions, run: RunFolder, text: DataOptions, heldout: str | None, n_tokens: int
 ) -> tuple[Any, Any, Any]:
     """The model, what to make the bases of, and what to score on."""
-    from tl_weighted_pca.data.sharding import shard
-
     text.check(source, run, *([] if heldout is None else [heldout]))
     model = source.load(run)
     data = text.load(model, "train", source.slips)
-    if heldout is None and text.dataset is not None:
-        data, judged = (shard(data, rank=half, world_size=2) for half in (0, 1))
-        return model, data, judged
-    other = text if heldout is not None else replace(text, split=None)
-    other = replace(other, dataset=heldout, max_tokens=n_tokens)
-    return model, data, other.load(model, "heldout", source.slips)
+    own = heldout is None and text.dataset is not None
+    other = replace(
+        text,
+        dataset=text.dataset if own else heldout,
+        split=text.split if own or heldout is not None else None,
+        max_tokens=n_tokens,
+    )
+    return model, data, other.load(model, "heldout", source.slips, own=own)
 
 
 def _write(found: DimensionMap, run: RunFolder, model: str) -> None:
