@@ -134,7 +134,7 @@ def test_more_bases_than_colours_are_told_apart_by_dashes_and_not_by_shades(stat
     lines_drawn = drawn(eigenvalue_spectra(bases)).axes[0].lines
     look = [(line.get_color(), line.get_linestyle()) for line in lines_drawn]
     assert len(set(look)) == 9 and len({color for color, _ in look}) == 7
-    assert look[7] == (look[0][0], "--")
+    assert look[0] == ("#E69F00", "-") and look[7] == (look[1][0], "--")
 
 
 def test_a_grid_of_overlaps_holds_them_and_writes_them_down(stats):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,23 @@ SEQUENCE = "viridis"
 """A colour map that grows lighter throughout, also in grey."""
 
 
+METHODS = {
+    "random": ("#8c8c8c", "x", "--"),
+    "trained": ("#D55E00", "P", "-"),
+    "optimize": ("#D55E00", "P", "-"),
+    "joint": ("#56B4E9", "X", "-"),
+    "path": ("#009E73", "v", "-"),
+    "fisher": ("#0072B2", "^", "-"),
+    "metric": ("#0072B2", "^", "-"),
+    "weighted": ("#E69F00", "s", "-"),
+    "gradient": ("#CC79A7", "D", "-"),
+    "interaction": ("#6A3D9A", "<", "-"),
+    "lib": ("#6A3D9A", "<", "-"),
+    "pca": ("#000000", "o", "-"),
+}
+"""Colour, marker and dash of a method, by the first of these words that its name has."""
+
+
 class Picture(Figure):
     """A figure that a notebook shows by itself, whether or not pyplot was ever imported."""
 
@@ -34,22 +53,45 @@ class Picture(Figure):
 
 
 def styles(names: Sequence[str], *, ordered: bool = False) -> dict[str, dict[str, Any]]:
-    """A colour, a marker and a dash for each name, the same whatever else is drawn.
+    """A colour, a marker and a dash for each name: PCA's first, random ones last.
 
-    More names than the palette has go round again, dashed; if `ordered`, as layers are, they are coloured
-    from dark to light instead.
+    A method has its own in every picture (`METHODS`); up to four of one method are told apart by dash and
+    marker. Other names, and methods of more, get the colours that are left; more than there are go round
+    again, dashed. If `ordered`, as layers are, these are coloured from dark to light instead.
     """
-    n, size = len(names), len(PALETTE)
-    if ordered and n > size:  # not up to the last yellow, which white paper swallows
-        colors = [to_hex(colormaps[SEQUENCE](0.9 * i / (n - 1))) for i in range(n)]
-        dashes = ["-"] * n
-    else:
-        colors = [PALETTE[i % size] for i in range(n)]
-        dashes = [DASHES[i // size % len(DASHES)] for i in range(n)]
-    return {
-        name: {"color": colors[i], "marker": MARKERS[i % len(MARKERS)], "linestyle": dashes[i]}
-        for i, name in enumerate(names)
-    }
+    methods = {name: method_of(name) for name in names}
+    crowded = {word for word, count in Counter(methods.values()).items() if count > len(DASHES)}
+    methods = {name: "" if word in crowded else word for name, word in methods.items()}
+    looks = {name: METHODS[word] for name, word in methods.items() if word}
+    others = [name for name in names if name not in looks]
+    colors, markers = (
+        [x for x in every if x not in {look[i] for look in looks.values()}] or every
+        for i, every in enumerate((PALETTE, MARKERS))
+    )
+    shaded = ordered and len(others) > len(PALETTE)
+    for i, name in enumerate(others):
+        # Not up to the last yellow, which white paper swallows.
+        shade = to_hex(colormaps[SEQUENCE](0.9 * i / max(1, len(others) - 1)))
+        color = shade if shaded else colors[i % len(colors)]
+        dash = "-" if shaded else DASHES[i // len(colors) % len(DASHES)]
+        looks[name] = color, markers[i % len(markers)], dash
+    used: list[tuple[str, str, str]] = []
+    styles = {}
+    for name in sorted(names, key=lambda n: {"pca": 0, "random": 2}.get(methods[n], 1)):
+        color, marker, dash = look = looks[name]
+        if methods[name] and (again := used.count(look)):
+            at = MARKERS.index(marker) if marker in MARKERS else 0
+            marker = MARKERS[(at + again) % len(MARKERS)]
+            dash = DASHES[(DASHES.index(dash) + again) % len(DASHES)]
+        used.append(look)
+        styles[name] = {"color": color, "marker": marker, "linestyle": dash}
+    return styles
+
+
+def method_of(name: str) -> str:
+    """The word of `METHODS` that says which method a name is of; none where it says nothing of it."""
+    words = re.findall("[a-z]+", name.lower())
+    return next((word for word in METHODS if word in words), "")
 
 
 def plain(ax: Axes) -> Axes:
