@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from helpers.kept import Kept
-from helpers.page import folded, made_on, write_after_mark, write_between_marks
+from helpers.page import folded, made_on, shown, write_after_mark, write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.ablation.curves import AblationCurves
@@ -142,10 +142,10 @@ def table(
             cells = [excess(s - curves.baseline) for s in scores]
             pair = (curves.relative_excess(name), curves.relative_excess(name, ranks=half))
             relative[name] = pair
-            shown = [f"{e:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in pair]
+            ratios = [f"{e:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in pair]
             lines.append(
-                f"| {name} | "
-                + " | ".join([*cells, *shown, f"{seconds.get(name, 0.0):.1f}"])
+                f"| {shown(name)} | "
+                + " | ".join([*cells, *ratios, f"{seconds.get(name, 0.0):.1f}"])
                 + " |"
             )
     return lines, relative, bool(caught)
@@ -178,7 +178,7 @@ def trained_rows(
             f"{nested / own:.2f} times that."
         )
     above = [
-        f"{name} at rank {k}"
+        f"{shown(name)} at rank {k}"
         for name in curves.scores
         for k, difference in zip(curves.ranks, curves.difference(name, to="trained"), strict=True)
         if difference.high < 0
@@ -196,7 +196,9 @@ def summary(means: dict[str, list[tuple[float, float]]]) -> list[str]:
         name: [fmean(column) for column in zip(*e, strict=True)] for name, e in means.items()
     }
     for name in sorted(averages, key=lambda name: averages[name]):
-        rows.append(f"| {name} | " + " | ".join(f"{mean:.2f}" for mean in averages[name]) + " |")
+        rows.append(
+            f"| {shown(name)} | " + " | ".join(f"{mean:.2f}" for mean in averages[name]) + " |"
+        )
     return ["\n## Mean over the residual hook points", *rows]
 
 
@@ -208,7 +210,7 @@ def main() -> None:
     )
     parser.add_argument("--picture", type=Path, help="write the picture of one hook point here")
     parser.add_argument("--hook", action="append", help="only at this hook point")
-    parser.add_argument("--plain", action="store_true", help="the model of stories without slips")
+    parser.add_argument("--plain", action="store_true", help="the model of plain stories")
     parser.add_argument("--quick", action="store_true", help="few stories, one hook point")
     parser.add_argument("--train", type=int, default=800, help="training stories")
     parser.add_argument("--heldout", type=int, default=300, help="held-out stories")
@@ -277,8 +279,8 @@ def main() -> None:
         lines += folded(f"`{place}`", [*rows, *([FLOORED] if floored else [])])
         print("\n".join(["", place, *rows]), flush=True)
         if arguments.picture and place == pictured:
-            shown = ("pca", "weighted", "fisher", "joint", "path, twice", "trained")
-            names = {name: name for name in shown if name in curves.scores}
+            drawn = ("pca", "weighted", "fisher", "joint", "path, twice", "trained")
+            names = {name: shown(name) for name in drawn if name in curves.scores}
             curves.plot(names=names).savefig(arguments.picture)
     print("\n".join(summary(means)))
     if arguments.section:

@@ -1,4 +1,4 @@
-"""Luck of the training? Bases of models of stories with slips whose trainings differ by the seed.
+"""Luck of the training? Bases of models of noisy stories whose trainings differ by the seed.
 
     for seed in 0 1 2 3 4; do
         python benchmarks/train_embedded.py --out /tmp/seeds/$seed --seed $seed \\
@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from bases import FISHER, HOOK_POINTS
-from helpers.page import made_on, write_between_marks
+from helpers.page import made_on, shown, write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.embedded.score import score
@@ -73,7 +73,7 @@ def main() -> None:
     train = wpca.embedded.stories("train", arguments.train, slips=True)
     heldout = wpca.embedded.stories("heldout", arguments.heldout, slips=True)
     header = ["seed", "loss over the entropy", "facts right"]
-    header += [cell for name in SHOWN for cell in (f"{name}, by block", "mean")]
+    header += [cell for name in SHOWN for cell in (f"{shown(name)}, by block", "mean")]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     print("\n".join(lines))
     for folder in arguments.folders:

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from bases import FISHER, HOOK_POINTS
-from helpers.page import made_on, write_between_marks
+from helpers.page import made_on, shown, write_between_marks
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.embedded.score import score
@@ -77,8 +77,8 @@ def picture(rows: dict[int, tuple[Any, Excesses]]) -> Any:
         plain(ax)
         for name, style in styles(["weighted", "fisher", "path, twice"]).items():
             values = [found[label][name] for _, found in rows.values()]
-            ax.plot(list(rows), values, label=name, linewidth=1.6, markersize=5, **style)
-        ax.axhline(1.0, color="0.4", linestyle="--", linewidth=1, label="pca")
+            ax.plot(list(rows), values, label=shown(name), linewidth=1.6, markersize=5, **style)
+        ax.axhline(1.0, color="0.4", linestyle="--", linewidth=1, label=shown("pca"))
         ax.set(title=label, xlabel="training steps", yscale="log")
         ax.set_yticks([0.5, 0.7, 1, 1.5, 2, 3], ["0.5", "0.7", "1", "1.5", "2", "3"])
         ax.minorticks_off()
@@ -99,7 +99,7 @@ def main() -> None:
     heldout = wpca.embedded.stories("heldout", arguments.heldout)
     names = ["fisher", "path, twice", "weighted"]
     lines = [
-        "| steps | loss over the entropy | facts right | " + " | ".join(names) + " |",
+        "| steps | loss over the entropy | facts right | " + " | ".join(map(shown, names)) + " |",
         "|---:|---:|---:|" + "---:|" * len(names),
     ]
     print("\n".join(lines))

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from helpers.page import made_on
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
@@ -174,7 +175,7 @@ def main() -> None:
             scores = bench.score(trained) | {"negative": float((trained.biases < 0).float().mean())}
             if run["part"] == "frontier" and run["seed"] == 0:
                 scores["biases"] = trained.biases.tolist()
-            results.append({"run": run, "scores": scores})
+            results.append({"run": run, "scores": scores, "made": made_on()})
             with args.out.open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
             print(
@@ -218,7 +219,7 @@ def throughput(args: argparse.Namespace, n_tokens: int = 20_000) -> None:
     print(
         f"tokens/s: train_dictionary {1 / whole:.0f}, collector {1 / collector:.0f}, autoencoder forward "
         f"and backward {1 / alone:.0f}; the two together {1 / (collector + alone):.0f}, of which training "
-        f"reaches {(collector + alone) / whole:.0%}"
+        f"reaches {(collector + alone) / whole:.0%}\n{made_on()}"
     )
 
 

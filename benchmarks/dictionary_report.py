@@ -26,6 +26,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         self.rows = [line["scores"] | line["run"] for line in lines]
+        self.made = sorted({line["made"] for line in lines if "made" in line})
 
     def of(self, **where) -> list[dict]:
         return [r for r in self.rows if all(r.get(k) == v for k, v in where.items())]
@@ -190,6 +191,7 @@ def main() -> None:
     results = Results(args.results)
     for part in (frontier, attribution, helps):
         part(results)
+    print(*results.made, sep="\n")
     if args.pictures:
         draw(results, args.pictures)
 

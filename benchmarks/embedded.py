@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stories", type=int, default=1_000, help="number of held-out stories")
     parser.add_argument("--kind", choices=["HookedTransformer", "TransformerBridge"])
-    parser.add_argument("--slips", action="store_true", help="the model of stories with slips")
+    parser.add_argument("--slips", action="store_true", help="the model of noisy stories")
     args = parser.parse_args()
 
     heldout = embedded.stories("heldout", args.stories, slips=args.slips)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from bases import FLOORED, summary, table
 from helpers.kept import Kept
-from helpers.page import folded, made_on, write_after_mark
+from helpers.page import folded, made_on, shown, write_after_mark
 
 import tl_weighted_pca as wpca
 
@@ -214,13 +214,16 @@ def main() -> None:
                 for k, e in zip(ranks, curves.difference("trained", to="fisher"), strict=True)
                 if e.high < 0
             ]
-            rows.append(f"\nTrained significantly below Fisher (95%) at ranks {', '.join(below)}.")
+            rows.append(
+                "\nTrained basis significantly below Fisher-metric PCA (95%) at ranks "
+                f"{', '.join(below)}."
+            )
         lines += folded(f"`{hook_point}`", [*rows, *([FLOORED] if floored else [])])
         for name, pair in relative.items():
             means.setdefault(name, []).append(pair)
         print("\n".join(["", hook_point, *rows]), flush=True)
         if arguments.picture and hook_point == hook_points[-1]:
-            curves.plot().savefig(arguments.picture)
+            curves.plot(names={name: shown(name) for name in bases}).savefig(arguments.picture)
     said = (
         f"{train.numel():,} tokens for the bases ({arguments.steps} steps of 4 sequences for the trained "
         f"one, {arguments.path * arguments.length:,} tokens for the path metric), {heldout.numel():,} others "

@@ -25,22 +25,23 @@ import tl_weighted_pca as wpca
 
 HOOK_POINTS = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
 TRAINED = {
-    "Fisher A": ("fisher", "A", 0),
-    "Fisher B": ("fisher", "B", 0),
-    "Fisher A, seed 1": ("fisher", "A", 1),
-    "PCA A": ("pca", "A", 0),
-    "random B": ("random", "B", 0),
+    "from Fisher-metric PCA on A": ("fisher", "A", 0),
+    "from Fisher-metric PCA on B": ("fisher", "B", 0),
+    "from Fisher-metric PCA on A, seed 1": ("fisher", "A", 1),
+    "from PCA on A": ("pca", "A", 0),
+    "from random on B": ("random", "B", 0),
 }
 """Trainings by name: from which basis, on which half, with which seed."""
+FIRST, FAR = "trained from Fisher-metric PCA on A", "trained from random on B"
 PAIRS = {
-    "trained, other seed": ("trained Fisher A", "trained Fisher A, seed 1"),
-    "trained, other half": ("trained Fisher A", "trained Fisher B"),
-    "trained, other start: PCA": ("trained Fisher A", "trained PCA A"),
-    "trained, other start (random) and other half": ("trained Fisher A", "trained random B"),
+    "trained basis, other seed": (FIRST, f"{FIRST}, seed 1"),
+    "trained basis, other half": (FIRST, "trained from Fisher-metric PCA on B"),
+    "trained basis, other start: PCA": (FIRST, "trained from PCA on A"),
+    "trained basis, other start (random) and other half": (FIRST, FAR),
     "PCA, other half": ("pca A", "pca B"),
-    "Fisher, other half": ("fisher A", "fisher B"),
-    "trained from random on B, and Fisher of A": ("trained random B", "fisher A"),
-    "trained from random on B, and PCA of A": ("trained random B", "pca A"),
+    "Fisher-metric PCA, other half": ("fisher A", "fisher B"),
+    "trained basis from random on B, and Fisher-metric PCA of A": (FAR, "fisher A"),
+    "trained basis from random on B, and PCA of A": (FAR, "pca A"),
 }
 
 
@@ -100,7 +101,7 @@ def overlaps(bases: list[dict[str, wpca.Basis]], ranks: list[int], side: Any) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the tables between the marks on this page")
-    parser.add_argument("--plain", action="store_true", help="the model of stories without slips")
+    parser.add_argument("--plain", action="store_true", help="the model of plain stories")
     parser.add_argument("--hook", action="append", help="only at this hook point")
     parser.add_argument("--steps", type=int, default=400, help="of each training")
     parser.add_argument("--train", type=int, default=800, help="stories, half of them in each half")
@@ -145,15 +146,15 @@ def main() -> None:
     ranks = [i * width // 8 for i in range(1, 5)]
     lines = [
         *(row for side in ("encoder", "decoder") for row in overlaps(bases, ranks, side)),
-        "| trained | excess relative to PCA |",
+        "| trained basis | excess relative to PCA |",
         "|---|---:|",
         *(
-            f"| {n} | {cell([float(e[n]) for e in excesses])} |"
+            f"| {n.removeprefix('trained ')} | {cell([float(e[n]) for e in excesses])} |"
             for n in excesses[0]
             if n != "pca A"
         ),
         "",
-        f"{'Stories with slips' if slips else 'Plain stories'}, {', '.join(hook_points)}; {arguments.steps} "
+        f"{'Noisy stories' if slips else 'Plain stories'}, {', '.join(hook_points)}; {arguments.steps} "
         f"steps of 16 stories; {middle} stories in each half.",
         "",
         made_on(),

@@ -13,6 +13,7 @@ import time
 
 import torch
 import transformer_lens
+from helpers.page import made_on
 from svd import errors
 
 from tl_weighted_pca.factored.thin_svd import svd
@@ -70,6 +71,7 @@ def main() -> None:
                 worse[kind] += 1
                 listed.append((us / them, f"{kind} {us:.1e}, theirs {them:.1e}: {of_A} | {of_B}"))
         n += 1
+    print(made_on())
     print(f"{n} products; worse than TransformerLens's: {worse}")
     for ratio, line in sorted(listed, reverse=True)[:5]:
         print(f"  {ratio:.1f}× {line}")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from helpers.page import made_on
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
@@ -231,7 +232,7 @@ def main() -> None:
             shutil.copytree(args.out, folder, ignore=shutil.ignore_patterns("step-*"))
             save(model, folder)
     save(model, args.out)
-    print(f"trained for {time.monotonic() - started:.0f} s", flush=True)
+    print(f"trained for {time.monotonic() - started:.0f} s; {made_on()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -77,9 +77,14 @@ def test_bases(tmp_path):
     # Raw tables fold away, and the page says when and on what they were made.
     assert re.search(r'^\?\?\? details "`blocks.1.hook_resid_post`"\n\n    Unablated', text, re.M)
     assert re.search(r"^\*Made \d{4}-\d\d-\d\d on .*torch \d.*\*$", text, re.M)
-    rows = dict(re.findall(r"^\| ([\w, ]+) \| ([\d.]+) \| [\d.]+ \|$", text, re.MULTILINE))
-    assert float(rows["pca"]) == 1
-    assert {"weighted", "fisher", "joint", "path, twice"} < rows.keys()
+    rows = dict(re.findall(r"^\| ([\w, -]+) \| ([\d.]+) \| [\d.]+ \|$", text, re.MULTILINE))
+    assert float(rows["PCA"]) == 1
+    assert {
+        "weighted PCA",
+        "Fisher-metric PCA",
+        "joint PCA",
+        "path-metric PCA, two rounds",
+    } < rows.keys()
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -92,6 +97,6 @@ def test_svd():
 
 
 def test_the_search_for_factors_that_are_worse_decomposed():
-    first, *_ = run("svd_search.py", "--seconds", 3).splitlines()
+    _, first, *_ = run("svd_search.py", "--seconds", 3).splitlines()
     n, reconstruction = re.fullmatch(r"(\d+) products.*'reconstruction': (\d+),.*", first).groups()
     assert int(n) > 5 and int(reconstruction) == 0

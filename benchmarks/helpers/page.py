@@ -9,6 +9,10 @@ from pathlib import Path
 
 import torch
 
+from tl_weighted_pca.bases.names import display_name
+
+ROUNDS = {"path": "path-metric PCA, one round", "path, twice": "path-metric PCA, two rounds"}
+
 
 def made_on(*libraries: str) -> str:
     """When and on what a table was made: date, machine, and the versions of torch and others."""
@@ -27,6 +31,11 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def shown(name: str) -> str:
+    """What tables and pictures call the basis of that key."""
+    return ROUNDS.get(name, display_name(name))
 
 
 def folded(title: str, lines: Iterable[str]) -> list[str]:

@@ -76,7 +76,7 @@ def test_ablate_writes_the_curves_that_it_shows(steps, tmp_path, best_model):
     )  # fmt: skip
     found = table[table["basis"] == "pca"]["score"]
     assert list(found) == pytest.approx(curves.scores["pca"], rel=1e-5)
-    assert f"{curves.scores['pca'][1]:.3f}" in shown
+    assert f"{curves.scores['pca'][1]:.3f}" in shown and "that of PCA" in plain(shown)
     assert (tmp_path / "ablation" / f"{POINT}.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -165,12 +165,12 @@ def test_the_picture_has_a_panel_a_basis_and_a_line_a_kind(found):
     figure = found.plot(title="mine")
     figure.canvas.draw()
     panels = [ax for ax in figure.axes if ax.get_title()]
-    assert [ax.get_title() for ax in panels] == ["pca", "fisher"]
-    for ax in panels:
+    assert [ax.get_title() for ax in panels] == ["PCA", "Fisher-metric PCA"]
+    for name, ax in zip(found.names, panels, strict=True):
         (mesh,) = [c for c in ax.collections if isinstance(c, matplotlib.collections.QuadMesh)]
         shown = mesh.get_array().reshape(3, 4)
         curves = found[PLACES[0]]
-        excess = [s - curves.baseline for s in curves.scores[ax.get_title()]]
+        excess = [s - curves.baseline for s in curves.scores[name]]
         assert shown[0, :3].tolist() == pytest.approx(excess[:3])
         # The contour crosses into the first column whose excess is at most the tolerance.
         lines = [
@@ -178,7 +178,7 @@ def test_the_picture_has_a_panel_a_basis_and_a_line_a_kind(found):
         ]
         crossings = {tuple(line.get_ydata()): line.get_xdata()[0] for line in lines}
         for row, place in enumerate(PLACES):
-            column = found[place].ranks.index(found.smallest_ranks(ax.get_title())[place])
+            column = found[place].ranks.index(found.smallest_ranks(name)[place])
             assert column - 0.5 < crossings[(row, row + 1)] <= column + 0.5
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "stream", "attn.hook_z", "mlp.hook_post",

@@ -101,7 +101,7 @@ def test_a_truncated_basis_never_explains_all(stats):
     # But five components are never more than five equal ones.
     kept = basis.eigenvalues.tolist()
     ratio = sum(kept) ** 2 / sum(x * x for x in kept)
-    assert ratio <= 5 and label == f"pca ({ratio:.1f})"
+    assert ratio <= 5 and label == f"PCA ({ratio:.1f})"
 
 
 def test_rounding_of_the_eigensolver_does_not_squeeze_what_it_stands_for(stats):
@@ -148,7 +148,7 @@ def test_a_grid_of_overlaps_holds_them_and_writes_them_down(stats):
             overlap = float(wpca.subspace_overlap(a, b, 10)[-1])
             assert float(grid[i, j]) == pytest.approx(overlap, abs=1e-6)
             assert f"{overlap:.2f}" in [text.get_text() for text in ax.texts]
-    assert [t.get_text() for t in ax.get_xticklabels()] == list(columns)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["weighted PCA", *PLACES]
     assert [t.get_text() for t in ax.get_yticklabels()] == list(rows)
     assert bar.get_ylabel() == "overlap φ of the top 10 of 64\n(chance 0.16)"
     assert bar.lines[-1].get_ydata()[0] == pytest.approx(10 / 64)
@@ -222,7 +222,7 @@ def test_the_baseline_and_the_band_of_each_basis_are_drawn(best_model, stats, he
     )
     ax = drawn(curves.plot(excess=False)).axes[0]
     assert dict(lines(ax))["unablated"][0] == pytest.approx(curves.baseline)
-    assert dict(lines(ax))["pca"] == pytest.approx(curves.scores["pca"])
+    assert dict(lines(ax))["PCA"] == pytest.approx(curves.scores["pca"])
     for band, name in zip(ax.collections, bases, strict=True):
         low, high = band.get_datalim(ax.transData).intervaly
         ends = [(e.low + curves.baseline, e.high + curves.baseline) for e in curves.excess(name)]
@@ -231,7 +231,7 @@ def test_the_baseline_and_the_band_of_each_basis_are_drawn(best_model, stats, he
     excess = drawn(plot_ablation_curves(curves)).axes[0]
     assert f"over the unablated {curves.baseline:.3f}" in excess.get_ylabel()
     # Full rank is the identity: zero has no place on a logarithm.
-    *above, none = dict(lines(excess))["pca"]
+    *above, none = dict(lines(excess))["PCA"]
     assert above == pytest.approx(list(curves.excess("pca"))[:2]) and math.isnan(none)
     heads = {"heads": wpca.pca(per_head)}
     curves = wpca.ablation_curves(best_model, heldout, heads, HEADS, ranks=[0, 4], **options)
@@ -264,7 +264,7 @@ def test_a_score_that_falls_is_drawn_as_it_is(stats):
         curves = curves_of([0.25, 0.5, last])
         (ax,) = drawn(curves.plot()).axes
         assert ax.get_yscale() == "linear" and ax.get_ylabel() == "accuracy"
-        assert dict(lines(ax))["pca"] == pytest.approx([0.25, 0.5, last])
+        assert dict(lines(ax))["PCA"] == pytest.approx([0.25, 0.5, last])
         assert dict(lines(ax))["unablated"][0] == 0.75
     with pytest.raises(
         ValueError, match=r"No accuracy lies above the unablated 0\.750.*excess=False"
@@ -273,7 +273,7 @@ def test_a_score_that_falls_is_drawn_as_it_is(stats):
     assert drawn(curves_of([2.0, 1.0, 0.74]).plot()).axes[0].get_yscale() == "log"
     # All of it at full rank: nothing has changed, and that is to be seen.
     flat = drawn(curves_of([0.75, 0.75, 0.75]).plot()).axes[0]
-    assert dict(lines(flat))["pca"] == pytest.approx([0.75] * 3)
+    assert dict(lines(flat))["PCA"] == pytest.approx([0.75] * 3)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -331,13 +331,13 @@ class TestRelativeExcess:
     def test_it_is_the_ratio_of_excesses(self, curves):
         ax = drawn(curves.plot(relative_to="pca")).axes[0]
         found = dict(lines(ax))
-        assert list(found) == ["metric", "random", "pca"]  # the last is the line at 1
-        assert list(found["pca"]) == [1, 1]
-        for name in ("metric", "random"):
+        assert list(found) == ["metric PCA", "random", "PCA"]  # the last is the line at 1
+        assert list(found["PCA"]) == [1, 1]
+        for name, shown_as in {"metric": "metric PCA", "random": "random"}.items():
             slow = [a / b for a, b in zip(curves.excess(name), curves.excess("pca"), strict=True)]
-            assert found[name] == pytest.approx(slow[:3])  # all is kept at the last
-        assert found["metric"][0] == pytest.approx(1)  # nothing is kept at the first
-        assert "over that of pca" in ax.get_ylabel()
+            assert found[shown_as] == pytest.approx(slow[:3])  # all is kept at the last
+        assert found["metric PCA"][0] == pytest.approx(1)  # nothing is kept at the first
+        assert "over that of PCA" in ax.get_ylabel()
         low, high = ax.collections[0].get_datalim(ax.transData).intervaly
         each = [curves.relative_excess("metric", ranks=[k]) for k in (0, 16, 32)]
         assert (low, high) == pytest.approx((min(e.low for e in each), max(e.high for e in each)))

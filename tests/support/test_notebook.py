@@ -27,6 +27,7 @@ def test_results_show_their_numbers(best_model, tokens, stats):
         assert shown.count("<polyline") == 1
     assert f"{m.n_tokens} in {m.n_sequences} sequences" in m._repr_html_()
     assert HOOK in stats._repr_html_()
+    assert "mean excess of PCA" in curves._repr_html_()
     assert str(curves.area("pca")) in curves._repr_html_()
     assert f"{curves.baseline:.4f}" in curves._repr_html_()
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tl_weighted_pca.ablation.bootstrap import Estimate
 from tl_weighted_pca.ablation.curves import AblationCurves
+from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.support.figure import canvas, styles
 
 _FLOOR = 1e-5
@@ -41,7 +42,7 @@ def plot_ablation_curves(
             with the baseline's value in words; otherwise the scores themselves, and the baseline as a
             dashed line. By default the former, unless the scores fall rather than rise, as an accuracy
             does: a logarithm has no place for that.
-        names: which curves, and what to call them; all by default.
+        names: which curves, and what to call them; all by default, by their methods' names.
         level: of the bands.
         title: above the axes; the hook point by default.
         ax: to draw into; a new figure by default.
@@ -49,7 +50,7 @@ def plot_ablation_curves(
     Raises:
         ValueError: if the excess is asked for, and is nowhere above zero.
     """
-    labels = dict(names) if names is not None else {name: name for name in curves.per_sequence}
+    labels = _labels(curves, names)
     estimates = {name: curves.excess(name, level=level) for name in labels}
     every = [e for mine in estimates.values() for e in mine]
     # A logarithm has no place for what is zero to rounding, as at full rank: the line breaks there.
@@ -91,6 +92,10 @@ def plot_ablation_curves(
     return figure
 
 
+def _labels(curves: AblationCurves, names: Mapping[str, str] | None) -> dict[str, str]:
+    return dict(names or {name: display_name(name) for name in curves.per_sequence})
+
+
 def _draw_predicted(ax: Axes, curves: AblationCurves, name: str, color: str, floor: float) -> None:
     """Both forms of the second-order loss as thin lines, where there are any."""
     first: Sequence[float] = curves.predicted(name) if name in curves.predicted_per_sequence else []
@@ -119,7 +124,7 @@ def plot_relative_excess(
     Args:
         curves: from `ablation_curves`.
         relative_to: the basis that the others are compared with.
-        names: which curves, and what to call them; all by default.
+        names: which curves, and what to call them; all by default, by their methods' names.
         level: of the bands.
         title: above the axes; the hook point by default.
         ax: to draw into; a new figure by default.
@@ -127,7 +132,7 @@ def plot_relative_excess(
     Raises:
         ValueError: if there is no such basis, or nothing to compare it with.
     """
-    labels = dict(names) if names is not None else {name: name for name in curves.per_sequence}
+    labels = _labels(curves, names)
     points = {name: curves.excess(name, level=level) for name in {*labels, relative_to}}
     floor = _ROUNDING * abs(curves.baseline)
     shown = {
@@ -154,7 +159,7 @@ def plot_relative_excess(
         ax.plot(ranks, ratios, label=labels[name], linewidth=1.6, markersize=5, **style)
         low, high = [r.low for r in ratios], [r.high for r in ratios]
         ax.fill_between(ranks, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    reference = labels.get(relative_to, relative_to)
+    reference = labels.get(relative_to, display_name(relative_to))
     ax.axhline(1, color="0.4", linestyle="--", linewidth=1, label=reference)
     ax.set_yscale("log")
     bottom, top = ax.get_ylim()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.bases.overlap import Side, component_cosines, subspace_overlap
 from tl_weighted_pca.support.figure import (
     MARKERS,
@@ -87,9 +88,13 @@ def _grid(
     figure, ax = canvas(ax, size)
     _heat(ax, grid, f"overlap φ of the top {k} of {width}", chance=k / width)
     ax.set_xticks(
-        range(len(columns)), list(columns), rotation=40, ha="right", rotation_mode="anchor"
+        range(len(columns)),
+        [*map(display_name, columns)],
+        rotation=40,
+        ha="right",
+        rotation_mode="anchor",
     )
-    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_yticks(range(len(rows)), [*map(display_name, rows)])
     if max(grid.shape) <= _WRITTEN:
         for i, row in enumerate(grid.tolist()):
             for j, value in enumerate(row):

@@ -85,6 +85,7 @@ def dictionary(
           --attribution 0.0005 --unexplained 0.02 --out few
     """
     from tl_weighted_pca.bases.basis import Basis
+    from tl_weighted_pca.bases.names import display_name
     from tl_weighted_pca.bases.principal_components import pca
     from tl_weighted_pca.dictionary import (
         Recipe,
@@ -119,7 +120,8 @@ def dictionary(
             **options,
         )
         frame = evaluation.to_pandas().rename_axis("code").reset_index()
-        show(table(frame.set_index("code").T.rename_axis("score").reset_index()))
+        shown = frame.set_index("code").rename(index=display_name).T
+        show(table(shown.rename_axis("score").reset_index()))
         frame.to_csv(run / "evaluation.csv", index=False)
         draw(run / "biases.png", partial(plot_biases, trained))
 

@@ -130,13 +130,16 @@ def _write(found: DimensionMap, run: RunFolder, model: str) -> None:
     """The table to the terminal first: a full disk must not cost what was found."""
     import pandas as pd
 
+    from tl_weighted_pca.bases.names import display_name
     from tl_weighted_pca.model_map.page import page, whole
 
     ranks = {name: found.smallest_ranks(name) for name in found.names}
     rows = [
         {"hook point": place, "width": curves.width}
         | {
-            name: f"{whole(at[place])} [{whole(at[place].low)}, {whole(at[place].high)}]"
+            display_name(
+                name
+            ): f"{whole(at[place])} [{whole(at[place].low)}, {whole(at[place].high)}]"
             for name, at in ranks.items()
         }
         for place, curves in found.items()

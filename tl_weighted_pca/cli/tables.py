@@ -48,9 +48,11 @@ def _cell(value: Any, digits: int) -> str:
 
 def ablation_table(curves: AblationCurves, *, to: str | None) -> Group:
     """Scores by rank and basis, the lowest in bold, then two summaries; the second one relative to `to`."""
+    from tl_weighted_pca.bases.names import display_name
+
     relative = (
-        f" ratio: the excess over that of {to}, geometric mean over ranks d/8 to d/2, ± half its 95% "
-        "interval."
+        f" ratio: the excess over that of {display_name(to or '')}, geometric mean over ranks d/8 to "
+        "d/2, ± half its 95% interval."
     )
     shown = Table(
         # Eight bases fit into eighty columns.
@@ -61,7 +63,7 @@ def ablation_table(curves: AblationCurves, *, to: str | None) -> Group:
     names = list(curves.per_sequence)
     shown.add_column("kept", justify="right", no_wrap=True, min_width=len("ratio"))
     for name in names:
-        shown.add_column(escape(_narrow(name)), justify="right", overflow="fold")
+        shown.add_column(escape(_narrow(display_name(name))), justify="right", overflow="fold")
     for i, rank in enumerate(curves.ranks):
         scores = [curves.scores[name][i] for name in names]
         lowest = f"{min(scores):.3f}"

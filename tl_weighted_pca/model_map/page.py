@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from tl_weighted_pca.ablation.bootstrap import Estimate
+from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.model_map.dimensions import DimensionMap
 
 
@@ -30,6 +31,7 @@ def page(dimensions: DimensionMap, title: str) -> str:
     some = next(iter(dimensions.values()))
     return _template().render(
         map=dimensions, title=title, rows=rows, n_sequences=len(some.counts),
+        names=[display_name(name) for name in dimensions.names],
         picture=base64.b64encode(picture.getvalue()).decode(),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.model_map.dimensions import DimensionMap, layer_and_kind
 from tl_weighted_pca.support.figure import SEQUENCE, new_figure
 
@@ -42,7 +43,7 @@ def plot_dimension_map(
     for ax, name in zip(axes, names, strict=True):
         mesh = ax.pcolormesh(values[name].clip(lowest), cmap=f"{SEQUENCE}_r", norm=norm)
         _contours(ax, values[name], rows, dimensions.tolerance)
-        ax.set_title(name)
+        ax.set_title(display_name(name))
         shares = [_share(share) for share in dimensions.shares]
         ax.set_xticks(np.arange(len(shares)) + 0.5, shares, fontsize=8)
         ax.set_xlabel("share of the width kept")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.factored.thin_svd import svdvals
 from tl_weighted_pca.support.figure import PALETTE, SEQUENCE, figure_of, new_figure, plain, styles
 
@@ -73,7 +74,7 @@ def eigenvalue_spectra(
     for name, style in styles(list(named), ordered=len(methods) == 1).items():
         basis = named[name]
         ratio = basis.eigenvalues.sum(-1) ** 2 / basis.eigenvalues.square().sum(-1)
-        label = f"{name} ({float(ratio.mean()):.1f})"
+        label = f"{display_name(name)} ({float(ratio.mean()):.1f})"
         drawn = basis.explained_ratio if normalized else basis.eigenvalues
         floors.append(basis.width * _ROUNDING * float(drawn.max()))
         heads = zip(

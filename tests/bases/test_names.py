@@ -1,0 +1,27 @@
+"""What is shown for the keys that users type."""
+
+import pytest
+
+from tl_weighted_pca.bases.names import display_name
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("pca", "PCA"),
+        ("weighted", "weighted PCA"),
+        ("gradient", "gradient PCA"),
+        ("fisher", "Fisher-metric PCA"),
+        ("metric fisher", "Fisher-metric PCA"),
+        ("metric loss", "metric PCA, loss"),
+        ("path", "path-metric PCA"),
+        ("joint", "joint PCA"),
+        ("trained", "trained basis"),
+        ("random", "random"),
+        ("path to glory", "path to glory"),
+        ("PCA, uncentred", "PCA, uncentred"),
+        ("", ""),
+    ],
+)
+def test_a_key_is_shown_as_its_method_and_all_else_as_it_is(typed, shown):
+    assert display_name(typed) == shown
