@@ -23,7 +23,9 @@ TEXT = {
 }  # fmt: skip
 LIMITED = ["--batch-size", "5", "--max-tokens", "333", "--no-progress"]
 SLICED = [*LIMITED, "--positions", "2:"]
+COUNTED = [*SLICED, "--outliers", "30"]
 ARRIVED = {"batch_size": 5, "max_tokens": 333, "progress": False, "positions": slice(2, None)}
+ALL_ARRIVED = {**ARRIVED, "outliers": 30.0}
 
 
 class Arrived(BaseException):
@@ -77,13 +79,13 @@ BASIS = ["basis", "MOMENTS", "--hook", POINT, "--center", "none"]
 CASES = [
     (
         [
-            "collect", *SLICED, "--hook", POINT, "--objective", "fisher", "--objective", "logits",
+            "collect", *COUNTED, "--hook", POINT, "--objective", "fisher", "--objective", "logits",
             "--samples", "3", "--row-metric", "diagonal", "--per-head", "--recompute",
             "--checkpoint-every", "7", "--seed", "11",
         ],
         "streaming.one_pass:collect",
         {
-            **ARRIVED, "hook_points": [POINT], "row_metric": "diagonal", "per_head": True,
+            **ALL_ARRIVED, "hook_points": [POINT], "row_metric": "diagonal", "per_head": True,
             "recompute": True, "checkpoint_every": 7,
             "objective": "{'fisher': sampled_token_loss(n_samples=3, seed=11), "
             "'logits': logit_probe(n_probes=3, seed=11)}",
@@ -102,34 +104,34 @@ CASES = [
         "bases.principal_components:random_basis",
         {"center": False, "seed": 11},
     ),
-    ([*BASIS, "--method", "path", "--rounds", "2", *SLICED], "fitted.path_gradients:path_metric", ARRIVED),
+    ([*BASIS, "--method", "path", "--rounds", "2", *COUNTED], "fitted.path_gradients:path_metric", ALL_ARRIVED),
     (
         [*BASIS, "--method", "joint", "--seed", "11", *SLICED],
         "fitted.joint:joint_pca",
         {"center": False, "seed": 11},
     ),
     (
-        [*BASIS, "--method", "joint", "--seed", "11", *SLICED],
+        [*BASIS, "--method", "joint", "--seed", "11", *COUNTED],
         "streaming.pairs:stream_pairs",
-        {"hook_points": POINT, **{k: v for k, v in ARRIVED.items() if k != "progress"}},
+        {"hook_points": POINT, **{k: v for k, v in ALL_ARRIVED.items() if k != "progress"}},
     ),
     (
-        [*BASIS, "--method", "trained", "--steps", "9", "--seed", "11", *SLICED],
+        [*BASIS, "--method", "trained", "--steps", "9", "--seed", "11", *COUNTED],
         "fitted.trained:optimize_basis",
-        {**ARRIVED, "k": None, "steps": 9, "seed": 11},
+        {**ALL_ARRIVED, "k": None, "steps": 9, "seed": 11},
     ),
     (
-        ["ablate", "BASIS", *SLICED, "--ranks", "3,9", "--score", "kl", "--anywhere"],
+        ["ablate", "BASIS", *COUNTED, "--ranks", "3,9", "--score", "kl", "--anywhere"],
         "ablation.node_ablation:ablation_curves",
-        {**ARRIVED, "ranks": [3, 9], "score": "kl", "hook_point": POINT, "anywhere": True},
+        {**ALL_ARRIVED, "ranks": [3, 9], "score": "kl", "hook_point": POINT, "anywhere": True},
     ),
     (
         [
-            "cards", "BASIS", *SLICED, "-n", "3", "--contexts", "5", "--no-ablation", "--seed", "11",
+            "cards", "BASIS", *COUNTED, "-n", "3", "--contexts", "5", "--no-ablation", "--seed", "11",
             "--compare", "BASIS", "--prompt", "Once upon",
         ],
         "feature_cards:cards",
-        {**ARRIVED, "n": 3, "contexts": 5, "score": None, "seed": 11},
+        {**ALL_ARRIVED, "n": 3, "contexts": 5, "score": None, "seed": 11},
     ),
     (
         ["svd", "--circuit", "QK", "--head", "1.2", "--directions", "3", "--words", "5"],
@@ -197,12 +199,12 @@ CASES = [
     ),
     (
         [
-            "map", *SLICED, "--hook", POINT, "--basis", "random", "--tolerance", "0.3", "--shares", "0.5,1",
+            "map", *COUNTED, "--hook", POINT, "--basis", "random", "--tolerance", "0.3", "--shares", "0.5,1",
             "--score", "kl", "--heldout-tokens", "99", "--checkpoint-every", "7",
         ],
         "model_map.measurement:dimension_map",
         {
-            **ARRIVED, "hook_points": [POINT], "bases": ["random"], "tolerance": 0.3, "shares": [0.5, 1.0],
+            **ALL_ARRIVED, "hook_points": [POINT], "bases": ["random"], "tolerance": 0.3, "shares": [0.5, 1.0],
             "score": "kl", "heldout_tokens": 99, "checkpoint_every": 7,
         },
     ),

@@ -115,6 +115,90 @@ def test_cards_leave_them_out(sunken, tokens):
     assert sum(curves.left_out[HOOK].values()) == len(SINKS)
 
 
+def ablated_gradients(model, tokens, basis, k, kept):
+    """Σ g gᵀ at the kept positions, where those are ablated to rank k, with autograd alone."""
+    total = torch.zeros(64, 64, dtype=torch.float64)
+    for row, counts in zip(tokens, kept, strict=True):
+        found = []
+
+        def ablate(f, hook, found=found, counts=counts):
+            at = torch.where(counts[None, :, None], basis.project(f.detach(), k), f.detach())
+            found.append(at.requires_grad_())
+            return at.view_as(at)
+
+        with model.hooks(fwd_hooks=[(HOOK, ablate)]), torch.enable_grad():
+            logits = model(row[None])
+            torch.nn.functional.cross_entropy(logits[0, :-1], row[1:], reduction="sum").backward()
+        g = found[0].grad[0][counts].double()
+        total += g.T @ g
+    for parameter in model.parameters():
+        parameter.grad = None
+    return total
+
+
+def test_the_path_metric_leaves_them_as_they_are(sunken, tokens):
+    basis = wpca.pca(wpca.collect(sunken, tokens, HOOK, outliers=30, **QUIET)[HOOK])
+    options = {"ranks": [0, 8], "positions": slice(1, None), **QUIET}
+    metric = wpca.path_metric(sunken, tokens, HOOK, basis, outliers=30, batch_size=3, **options)
+    kept = by_hand(sunken, tokens)[1]
+    kept[:, 0] = False
+    each = [ablated_gradients(sunken, tokens, basis, k, kept) for k in (0, 8)]
+    expected = sum(one / one.trace() for one in each) / 2
+    assert torch.allclose(metric.matrix, expected, rtol=1e-3, atol=1e-3 * expected.max())
+    without = wpca.path_metric(sunken, tokens, HOOK, basis, **options).matrix
+    assert not torch.allclose(without, expected, rtol=1e-3, atol=1e-2 * expected.max())
+
+
+def test_pairs_are_of_the_other_positions(sunken, tokens):
+    f, kept = by_hand(sunken, tokens)
+    pairs = [each[HOOK] for each in wpca.stream_pairs(sunken, tokens, HOOK, outliers=30)]
+    assert torch.equal(torch.cat([each.mask for each in pairs]), kept)
+    rows = torch.cat([each.rows()[0] for each in pairs])
+    assert torch.allclose(rows, f[kept], atol=1e-3)
+
+
+def test_a_prediction_is_of_the_other_positions(sunken, tokens):
+    """½ (Σ_s g_s·δ_s)² over the positions that the ablation moves."""
+    basis = wpca.pca(wpca.collect(sunken, tokens, HOOK, outliers=30, **QUIET)[HOOK])
+    options = {"ranks": [4], "score": "kl", "predicted": True, **QUIET}
+    curves = wpca.ablation_curves(sunken, tokens, basis, outliers=30, **options)
+    kept, expected = by_hand(sunken, tokens)[1], []
+    drawn = wpca.sampled_token_loss()
+    for each in wpca.stream_pairs(sunken, tokens, HOOK, objective=drawn):
+        pair = each[HOOK]
+        moved = pair.activations - basis.project(pair.activations, 4)
+        terms = (pair.gradients[0] * moved).sum(-1)
+        expected.append((terms * kept[pair.sequence_index]).sum(1).square() / 2)
+    (found,) = curves.predicted_per_sequence.values()
+    assert torch.allclose(found[0].float(), torch.cat(expected), rtol=1e-3, atol=1e-6)
+
+
+def test_a_map_leaves_them_out_of_bases_and_ablation(sunken, tokens, tmp_path):
+    options = {"shares": [0.0, 0.25], "bases": ["pca"], "positions": slice(1, None), **QUIET}
+    found = wpca.dimension_map(sunken, tokens, HOOK, heldout=tokens, outliers=30, **options)
+    stats = wpca.collect(
+        sunken, tokens, HOOK, objective=None, outliers=30, positions=slice(1, None), **QUIET
+    )
+    expected = wpca.ablation_curves(
+        sunken, tokens, wpca.pca(stats[HOOK]), ranks=[0, 16], outliers=30,
+        positions=slice(1, None), **QUIET,
+    )  # fmt: skip
+    scores = next(iter(expected.scores.values()))
+    assert found[HOOK]["pca"] == pytest.approx(scores, abs=1e-4)
+    assert found[HOOK].left_out == expected.left_out != {}
+    found.save(tmp_path / "map")
+    assert wpca.DimensionMap.load(tmp_path / "map")[HOOK].left_out == expected.left_out
+
+
+def test_counts_go_on_from_a_checkpoint(sunken, tokens, tmp_path):
+    options = {"objective": None, "outliers": 30, "batch_size": 2, **QUIET}
+    whole = wpca.collect(sunken, tokens, HOOK, **options).settings["left_out"]
+    options["checkpoint"] = tmp_path / "checkpoint"
+    first = wpca.collect(sunken, tokens[:4], HOOK, **options).settings["left_out"]
+    assert sum(first[HOOK].values()) == 3
+    assert wpca.collect(sunken, tokens, HOOK, **options).settings["left_out"] == whole
+
+
 def test_the_first_batch_is_noted(sunken, tokens):
     with pytest.warns(UserWarning, match="4 positions at hook point .* pass outliers=20"):
         wpca.collect(sunken, tokens, HOOK, objective=None, batch_size=10, **QUIET)

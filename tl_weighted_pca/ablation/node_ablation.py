@@ -84,11 +84,12 @@ def ablation_curves(
         for step in kept
     ]
     options: dict[str, Any] = {
-        "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens
+        "positions": positions, "outliers": outliers, "batch_size": batch_size,
+        "max_tokens": max_tokens,
     }  # fmt: skip
     scores = scores_of_edits(
         model, data, edits, score=score, progress=progress, prepare=filling.prepare,
-        outliers=outliers, **options,
+        **options,
     )  # fmt: skip
     width = sum(max(at[place].width for at in named.values()) for place in places)
     curves = scores.curves(

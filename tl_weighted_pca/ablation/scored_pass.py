@@ -107,7 +107,7 @@ def scores_of_edits(
     max_tokens: int | None,
     progress: bool,
     prepare: Callable[[Run], None] | None = None,
-    outliers: float | None = None,
+    outliers: float | Outliers | None = None,
     downstream: Downstream | None = None,
     sums: ScoreSums | None = None,
     checkpoint: Checkpoint | None = None,

@@ -9,10 +9,11 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.left_out import report_left_out
 from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import (
+    CountedOptions,
     OutputOptions,
-    PassOptions,
     Ranks,
     existing,
     parsed_ranks,
@@ -44,7 +45,7 @@ def ablate(
         bool,
         typer.Option("--anywhere", help="Accept bases made with another model."),
     ] = False,
-    how: PassOptions,
+    how: CountedOptions,
 ) -> None:
     """Keep the top k components of each basis, ablate the rest, and score the model.
 
@@ -66,7 +67,7 @@ def ablate(
     with output.folder() as run:
         by_place = _by_hook_point(bases, run)
         made = [one.provenance for named in by_place.values() for one in named.values()]
-        text, own = text.of(run)
+        (text, own), how = text.of(run), how.of(run)
         model, data = text.read(
             same.of(run),
             run,
@@ -93,6 +94,10 @@ def ablate(
             found[place] = curves
         tables = [curves.to_pandas() for curves in found.values()]
         pd.concat(tables).to_csv(run / "ablation.csv", index=False)
+        left_out = {
+            place: curves.left_out[place] for place, curves in found.items() if curves.left_out
+        }
+        report_left_out(left_out, run)
         for place, curves in found.items():
             draw(run / f"{place}.png", curves.plot)
 

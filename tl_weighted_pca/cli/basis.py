@@ -15,7 +15,7 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.model_bases import FurtherPass
 from tl_weighted_pca.cli.model_options import SameModelOptions
-from tl_weighted_pca.cli.options import OutputOptions, PassOptions, Seed
+from tl_weighted_pca.cli.options import CountedOptions, OutputOptions, Seed
 from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
@@ -85,7 +85,7 @@ def basis(
     steps: Annotated[
         int, typer.Option(min=1, help="Of 'trained': batches to train on, over and over.")
     ] = 400,
-    how: PassOptions,
+    how: CountedOptions,
     seed: Seed = 0,
 ) -> None:
     """Make bases of moments: a file HOOK_POINT.METHOD.safetensors for each, and
@@ -94,7 +94,7 @@ def basis(
     Of a folder with several objectives, a method that uses gradients gives a
     basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path',
     'joint' and 'trained' need the model and the data, once more; their
-    --positions are by default those of the moments. 'trained' wants many tokens:
+    --positions and --outliers are by default those of the moments. 'trained' wants many tokens:
     raise --max-tokens.
 
     \b
@@ -111,6 +111,7 @@ def basis(
     with output.folder() as run:
         found = _moments_of(moments, run)
         source, (text, _) = same.of(run), text.of(run)
+        how = how.of(run, {each.settings.get("outliers") for each in found.values()})
         first = next(iter(found.values()))
         names = _chosen(first, hook, moments)
         asked = list(dict.fromkeys(method or _possible(first[names[0]])))
@@ -128,7 +129,7 @@ def basis(
             }
         else:
             reason = "is for --method path, joint or trained, and none is asked for: leave it out."
-            output.refuse([*vars(text), "positions"], reason)
+            output.refuse([*vars(text), "positions", "outliers"], reason)
         made = {name: job() for name, job in _jobs(asked, makers, found, names).items()}
         for name, one in made.items():
             one.save(run / f"{name}.safetensors")

@@ -9,10 +9,11 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.left_out import report_left_out
 from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import (
+    CountedOptions,
     OutputOptions,
-    PassOptions,
     Seed,
     existing_file,
 )
@@ -39,7 +40,7 @@ def cards(
     prompt: Annotated[
         list[str] | None, typer.Option(help="A text to show token by token; may be repeated.")
     ] = None,
-    how: PassOptions,
+    how: CountedOptions,
     seed: Seed = 0,
 ) -> None:
     """Write a page of cards, one a component: the tokens it promotes, where it
@@ -64,6 +65,7 @@ def cards(
     with output.folder() as run:
         one = Basis.load(existing_file(basis))
         run.reads(basis)
+        how = how.of(run)  # the basis's own, whatever it is compared with
         other = None if compare is None else Basis.load(run.reads(existing_file(compare)))
         text, own = text.of(run)
         made = [one.provenance]
@@ -88,6 +90,8 @@ def cards(
         facts = found.facts_to_pandas()
         if len(facts):
             facts.to_csv(run / "facts.csv", index=False)
+        if found.ablations is not None:
+            report_left_out(found.ablations.left_out, run)
         show(
             f"{len(found)} cards of {found.method} at {found.hook_point}, "
             f"from {found.n_tokens:,} tokens.",

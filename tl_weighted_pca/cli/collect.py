@@ -10,12 +10,13 @@ import typer
 from tl_weighted_pca.cli import processes
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.left_out import report_left_out
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import (
+    CountedOptions,
     Hooks,
     ObjectiveName,
     OutputOptions,
-    PassOptions,
     Resume,
     Samples,
     Seed,
@@ -58,7 +59,7 @@ def collect(
         int, typer.Option(min=0, help="Batches between two checkpoints; 0 for none.")
     ] = 100,
     resume: Resume = False,
-    how: PassOptions,
+    how: CountedOptions,
     seed: Seed = 0,
 ) -> None:
     """Stream text through a model; keep second moments of activations and gradients.
@@ -130,3 +131,4 @@ def _save(collections: dict[str, Collection], run: RunFolder) -> None:
         f"point{'s' * (len(some) > 1)}.",
         highlight=False,
     )
+    report_left_out(some.settings.get("left_out", {}), run)

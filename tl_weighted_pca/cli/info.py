@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.left_out import in_words
 from tl_weighted_pca.cli.options import existing
 from tl_weighted_pca.cli.tables import table
 
@@ -98,6 +99,8 @@ def _moments(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> li
         **json.loads(metadata["settings"]),
     }
     facts.pop("statistics", None)
+    if left_out := facts.get("left_out"):
+        facts["left_out"] = {name: in_words(counts) for name, counts in left_out.items()}
     return [_facts(f"{path}: moments", facts), table(pd.DataFrame(rows))]
 
 
@@ -172,6 +175,7 @@ def _run(folder: Path) -> RenderableType:
         "processes": manifest.get("processes"),
         "seed": manifest.get("seed"),
         "model": manifest.get("model"),
+        "left out": {name: in_words(c) for name, c in manifest.get("left_out", {}).items()},
         "versions": manifest["versions"],
         "started": manifest.get("started"),
         "finished": manifest.get("finished") or "no: it is still going on, or was cut short",

@@ -10,8 +10,9 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.left_out import report_left_out
 from tl_weighted_pca.cli.model_options import ModelOptions
-from tl_weighted_pca.cli.options import Hooks, OutputOptions, PassOptions, Resume
+from tl_weighted_pca.cli.options import CountedOptions, Hooks, OutputOptions, Resume
 from tl_weighted_pca.cli.pictures import draw
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
@@ -68,7 +69,7 @@ def map(
         int, typer.Option(min=1, help="Batches between two checkpoints.")
     ] = 20,
     resume: Resume = False,
-    how: PassOptions,
+    how: CountedOptions,
 ) -> None:
     """Map a model: how many components every hook point needs.
 
@@ -145,6 +146,7 @@ def _write(found: DimensionMap, run: RunFolder, model: str) -> None:
         for place, curves in found.items()
     ]
     show(table(pd.DataFrame(rows), f"Components within {found.tolerance:g} nats"))
+    report_left_out({s: c.left_out[s] for s, c in found.items() if c.left_out}, run)
     found.save(run / "map.safetensors")
     found.to_pandas().to_csv(run / "map.csv", index=False)
     draw(run / "map.png", lambda: found.plot(title=model))

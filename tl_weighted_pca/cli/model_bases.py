@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tl_weighted_pca.cli.model_options import ModelOptions
-from tl_weighted_pca.cli.options import ObjectiveName, PassOptions, objective
+from tl_weighted_pca.cli.options import CountedOptions, ObjectiveName, objective
 from tl_weighted_pca.cli.text_options import DataOptions
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class FurtherPass:
         text: DataOptions,
         run: RunFolder,
         collection: Collection,
-        how: PassOptions,
+        how: CountedOptions,
     ) -> FurtherPass:
         """What the options say, loaded; at the positions of the collection, if they say nothing of these."""
         options = {**how.options, "max_tokens": text.max_tokens}
@@ -106,6 +106,7 @@ class FurtherPass:
                 moments.provenance.hook_point,
                 objective=_objective_of(moments, seed),
                 positions=self.options["positions"],
+                outliers=self.options["outliers"],
                 batch_size=size,
                 max_tokens=limit,
             )

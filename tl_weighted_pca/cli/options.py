@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -75,6 +76,59 @@ class PassOptions:
             "batch_size": self.batch_size,
             "progress": self.progress,
         }
+
+
+@dataclass(frozen=True)
+class CountedOptions(PassOptions):
+    """How to go over the text, without positions of outlying norm."""
+
+    outliers: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Leave out positions whose norm exceeds so many medians of their sequence (attention "
+            "sinks), such as 10; 0 for none. By default as the input was made, or none.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        from tl_weighted_pca.data.positions import Outliers
+
+        super().__post_init__()
+        Outliers.checked(self.outliers or None)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As what goes over data takes them."""
+        return super().options | {"outliers": self.outliers or None}
+
+    def of(self, run: RunFolder, made: Iterable[float | None] | None = None) -> CountedOptions:
+        """What is given, or what the input was made with; the manifest then says it for the next step.
+
+        Args:
+            run: which has read its input.
+            made: what the input says of itself; by default what the manifests of its folders say.
+
+        Raises:
+            ValueError: if the input was made in several ways, and nothing is given.
+        """
+        found = set(_outliers_of(map(Path, run.manifest["inputs"])) if made is None else made)
+        told = " and ".join(
+            f"--outliers {each or 0:g}" for each in sorted(found, key=lambda x: x or 0)
+        )
+        if self.outliers is None and len(found) > 1:
+            raise ValueError(f"The input was made with {told}: pass one of them.")
+        chosen = self.outliers
+        if chosen is None:
+            (chosen,) = found or [None]
+        elif found and found != {chosen or None}:
+            tell(
+                f"The input was made with {told}, and this step has --outliers {chosen:g}: they are not of "
+                "the same positions.",
+                head="Note",
+            )
+        run.manifest["settings"]["outliers"] = chosen
+        return replace(self, outliers=chosen)
 
 
 @dataclass(frozen=True)
@@ -155,6 +209,17 @@ class OutputOptions:
             resume=resume,
             inputs=_inputs(self.context.params),
         )
+
+
+def _outliers_of(files: Iterable[Path]) -> set[float | None]:
+    """What the folders of the files were made with, as far as they say it."""
+    from tl_weighted_pca.runs.manifest import read_manifest
+
+    found = set()
+    for folder in dict.fromkeys(file.parent for file in files):
+        with contextlib.suppress(OSError, ValueError):  # of no run of ours, which need not be
+            found.add(read_manifest(folder)["settings"].get("outliers") or None)
+    return found
 
 
 def _inputs(settings: dict[str, Any]) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,16 +105,22 @@ class Outliers:
     """How often, by hook point and by position from the first real token."""
 
     @classmethod
-    def checked(cls, times: float | None) -> Outliers | None:
+    def checked(cls, times: float | Outliers | None) -> Outliers | None:
         """Those of an argument `outliers=`; raises ValueError for what is no number above one."""
-        if times is None:
-            return None
+        if times is None or isinstance(times, Outliers):
+            return times
         if isinstance(times, bool) or not isinstance(times, (int, float)) or not times > 1:
             raise ValueError(
                 f"outliers is {times!r}; expected a number above 1, such as 10.0: positions whose norm "
                 "exceeds so many medians of their sequence are left out."
             )
         return cls(float(times))
+
+    def among(
+        self, activations: Tensor, mask: Bool[Tensor, "batch pos"] | None
+    ) -> Bool[Tensor, "batch pos"]:
+        """Which positions of a batch [batch, pos, …] are left out."""
+        return outlying(activations, mask, self.times)
 
     def see(
         self,
@@ -133,6 +139,13 @@ class Outliers:
         return {
             name: {str(place): count for place, count in sorted(counter.items())}
             for name, counter in self.found.items()
+        }
+
+    def restore(self, report: Mapping[str, Mapping[str, int]]) -> None:
+        """Go on from what `report` gave."""
+        self.found = {
+            name: Counter({int(place): count for place, count in counts.items()})
+            for name, counts in report.items()
         }
 
     def note(self) -> None:

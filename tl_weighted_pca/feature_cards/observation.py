@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
-from tl_weighted_pca.data.positions import Outliers, Positions, outlying, selected
+from tl_weighted_pca.data.positions import Outliers, Positions, selected
 from tl_weighted_pca.feature_cards.card import Neighbour
 from tl_weighted_pca.feature_cards.components import Components
 from tl_weighted_pca.feature_cards.contexts import Extremes
@@ -102,7 +102,7 @@ class Observation:
             else where.cpu()
         )
         if self.outliers is not None:
-            left_out = counted & outlying(seen, batch.mask, self.outliers.times).cpu()
+            left_out = counted & self.outliers.among(seen, batch.mask).cpu()
             self.outliers.see("", left_out, batch.mask)
             counted = counted & ~left_out
         at_tokens = z[counted]

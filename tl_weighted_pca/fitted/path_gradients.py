@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.metric import Metric
 from tl_weighted_pca.data.batches import Batch, batches, check_rereadable
-from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.data.progress import Progress
 from tl_weighted_pca.models.downstream import Downstream, edited_at
 from tl_weighted_pca.models.fingerprint import made_at
@@ -31,6 +33,7 @@ def path_metric(
     ranks: Sequence[int] | None = None,
     objective: Objective = next_token_loss,
     positions: Positions = None,
+    outliers: float | None = None,
     batch_size: int = 8,
     max_tokens: int | None = None,
     progress: bool = True,
@@ -53,6 +56,8 @@ def path_metric(
         objective: what to differentiate. With labels from the data this is the empirical Fisher
             information of the ablated model.
         positions: which to ablate, and to take gradients at; others are left as they are.
+        outliers: leave as they are, and out of the gradients, also positions whose norm in the unablated
+            run exceeds so many medians of their own sequence.
         batch_size: sequences per batch.
         max_tokens: stop before exceeding so many tokens at each rank.
         progress: show a progress bar.
@@ -85,6 +90,8 @@ def path_metric(
         first = next(batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False))
         Downstream(model, hook_point, positions).start(first)
     mask: Tensor | None = None
+    limit = Outliers.checked(outliers)
+    left_out = None if limit is None else _Unablated(limit.times)
 
     def told() -> Iterator[Batch]:
         """The data, batch by batch, its mask known to the hook."""
@@ -96,7 +103,12 @@ def path_metric(
 
     def ablation(k: int) -> Callable[..., Tensor]:
         project = partial(basis.hook(k), hook=None)
-        return lambda tensor, hook: edited_at(project, tensor, positions, mask)
+
+        def edit(tensor: Tensor, hook: Any) -> Tensor:
+            edited = edited_at(project, tensor, positions, mask)
+            return edited if left_out is None else left_out.kept(tensor, edited, mask)
+
+        return edit
 
     bar = Progress(
         data, batch_size, max_tokens, progress, title="Down the path", passes=len(chosen)
@@ -113,6 +125,7 @@ def path_metric(
                     objective=objective,
                     statistics=["gradient"],
                     positions=positions,
+                    outliers=left_out,
                     per_head=basis.per_head,
                     progress=False,
                 )[hook_point]
@@ -129,3 +142,20 @@ def path_metric(
         )
     made = made_at(model, hook_point, objective_name(objective))
     return Metric(total / trace.where(trace > 0, 1), made, "path")
+
+
+@dataclass
+class _Unablated(Outliers):
+    """Outlying positions by the norms of the unablated run, which the ablation sees before the collector."""
+
+    at: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool, device="cpu"))
+
+    def kept(self, tensor: Tensor, edited: Tensor, mask: Tensor | None) -> Tensor:
+        """The edited activations, with the outlying ones as they were."""
+        if tensor.ndim == 2:
+            return edited
+        self.at = super().among(tensor, mask)
+        return torch.where(self.at.view(*self.at.shape, *[1] * (tensor.ndim - 2)), tensor, edited)
+
+    def among(self, activations: Tensor, mask: Tensor | None) -> Tensor:
+        return self.at

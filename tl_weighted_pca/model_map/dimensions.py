@@ -115,7 +115,10 @@ class DimensionMap(Mapping[str, AblationCurves]):
             tensors |= {f"{i}/{name}": scores for name, scores in curves.per_sequence.items()}
         header = {
             "tolerance": self.tolerance, "shares": self.shares, "names": self.names, "unit": some.unit,
-            "hook_points": {s: {"ranks": c.ranks, "width": c.width} for s, c in self.items()},
+            "hook_points": {
+                s: {"ranks": c.ranks, "width": c.width, "left_out": c.left_out}
+                for s, c in self.items()
+            },
         }  # fmt: skip
         write_atomically(path, tensors, {"format": _FORMAT, "map": json.dumps(header)})
 
@@ -139,6 +142,7 @@ class DimensionMap(Mapping[str, AblationCurves]):
                     hook_point=place,
                     unit=header["unit"],
                     kept=[{place: k} for k in shape["ranks"]],
+                    left_out=shape.get("left_out", {}),
                 )
                 for i, (place, shape) in enumerate(header["hook_points"].items())
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from tl_weighted_pca.ablation.scored_pass import ScoreSums, scores_of_edits
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.principal_components import metric_pca, pca, random_basis
 from tl_weighted_pca.data.batches import batches, check_rereadable
-from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.model_map.dimensions import DimensionMap
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.fingerprint import fingerprint
@@ -43,6 +44,7 @@ def dimension_map(
     tolerance: float = 0.1,
     score: Literal["loss", "kl"] = "loss",
     positions: Positions = None,
+    outliers: float | None = None,
     batch_size: int = 16,
     max_tokens: int | None = None,
     heldout_tokens: int | None = None,
@@ -67,6 +69,8 @@ def dimension_map(
         tolerance: the excess in nats up to which a rank is enough.
         score: "loss" or "kl", as for `ablation_curves`.
         positions: which positions count, and are ablated.
+        outliers: leave out, hook point by hook point, positions whose norm exceeds so many medians of the
+            norms of their own sequence: as for `collect` and `ablation_curves`.
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens of data.
         heldout_tokens: the same for the held-out data.
@@ -89,10 +93,13 @@ def dimension_map(
     shares = sorted({float(share) for share in shares})
     makers = None if isinstance(bases, Mapping) else _makers(bases)
     with quiet(model, gradients=False):  # what cannot be ablated is told before the long passes
-        downstream = Downstream(model, names, positions)
+        left_out = Outliers.checked(outliers)
+        downstream = Downstream(model, names, positions, left_out)
         downstream.start(
             next(batches(heldout, batch_size, max_tokens=heldout_tokens, may_be_empty=False))
         )
+        if left_out is not None:
+            left_out.restore({})  # this batch comes once more
     folder = None if checkpoint is None else Path(checkpoint)
     if makers is None:
         found = placed_bases(model, bases, None, anywhere=False)
@@ -102,7 +109,8 @@ def dimension_map(
             model, data, names,
             objective=sampled_token_loss() if gradients else None,
             statistics=["activation", "gradient"] if gradients else ["activation"],
-            positions=positions, batch_size=batch_size, max_tokens=max_tokens, progress=progress,
+            positions=positions, outliers=outliers, batch_size=batch_size, max_tokens=max_tokens,
+            progress=progress,
             checkpoint=folder and folder / "checkpoint.moments.safetensors",
             checkpoint_every=checkpoint_every,
         )  # fmt: skip
@@ -117,14 +125,16 @@ def dimension_map(
     if folder is not None:
         settings = {
             "weights": fingerprint(model), "score": score, "positions": repr(positions),
-            "batch_size": batch_size, "max_tokens": heldout_tokens, "ranks": kept, "code": {},
+            "outliers": outliers, "batch_size": batch_size, "max_tokens": heldout_tokens,
+            "ranks": kept, "code": {},
             "bases": {name: [at[s].digest for s in names] for name, at in found.items()},
         }  # fmt: skip
         path = folder / "checkpoint.scores.safetensors"
-        file = Checkpoint(path, checkpoint_every, settings, {"scores": sums})
+        file = Checkpoint(path, checkpoint_every, settings, {"scores": sums}, left_out)
     scores = scores_of_edits(
-        model, heldout, edits, score=score, positions=positions, batch_size=batch_size,
-        max_tokens=heldout_tokens, progress=progress, downstream=downstream, sums=sums, checkpoint=file,
+        model, heldout, edits, score=score, positions=positions, outliers=left_out,
+        batch_size=batch_size, max_tokens=heldout_tokens, progress=progress, downstream=downstream,
+        sums=sums, checkpoint=file,
     )  # fmt: skip
     curves, at = {}, 0
     for s in names:
@@ -133,7 +143,9 @@ def dimension_map(
             rows[name], at = slice(at, at + n), at + n
         width = max(found[name][s].width for name in found)
         steps = [{s: k} for k in kept[s]]
-        curves[s] = scores.curves(rows, ranks=kept[s], width=width, hook_point=s, kept=steps)
+        some = scores.curves(rows, ranks=kept[s], width=width, hook_point=s, kept=steps)
+        here = {s: scores.left_out[s]} if s in scores.left_out else {}
+        curves[s] = replace(some, left_out=here)
     return DimensionMap(curves, tolerance, shares, found)
 
 

@@ -14,7 +14,6 @@ from tl_weighted_pca.data.positions import (
     Outliers,
     Positions,
     checked_positions,
-    outlying,
     selected,
 )
 from tl_weighted_pca.models.feeds import check_feeds, finite
@@ -182,7 +181,7 @@ class Downstream:
         for name, tensor in seen.items():
             if tensor.ndim > 2:
                 where = selected(self._positions, mask, (tensor.shape[0], tensor.shape[1]))
-                left = outlying(tensor, mask, outliers.times)
+                left = outliers.among(tensor, mask)
                 left = left if where is None else left & where.to(left.device)
                 self._left_out[name] = left
                 outliers.see(name, left, mask)

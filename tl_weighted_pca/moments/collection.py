@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -116,9 +117,12 @@ class Collection(Mapping[str, Moments]):
         """
         if not running():
             return self
-        return Collection(
-            all_reduce_moments(self, timeout, self.settings.get("positions")), self.settings
-        )
+        moments, others = all_reduce_moments(self, timeout, self.settings)
+        settings = dict(self.settings)
+        if "left_out" in settings:
+            counts = [each["left_out"] for each in others if "left_out" in each]
+            settings["left_out"] = reduce(_summed, counts)
+        return Collection(moments, settings)
 
     def to(self, device: torch.device | str) -> Collection:
         """The same collection with all moments on one device."""

@@ -23,14 +23,14 @@ KINDS = ("activation", "gradient", "weighted")
 
 
 def all_reduce_moments(
-    moments: Mapping[str, Moments], timeout: float | None = None, positions: str | None = None
-) -> dict[str, Moments]:
-    """Moments by hook point, summed over the default process group; the same in every process.
+    moments: Mapping[str, Moments], timeout: float | None, settings: Mapping[str, Any]
+) -> tuple[dict[str, Moments], list[dict[str, Any]]]:
+    """Moments by hook point, summed over the default process group, and every process's settings.
 
     Args:
         moments: this process's; those with no tokens need hold no statistics.
         timeout: seconds to wait for the last process, on gloo.
-        positions: those that this process collected at.
+        settings: what this process collected with.
 
     Raises:
         ValueError: in every process, if they are of different things.
@@ -40,10 +40,11 @@ def all_reduce_moments(
         if dist.get_backend() == "gloo":
             limit = None if timeout is None else timedelta(seconds=timeout)
             dist.monitored_barrier(timeout=limit, wait_all_ranks=True)
-        outlines: list[Any] = [None] * dist.get_world_size()
+        told: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(
-            outlines, {name: _outline(m, positions) for name, m in moments.items()}
+            told, ({name: _outline(m, settings) for name, m in moments.items()}, settings)
         )
+    outlines, others = [list(each) for each in zip(*told, strict=True)]
     # Every process checks the same outlines, so all of them raise or none.
     for rank, outline in enumerate(outlines):
         if set(outline) != set(outlines[0]):
@@ -52,10 +53,11 @@ def all_reduce_moments(
                 f"{', '.join(sorted(outlines[0]))}: collect the same hook points in every process."
             )
     with _failure_explained():
-        return {name: _reduced(moments[name], [o[name] for o in outlines]) for name in outlines[0]}
+        summed = {n: _reduced(moments[n], [o[n] for o in outlines]) for n in outlines[0]}
+    return summed, others
 
 
-def _outline(moments: Moments, positions: str | None) -> dict[str, Any]:
+def _outline(moments: Moments, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the others must know of a process's moments before the sums are added."""
     held = {kind: getattr(moments, kind) for kind in KINDS} if moments.n_tokens else {}
     return {
@@ -63,7 +65,7 @@ def _outline(moments: Moments, positions: str | None) -> dict[str, Any]:
         "n_tokens": moments.n_tokens,
         "n_sequences": moments.n_sequences,
         "provenance": moments.provenance,
-        "positions": positions,
+        "counted": {name: settings.get(name) for name in ("positions", "outliers")},
     }
 
 
@@ -80,11 +82,12 @@ def _reduced(mine: Moments, outlines: list[dict[str, Any]]) -> Moments:
                 f"The processes' collections do not match: {provenance} with statistics "
                 f"{', '.join(shifts)}, but also {outline['provenance']} with {', '.join(theirs)}."
             )
-        if outline["positions"] != holders[0]["positions"]:
-            raise ValueError(
-                f"The processes collected at positions={holders[0]['positions']} and at "
-                f"positions={outline['positions']}: collect at the same in all of them."
-            )
+        for name, counted in outline["counted"].items():
+            if counted != holders[0]["counted"][name]:
+                raise ValueError(
+                    f"The processes collected at {name}={holders[0]['counted'][name]} and at "
+                    f"{name}={counted}: collect at the same in all of them."
+                )
     found: dict[str, SecondMoment | None] = dict.fromkeys(KINDS)
     for kind, shift in shifts.items():
         own: SecondMoment | None = getattr(mine, kind) if mine.n_tokens else None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
+from tl_weighted_pca.data.positions import Outliers
 from tl_weighted_pca.support.callables import check_code
 from tl_weighted_pca.support.digest import update_digest
 from tl_weighted_pca.support.files import (
@@ -52,6 +53,7 @@ class Checkpoint:
         every: batches between two writes.
         settings: what was asked for; a file of other settings is refused.
         accumulators: by hook point name; `resume` fills them.
+        left_out: the counts of positions left out; `resume` fills them.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class Checkpoint:
         every: int,
         settings: Mapping[str, Any],
         accumulators: Mapping[str, Resumable],
+        left_out: Outliers | None = None,
     ) -> None:
         self.path = Path(path)
         self._every = checked_count("checkpoint_every", every)
         self._settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-        self._accumulators = accumulators
+        self._accumulators, self._left_out = accumulators, left_out
         self._seen = hashlib.blake2b(digest_size=16)
         self._n_batches = self._n_written = self._to_skip = 0
         self._expected = ""
@@ -99,6 +102,8 @@ class Checkpoint:
                 f"The checkpoint {str(self.path)!r} is damaged or foreign ({error}): it is left as "
                 "it is; pass another path, or move that file away."
             ) from error
+        if self._left_out is not None:
+            self._left_out.restore(json.loads(metadata.get("left_out", "{}")))
         check_writable(self.path)
         self._to_skip = self._n_written = position["n_batches"]
         self._expected = position["digest"]
@@ -155,6 +160,8 @@ class Checkpoint:
             "counts": json.dumps(counts),
             "recounted": json.dumps(sorted(self.recounted or ())),
         }
+        if self._left_out is not None:
+            metadata["left_out"] = json.dumps(self._left_out.report())
         with uninterrupted():  # and so no temporary file is left behind
             write_atomically(self.path, tensors, metadata)
         self._n_written = self._n_batches

@@ -11,7 +11,6 @@ from tl_weighted_pca.data.positions import (
     Outliers,
     Positions,
     checked_positions,
-    outlying,
     selected,
 )
 
@@ -38,22 +37,24 @@ class CountedPositions:
             return tensor[:, None], None
         mask, positions = batch.mask, self._positions
         if self._outliers is not None:
-            return tensor, self._without_outliers(name, tensor, batch, self._outliers.times)
+            return tensor, self._without_outliers(name, tensor, batch, self._outliers)
         if self.notes:
-            self._without_outliers(name, tensor, batch, NOTED)
+            self._without_outliers(name, tensor, batch, Outliers(NOTED))
         if mask is None and isinstance(positions, slice) and (positions.step or 1) > 0:
             return tensor[:, positions], None
         mask = selected(positions, mask, (tensor.shape[0], tensor.shape[1]))
         return tensor, None if mask is None else mask.to(tensor.device)
 
-    def _without_outliers(self, name: str, tensor: Tensor, batch: Batch, times: float) -> Tensor:
+    def _without_outliers(
+        self, name: str, tensor: Tensor, batch: Batch, outliers: Outliers
+    ) -> Tensor:
         """Which positions count, by the norms of the activations, for their gradients too."""
         shape = (tensor.shape[0], tensor.shape[1])
         mask = selected(self._positions, batch.mask, shape)
         counted = torch.ones(shape, dtype=torch.bool, device="cpu") if mask is None else mask
         counted = counted.to(tensor.device)
         if name not in self._left_out:  # the activations come first
-            self._left_out[name] = counted & outlying(tensor, batch.mask, times)
+            self._left_out[name] = counted & outliers.among(tensor, batch.mask).to(counted.device)
         return counted & ~self._left_out[name]
 
     def commit(self, batch: Batch) -> None:

@@ -147,7 +147,7 @@ def collect(  # type: ignore[misc]
     file = None
     if checkpoint is not None:
         settings = gathered.to_agree_with(model, batch_size, max_tokens)
-        file = Checkpoint(checkpoint, checkpoint_every, settings, gathered.accumulators)
+        file = Checkpoint(checkpoint, checkpoint_every, settings, gathered.accumulators, left_out)
         file.resume()
         recorder.recounted = file.recounted
     blocks = recomputed(model, recorder.again) if recompute and needed else nullcontext()

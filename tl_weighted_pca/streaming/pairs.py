@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import batches, is_share
-from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.hook_points import NamesFilter, resolve
@@ -61,6 +61,7 @@ def stream_pairs(
     *,
     objective: Objective | None = next_token_loss,
     positions: Positions = None,
+    outliers: float | None = None,
     batch_size: int = 8,
     max_tokens: int | None = None,
     skip: int = 0,
@@ -87,7 +88,8 @@ def stream_pairs(
     made = {name: replace(here, hook_point=name) for name in names}
     n_tokens = 0
     sinks = {name: _PairSink() for name in names}
-    recorder = Recorder(sinks, {} if objective is None else {"": objective}, positions)
+    objectives = {} if objective is None else {"": objective}
+    recorder = Recorder(sinks, objectives, positions, Outliers.checked(outliers))
     for batch in islice(batches(data, batch_size, max_tokens=max_tokens), skip, None):
         # Entered anew for each batch: a suspended generator must not hold the caller's grad mode.
         with (
