@@ -25,7 +25,7 @@ LIMITED = ["--batch-size", "5", "--max-tokens", "333", "--no-progress"]
 SLICED = [*LIMITED, "--positions", "2:"]
 COUNTED = [*SLICED, "--outliers", "30"]
 ARRIVED = {"batch_size": 5, "max_tokens": 333, "progress": False, "positions": slice(2, None)}
-ALL_ARRIVED = {**ARRIVED, "outliers": 30.0}
+WHOLE = {**ARRIVED, "outliers": 30.0}
 
 
 class Arrived(BaseException):
@@ -85,7 +85,7 @@ CASES = [
         ],
         "streaming.one_pass:collect",
         {
-            **ALL_ARRIVED, "hook_points": [POINT], "row_metric": "diagonal", "per_head": True,
+            **WHOLE, "hook_points": [POINT], "row_metric": "diagonal", "per_head": True,
             "recompute": True, "checkpoint_every": 7,
             "objective": "{'fisher': sampled_token_loss(n_samples=3, seed=11), "
             "'logits': logit_probe(n_probes=3, seed=11)}",
@@ -104,7 +104,7 @@ CASES = [
         "bases.principal_components:random_basis",
         {"center": False, "seed": 11},
     ),
-    ([*BASIS, "--method", "path", "--rounds", "2", *COUNTED], "fitted.path_gradients:path_metric", ALL_ARRIVED),
+    ([*BASIS, "--method", "path", "--rounds", "2", *COUNTED], "fitted.path_gradients:path_metric", WHOLE),
     (
         [*BASIS, "--method", "joint", "--seed", "11", *SLICED],
         "fitted.joint:joint_pca",
@@ -113,17 +113,17 @@ CASES = [
     (
         [*BASIS, "--method", "joint", "--seed", "11", *COUNTED],
         "streaming.pairs:stream_pairs",
-        {"hook_points": POINT, **{k: v for k, v in ALL_ARRIVED.items() if k != "progress"}},
+        {"hook_points": POINT, **{k: v for k, v in WHOLE.items() if k != "progress"}},
     ),
     (
-        [*BASIS, "--method", "trained", "--steps", "9", "--seed", "11", *COUNTED],
+        [*BASIS, "--method", "trained", "--steps", "9", "--seed", "11", *SLICED],
         "fitted.trained:optimize_basis",
-        {**ALL_ARRIVED, "k": None, "steps": 9, "seed": 11},
+        {**ARRIVED, "k": None, "steps": 9, "seed": 11},
     ),
     (
         ["ablate", "BASIS", *COUNTED, "--ranks", "3,9", "--score", "kl", "--anywhere"],
         "ablation.node_ablation:ablation_curves",
-        {**ALL_ARRIVED, "ranks": [3, 9], "score": "kl", "hook_point": POINT, "anywhere": True},
+        {**WHOLE, "ranks": [3, 9], "score": "kl", "hook_point": POINT, "anywhere": True},
     ),
     (
         [
@@ -131,7 +131,7 @@ CASES = [
             "--compare", "BASIS", "--prompt", "Once upon",
         ],
         "feature_cards:cards",
-        {**ALL_ARRIVED, "n": 3, "contexts": 5, "score": None, "seed": 11},
+        {**WHOLE, "n": 3, "contexts": 5, "score": None, "seed": 11},
     ),
     (
         ["svd", "--circuit", "QK", "--head", "1.2", "--directions", "3", "--words", "5"],
@@ -204,7 +204,7 @@ CASES = [
         ],
         "model_map.measurement:dimension_map",
         {
-            **ALL_ARRIVED, "hook_points": [POINT], "bases": ["random"], "tolerance": 0.3, "shares": [0.5, 1.0],
+            **WHOLE, "hook_points": [POINT], "bases": ["random"], "tolerance": 0.3, "shares": [0.5, 1.0],
             "score": "kl", "heldout_tokens": 99, "checkpoint_every": 7,
         },
     ),
