@@ -1,14 +1,18 @@
 """Positions of outlying norm: found where they were planted, and left out of every step alike."""
 
+import re
 import warnings
 
 import pytest
 import torch
+from conftest import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_weighted_pca as wpca
+from tl_weighted_pca.data.batches import batches
 from tl_weighted_pca.data.positions import outlying
+from tl_weighted_pca.fitted.trained import _split
 
 HOOK = "blocks.1.hook_resid_post"
 SINKS = [(0, 7), (2, 11), (2, 12), (5, 3)]
@@ -197,6 +201,40 @@ def test_counts_go_on_from_a_checkpoint(sunken, tokens, tmp_path):
     first = wpca.collect(sunken, tokens[:4], HOOK, **options).settings["left_out"]
     assert sum(first[HOOK].values()) == 3
     assert wpca.collect(sunken, tokens, HOOK, **options).settings["left_out"] == whole
+
+
+def test_training_leaves_them_as_they_are(sunken, tokens):
+    """½ Σ Λ_i is the excess at rank 0 of an ablation that leaves out the same, on what was held out."""
+    stats = wpca.collect(sunken, tokens, HOOK, outliers=30, objective=None, **QUIET)
+    start = wpca.random_basis(stats[HOOK])
+    options = {"steps": 12, "batch_size": 1, "seed": 7, **QUIET}  # holds out two rows with sinks
+    trained = wpca.optimize_basis(sunken, tokens, start, outliers=30, **options)
+    assert trained.method == "optimize_basis"
+    heldout, _ = _split(list(batches(tokens, 1)), 12, 7)
+    curves = wpca.ablation_curves(
+        sunken, torch.cat([batch.inputs for batch in heldout]), {"trained": trained}, ranks=[0],
+        score="kl", outliers=30, **QUIET,
+    )  # fmt: skip
+    assert curves["trained"] == [pytest.approx(float(trained.eigenvalues.sum()) / 2, rel=1e-3)]
+    assert curves.left_out == {HOOK: {"3": 1, "7": 1}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_half_way_down_leaves_them_too(kind, tokens):
+    """Sinks of the model's own, at two positions: as if the others had been asked for."""
+    model = wpca.embedded.load_model(kind)
+    (embedded,) = (p for name, p in model.named_parameters() if re.search(r"W_pos|wpe", name))
+    with torch.no_grad():
+        embedded[[7, 11]] *= 300
+    stats = wpca.collect(model, tokens, HOOK, outliers=15, objective=None, **QUIET)
+    assert stats.settings["left_out"][HOOK] == {"7": len(tokens), "11": len(tokens)}
+    start, options = wpca.random_basis(stats[HOOK]), {"steps": 6, "batch_size": 2, **QUIET}
+    left_out = wpca.optimize_basis(model, tokens, start, outliers=15, **options)
+    others = [p for p in range(tokens.shape[1]) if p not in (7, 11)]
+    chosen = wpca.optimize_basis(model, tokens, start, positions=others, **options)
+    assert left_out.method == "optimize_basis"
+    for name in ("encoder", "decoder", "center", "eigenvalues"):
+        torch.testing.assert_close(getattr(left_out, name), getattr(chosen, name))
 
 
 def test_the_first_batch_is_noted(sunken, tokens):

@@ -85,8 +85,7 @@ class FurtherPass:
         from tl_weighted_pca.fitted.trained import optimize_basis
 
         start = (pca if moments.gradient is None else metric_pca)(moments, center=center)
-        options = {k: v for k, v in self.options.items() if v is not None}
-        return optimize_basis(self.model, self.data, start, steps=steps, seed=seed, **options)
+        return optimize_basis(self.model, self.data, start, steps=steps, seed=seed, **self.options)
 
     def _pairs(self, moments: Moments, seed: int) -> Iterator[dict[str, Pairs]]:
         from tl_weighted_pca.data.batches import Batch, batches

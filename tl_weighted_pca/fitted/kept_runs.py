@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
-from tl_weighted_pca.models.downstream import Downstream
+from tl_weighted_pca.models.downstream import Downstream, Started
 from tl_weighted_pca.models.run import Run
 
 
@@ -36,7 +36,7 @@ class KeptRuns:
     ) -> None:
         self._downstream, self._hook_points, self._batches = downstream, hook_points, batches
         self._most = most
-        self._kept: dict[int, tuple[Run, dict[str, Tensor]]] = {}
+        self._kept: dict[int, Started] = {}
         self._ends: list[int] | None = None
         self._keeps_outputs = False
 
@@ -53,22 +53,22 @@ class KeptRuns:
             if self._ends is None:
                 self._ends = self._planned(number)
             if self._ends[number] > self._most:
-                return self._downstream.state[0]
-            run, activations = self._downstream.state
+                return self._downstream.state.run
+            state = self._downstream.state
             if not self._keeps_outputs:
-                self._downstream.restore((replace(run, output=None), activations))
+                self._downstream.restore(state._replace(run=replace(state.run, output=None)))
             self._kept[number] = self._downstream.state
-        run, activations = self._downstream.state
-        if run.output is None:
+        state = self._downstream.state
+        if state.run.output is None:
             with torch.no_grad():
                 output = self._downstream.resume({self._downstream.last: lambda tensor: tensor})
-            run = replace(run, output=output)
-            self._downstream.restore((run, activations))
-        return run
+            state = state._replace(run=replace(state.run, output=output))
+            self._downstream.restore(state)
+        return state.run
 
     def _planned(self, number: int) -> list[int]:
         """How many bytes are kept when each batch is, going by the sizes of one."""
-        run, activations = self._downstream.state
+        run, activations, _ = self._downstream.state
         output = run.output.nbytes if isinstance(run.output, Tensor) else self._most
         held = sum({t.data_ptr(): t.nbytes for t in activations.values()}.values())
         share = torch.tensor(

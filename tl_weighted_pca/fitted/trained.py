@@ -21,7 +21,7 @@ import torch
 from tl_weighted_pca.ablation.scores import Score, Scorer
 from tl_weighted_pca.bases.basis import Basis, check_bases
 from tl_weighted_pca.data.batches import Batch, batches
-from tl_weighted_pca.data.positions import Positions, checked_positions
+from tl_weighted_pca.data.positions import Outliers, Positions, checked_positions
 from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.fitted.kept_runs import KeptRuns
 from tl_weighted_pca.fitted.processes import Processes
@@ -44,14 +44,14 @@ _EVALUATIONS = 4
 def optimize_basis(
     model: Any, data: Any, basis: Basis, k: int | None = ..., *, hook_point: str | None = ...,
     loss: Score = ..., steps: int = ..., lr: float | None = ..., positions: Positions = ...,
-    batch_size: int = ..., max_tokens: int | None = ..., seed: int = ...,
+    outliers: float | None = ..., batch_size: int = ..., max_tokens: int | None = ..., seed: int = ...,
     checkpoint: str | os.PathLike[str] | None = ..., checkpoint_every: int = ..., progress: bool = ...,
 ) -> Basis: ...  # fmt: skip
 @overload
 def optimize_basis(
     model: Any, data: Any, basis: Mapping[str, Basis], k: int | None = ..., *, hook_point: None = ...,
     loss: Score = ..., steps: int = ..., lr: float | None = ..., positions: Positions = ...,
-    batch_size: int = ..., max_tokens: int | None = ..., seed: int = ...,
+    outliers: float | None = ..., batch_size: int = ..., max_tokens: int | None = ..., seed: int = ...,
     checkpoint: str | os.PathLike[str] | None = ..., checkpoint_every: int = ..., progress: bool = ...,
 ) -> dict[str, Basis]: ...  # fmt: skip
 
@@ -67,6 +67,7 @@ def optimize_basis(
     steps: int = 400,
     lr: float | None = None,
     positions: Positions = None,
+    outliers: float | None = None,
     batch_size: int = 16,
     max_tokens: int | None = None,
     seed: int = 0,
@@ -93,6 +94,8 @@ def optimize_basis(
         steps: batches to train on.
         lr: Adam's first step size, in whitened coordinates; by default 0.5/d. It falls to zero as a cosine.
         positions: where the bottleneck applies.
+        outliers: leave as they are also positions whose norm in the unablated run exceeds so many medians
+            of their own sequence, as for `collect`.
         batch_size: sequences a batch, each at a rank of its own.
         max_tokens: stop before exceeding so many tokens of data.
         seed: of the batches held out, the order and the ranks.
@@ -116,12 +119,12 @@ def optimize_basis(
     starts = _starts(model, basis, k, hook_point)
     steps = checked_count("steps", steps)
     seed = checked_count("seed", seed, least=0)
-    scorer = Scorer(loss)
+    scorer, left_out = Scorer(loss), Outliers.checked(outliers)
     every = list(batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False))
     processes = Processes.of(data)
     heldout, train = _split(every, steps, seed, processes.count)
     with quiet(model, gradients=True):
-        downstream = Downstream(model, list(starts), positions)
+        downstream = Downstream(model, list(starts), positions, left_out)
         trainings = [
             Training(
                 place, start, k, downstream, scorer, positions, processes,
@@ -137,7 +140,7 @@ def optimize_basis(
                 "model": made_at(model, "").weights, "data": digest_of(*(b.inputs for b in every)),
                 "starts": {place: start.digest for place, start in starts.items()}, "k": k,
                 "loss": objective_name(loss) if callable(loss) else loss, "steps": steps, "lr": lr,
-                "positions": str(checked_positions(positions)), "seed": seed,
+                "positions": str(checked_positions(positions)), "outliers": outliers, "seed": seed,
                 "process": [processes.rank, processes.count],
             }  # fmt: skip
             file = TrainingCheckpoint(checkpoint, checkpoint_every, asked)
@@ -225,9 +228,9 @@ def _begin(
     """
     with torch.no_grad():
         for number in range(len(held)):
-            run = held.start(number)
+            held.start(number)
             for training in trainings:
-                training.watch(run)
+                training.watch()
     for training in trainings:
         training.begin()
     scores, baseline, terms = evaluated(trainings, held, scorer, processes)

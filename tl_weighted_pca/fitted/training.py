@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tl_weighted_pca.ablation.scores import Scorer
 from tl_weighted_pca.bases.basis import Basis
-from tl_weighted_pca.data.positions import Positions, selected
+from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.fitted.bottleneck import Bottleneck, FreeBottleneck, NestedBottleneck
 from tl_weighted_pca.fitted.heldout import HeldOut
 from tl_weighted_pca.fitted.kept_runs import KeptRuns
@@ -75,7 +75,7 @@ class Training:
 
     # -- the start ------------------------------------------------------------------------------
 
-    def watch(self, run: Run) -> None:
+    def watch(self) -> None:
         """Add up the coordinates of a batch and their squares, in the start's components."""
 
         def add(tensor: Tensor) -> Tensor:
@@ -84,15 +84,9 @@ class Training:
                 (), dtype=torch.float64 if double else torch.float32, device=tensor.device
             )
             coordinates = self.start.encode(tensor.to(self._like)).double()
-            kept = None
             if tensor.ndim > 2:
-                kept = selected(self._positions, run.mask, (tensor.shape[0], tensor.shape[1]))
-            if kept is None:
-                kept = torch.ones(
-                    coordinates.shape[: max(1, tensor.ndim - 2)], dtype=torch.bool, device="cpu"
-                )
-            rows = coordinates[kept.to(tensor.device)].cpu()
-            rows = rows.view(-1, *self._sums.shape[1:])
+                coordinates = coordinates[self.downstream.counted(self.hook_point, tensor)]
+            rows = coordinates.cpu().view(-1, *self._sums.shape[1:])
             count = torch.full_like(self._sums[0], len(rows))
             self._sums += torch.stack([count, rows.sum(0), rows.square().sum(0)])
             return tensor

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
@@ -38,6 +39,17 @@ class _Entry(NamedTuple):
     layer: int
     direct: bool
     """Whether that residual is the activation to edit."""
+
+
+class Started(NamedTuple):
+    """A batch that `resume` works on."""
+
+    run: Run
+    """Its unedited run."""
+    residuals: dict[str, Tensor]
+    """The activations where a pass can start again."""
+    left_out: dict[str, Tensor]
+    """Its outlying positions, by hook point."""
 
 
 def edited_at(edit: Edit, tensor: Tensor, positions: Positions, mask: Tensor | None) -> Tensor:
@@ -135,13 +147,22 @@ class Downstream:
             return run_model(self._model, self._run.inputs, self._run.mask)
 
     @property
-    def state(self) -> tuple[Run, dict[str, Tensor]]:
-        """The batch that `resume` works on: its run, and the activations where a pass can start again."""
-        return self._run, self._residuals
+    def state(self) -> Started:
+        """The batch that `resume` works on."""
+        return Started(self._run, self._residuals, self._left_out)
 
-    def restore(self, state: tuple[Run, dict[str, Tensor]]) -> None:
+    def restore(self, state: Started) -> None:
         """Let `resume` work on the batch of a state again."""
-        self._run, self._residuals = state
+        self._run, self._residuals, self._left_out = state
+
+    def counted(self, name: str, tensor: Tensor) -> Bool[Tensor, "batch pos"]:
+        """Where the activations [batch, pos, …] at a hook point are real, selected and no outliers."""
+        shape = (tensor.shape[0], tensor.shape[1])
+        where = selected(self._positions, self._run.mask, shape)
+        if where is None:
+            where = torch.ones(shape, dtype=torch.bool, device=tensor.device)
+        left = self._left_out.get(name)
+        return where.to(tensor.device) & (True if left is None else ~left)
 
     def restarts(self, hook_point: str) -> bool:
         """Whether `resume` starts at the hook point's layer, and not where the model does."""
