@@ -53,7 +53,7 @@ def placed_bases(
                 "need the same hook points; call once for each, or pass hook_point and anywhere=True."
             )
         named[name] = {place: at[place] for place in places}
-    _check_apart(model, places)
+    check_apart(model, places)
     if not anywhere:
         here = made_at(model, "")
         for at in named.values():
@@ -96,7 +96,7 @@ def _at_one(name: str, basis: Basis, hook_point: str | None) -> dict[str, Basis]
     return {place: basis}
 
 
-def _check_apart(model: Any, places: Sequence[str]) -> None:
+def check_apart(model: Any, places: Sequence[str]) -> None:
     """Raise ValueError where two names are of one hook point, which would be ablated twice."""
     first: dict[int, str] = {}
     for place in places:
@@ -125,14 +125,9 @@ def kept_components(
     elif isinstance(ranks, (str, bytes, Mapping)) or not hasattr(ranks, "__iter__"):
         raise ValueError(f"ranks is {ranks!r}; expected a list of whole numbers or shares.")
     else:
-        steps = [_at_each(rank, most, named) for rank in ranks]
-    wrong = [step for step in steps if any(k > most[place] for place, k in step.items())]
-    if wrong or not steps:
-        shown = [next(iter(s.values())) if len(most) == 1 else s for s in wrong]
-        bounds = "/".join(map(str, dict.fromkeys(most.values())))
-        raise ValueError(
-            f"ranks {shown} are outside 0..{bounds}, the components that every basis has."
-        )
+        widths = {place: {at[place].width for at in named.values()} for place in most}
+        steps = [_at_each(rank, most, widths) for rank in ranks]
+    _check_bounds(steps, most)
     unique = {tuple(step.items()): step for step in steps}
     kept = sorted(unique.values(), key=lambda step: sum(step.values()))
     totals = [sum(step.values()) for step in kept]
@@ -144,9 +139,28 @@ def kept_components(
     return kept
 
 
-def _at_each(
-    rank: Any, most: Mapping[str, int], named: Mapping[str, Mapping[str, Basis]]
-) -> dict[str, int]:
+def components_at(rank: Rank, widths: Mapping[str, int]) -> dict[str, int]:
+    """One rank as components by hook point, of complete bases of these widths.
+
+    Raises:
+        ValueError: as for `kept_components`.
+    """
+    kept = _at_each(rank, widths, {place: {width} for place, width in widths.items()})
+    _check_bounds([kept], widths)
+    return kept
+
+
+def _check_bounds(steps: Sequence[Mapping[str, int]], most: Mapping[str, int]) -> None:
+    wrong = [step for step in steps if any(k > most[place] for place, k in step.items())]
+    if wrong or not steps:
+        shown = [next(iter(s.values())) if len(most) == 1 else s for s in wrong]
+        bounds = "/".join(map(str, dict.fromkeys(most.values())))
+        raise ValueError(
+            f"ranks {shown} are outside 0..{bounds}, the components that every basis has."
+        )
+
+
+def _at_each(rank: Any, most: Mapping[str, int], widths: Mapping[str, set[int]]) -> dict[str, int]:
     """One rank as components by hook point."""
     by_place = rank if isinstance(rank, Mapping) else dict.fromkeys(most, rank)
     if set(by_place) != set(most):
@@ -166,11 +180,11 @@ def _at_each(
                 f"One of ranks is {value!r}; expected a whole number of components, or a share of the "
                 "width between 0.0 and 1.0."
             )
-        widths = {at[place].width for at in named.values()}
-        if len(widths) > 1:
+        if len(widths[place]) > 1:
             raise ValueError(
                 f"The share {value!r} means different ranks for bases of widths "
-                f"{', '.join(map(str, sorted(widths)))}: give whole numbers."
+                f"{', '.join(map(str, sorted(widths[place])))}: give whole numbers."
             )
-        found[place] = round(share * widths.pop())
+        (width,) = widths[place]
+        found[place] = round(share * width)
     return found

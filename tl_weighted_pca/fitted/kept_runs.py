@@ -61,7 +61,8 @@ class KeptRuns:
         state = self._downstream.state
         if state.run.output is None:
             with torch.no_grad():
-                output = self._downstream.resume({self._downstream.last: lambda tensor: tensor})
+                last = self._downstream.order[-1]
+                output = self._downstream.resume({last: lambda tensor: tensor})
             state = state._replace(run=replace(state.run, output=output))
             self._downstream.restore(state)
         return state.run

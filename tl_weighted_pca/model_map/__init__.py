@@ -2,5 +2,6 @@
 
 from tl_weighted_pca.model_map.dimensions import DimensionMap
 from tl_weighted_pca.model_map.measurement import dimension_map
+from tl_weighted_pca.model_map.sequential import sequential_bases
 
-__all__ = ["DimensionMap", "dimension_map"]
+__all__ = ["DimensionMap", "dimension_map", "sequential_bases"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tl_weighted_pca.ablation.fill import Filling
-from tl_weighted_pca.ablation.placed_bases import kept_components, placed_bases
+from tl_weighted_pca.ablation.placed_bases import components_at, kept_components, placed_bases
 from tl_weighted_pca.ablation.scored_pass import ScoreSums, scores_of_edits
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.principal_components import metric_pca, pca, random_basis
@@ -100,6 +100,8 @@ def dimension_map(
         )
         if left_out is not None:
             left_out.restore({})  # this batch comes once more
+    for share in shares:
+        components_at(share, downstream.widths)
     folder = None if checkpoint is None else Path(checkpoint)
     if makers is None:
         found = placed_bases(model, bases, None, anywhere=False)

@@ -93,6 +93,8 @@ class Downstream:
         self._run: Run
         self._residuals: dict[str, Tensor] = {}
         self._order: list[str] = []
+        self.widths: dict[str, int] = {}
+        """Of the hook points, all heads together; known after `start`."""
 
     def start(self, batch: Batch) -> Run:
         """Run a batch unedited; `resume` then works on it."""
@@ -121,6 +123,7 @@ class Downstream:
             if name not in seen:
                 raise ValueError(never_fired(self._model, name))
             check_activation(name, seen[name], len(inputs), n_positions)
+            self.widths[name] = seen[name].shape[min(2, seen[name].ndim - 1) :].numel()
         self._run = Run(output, inputs, mask, batch.sequence_index)
         if self._outliers is not None:
             self._leave_out({name: seen[name] for name in self._names}, mask, self._outliers)
@@ -170,9 +173,9 @@ class Downstream:
         return entry is not None and self._can_restart(hook_point, entry)
 
     @property
-    def last(self) -> str:
-        """The hook point that fires last: least is downstream of it."""
-        return max(self._names, key=self._order.index)
+    def order(self) -> list[str]:
+        """The hook points as they fire; least is downstream of the last."""
+        return sorted(self._names, key=self._order.index)
 
     def _from_layer(self, entry: _Entry, first: str, edits: Mapping[str, Edit]) -> Any:
         residual, start = self._residuals[entry.residual], {"start_at_layer": entry.layer}
