@@ -53,9 +53,10 @@ def ablation_curves(
         fill: c, what stands in for what is ablated: "mean" (the basis's centre), "zero", or "resample"
             (another sequence of the batch at the same position; the centre where no other is so long).
         seed: of the sequences that "resample" takes.
-        predicted: with score="kl" at one hook point, also predict the excess to second order, from the
-            gradients of labels sampled from the model: one more pass, with a backward pass. Or an
-            objective whose gradients to take, such as `sampled_token_loss(n_samples=4)`.
+        predicted: with score="kl", also predict the excess to second order, from the gradients of labels
+            sampled from the model: one more pass, with a backward pass, and at several hook points the
+            ablated passes once more. Or an objective whose gradients to take, such as
+            `sampled_token_loss(n_samples=4)`.
         positions: where to ablate; other positions are left as they are.
         outliers: leave as they are also positions whose norm in the unablated run exceeds so many medians
             of their own sequence, wherever they are; `left_out` counts them.
@@ -71,13 +72,13 @@ def ablation_curves(
         TypeError: for anything but bases.
         ValueError: for ranks outside 0..d, a basis of another width, hook point or model, two names of one
             hook point, a hook point whose value the rest of the model does not read, or reads past the
-            hook, or a prediction of the loss, of several hook points or of resampled ones.
+            hook, or a prediction of the loss, of resampled sequences or with outliers left out.
     """
     named = placed_bases(model, bases, hook_point, anywhere)
     kept = kept_components(ranks, named)
     n, places = len(kept), list(kept[0])
     filling = Filling(fill, seed)
-    asked = None if predicted is False else Prediction(predicted, score, fill, places)
+    asked = None if predicted is False else Prediction(predicted, score, fill, outliers)
     edits = [
         {place: filling.edit(basis, step[place]) for place, basis in at.items()}
         for at in named.values()
@@ -100,6 +101,6 @@ def ablation_curves(
     partial = [i for i, k in enumerate(curves.ranks * len(named)) if k < width]
     warn_where_nothing_changes(scores.edited[partial], scores.baseline)
     if asked is not None:
-        at_one = {name: filling.about(at[places[0]]) for name, at in named.items()}
-        curves = asked.added_to(curves, model, data, at_one, **options)
+        about = {n: {s: filling.about(b) for s, b in at.items()} for n, at in named.items()}
+        curves = asked.added_to(curves, model, data, about, **options)
     return curves

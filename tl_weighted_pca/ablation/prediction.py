@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,24 +17,33 @@ from tl_weighted_pca.ablation.fill import Fill
 from tl_weighted_pca.ablation.scores import Score
 from tl_weighted_pca.bases.allocation import has_metric
 from tl_weighted_pca.bases.basis import Basis
-from tl_weighted_pca.data.batches import check_rereadable
+from tl_weighted_pca.data.batches import Batch, batches, check_rereadable
+from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.models.downstream import Downstream
+from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.objectives.losses import Objective, objective_name, sampled_token_loss
+from tl_weighted_pca.streaming.counted import CountedPositions
 from tl_weighted_pca.streaming.pairs import Pairs, stream_pairs
 
 
-class Prediction:
-    """½ mean_y (Σ_s g_s·δ_s)², beside ½ Σ_{i>k} Λ_i: two forms of the second-order loss.
+Kept = Sequence[Mapping[str, int]]
+"""The components kept at each hook point, one mapping a rank."""
 
-    δ = (f − c)(I − E_kD_k) is what an ablation takes away, g the gradients of one sample y of the objective.
-    With labels sampled from the model the mean over y is, to second order, the KL divergence summed over
-    the sequence. Dropping its terms between positions and the coupling of gradient and activation leaves
+
+class Prediction:
+    """½ mean_y (Σ_h Σ_s g_hs·δ_hs)², beside ½ Σ_h Σ_{i>k} Λ_hi: two forms of the second-order loss.
+
+    δ_h = (f − c)(I − E_kD_k) is what an ablation takes away from what arrives at hook point h, with those
+    before it ablated; g_h the gradients, in the unablated model, of one sample y of the objective. With labels
+    sampled from the model the mean over y is, to second order, the KL divergence summed over the sequence.
+    Dropping its terms between positions and hook points, and the coupling of gradient and activation, leaves
     the second form, of bases in the metric E[g gᵀ].
 
     Args:
         objective: what to differentiate; True for labels sampled from the model.
         score: what is measured beside it.
         fill: what stands in for what is ablated.
-        hook_points: where.
+        outliers: positions that the ablation leaves out.
 
     Raises:
         ValueError: for what this does not predict.
@@ -44,62 +54,119 @@ class Prediction:
         objective: Objective | Literal[True],
         score: Score,
         fill: Fill,
-        hook_points: Sequence[str],
+        outliers: float | None = None,
     ) -> None:
-        if len(hook_points) > 1:
-            raise ValueError(
-                f"predicted is of one hook point, and there are {len(hook_points)}: call once for each."
-            )
         if fill == "resample":
             raise ValueError("predicted is of fill='mean' or 'zero', not of resampled sequences.")
+        if outliers is not None:
+            raise ValueError("predicted is of all positions: leave outliers out, or predicted.")
         if objective is True and score != "kl":
             raise ValueError(
                 f"predicted=True is of the KL divergence, and score is {score!r}: pass score='kl', or the "
                 "objective whose square the score is."
             )
         self._objective = sampled_token_loss() if objective is True else objective
-        (self._hook_point,) = hook_points
 
     def added_to(
         self,
         curves: AblationCurves,
         model: Any,
         data: Any,
-        bases: Mapping[str, Basis],
+        bases: Mapping[str, Mapping[str, Basis]],
         **options: Any,
     ) -> AblationCurves:
-        """The curves with both predictions. One backward pass a sample serves all bases and ranks."""
+        """The curves with both predictions. One backward pass a sample serves all bases and ranks.
+
+        At several hook points each basis and rank also runs the ablated model once more.
+        """
         check_rereadable(data, "a prediction goes through it once more")
+        places = list(curves.kept[0])
+        all_pairs = stream_pairs(model, data, places, objective=self._objective, **options)
+        moved = _alone if len(places) == 1 else _Together(model, data, places, **options)
         found: dict[str, list[Tensor]] = {name: [] for name in bases}
         order, n_edited = [], 0
-        for pairs in stream_pairs(
-            model, data, self._hook_point, objective=self._objective, **options
-        ):
-            here = pairs[self._hook_point]
-            n_edited += here.n_tokens
-            order.append(here.sequence_index)
-            for name, basis in bases.items():
-                moved = _moved(here, basis).double().cpu()[..., curves.ranks]
-                found[name].append(moved.square().mean(0).T / 2)
+        for pairs in all_pairs:
+            n_edited += pairs[places[0]].n_tokens
+            order.append(pairs[places[0]].sequence_index)
+            for name, each in moved(pairs, bases, curves.kept).items():
+                found[name].append(each.double().cpu().square().mean(0).T / 2)
         by_index = torch.cat(order).argsort(stable=True)
         share = n_edited / float(curves.counts.sum())  # of the scored positions
         what = objective_name(self._objective)
+        dropped = {
+            name: {place: _dropped(basis) for place, basis in at.items()}
+            for name, at in bases.items()
+            if all(has_metric(basis, what) for basis in at.values())
+        }
         return dataclasses.replace(
             curves,
             predicted_per_sequence={n: torch.cat(p, 1)[:, by_index] for n, p in found.items()},
             eigenvalue_prediction={
-                name: (_dropped(basis)[curves.ranks] * share / 2).tolist()
-                for name, basis in bases.items()
-                if has_metric(basis, what)
+                name: [sum(float(at[s][k]) for s, k in step.items()) * share / 2 for step in curves.kept]
+                for name, at in dropped.items()
             },
         )
 
 
+def _alone(
+    pairs: Mapping[str, Pairs], bases: Mapping[str, Mapping[str, Basis]], kept: Kept
+) -> dict[str, Float[Tensor, "samples batch rank"]]:
+    """Σ_s g_s·δ_s at one hook point, which gets what the unablated model gives."""
+    ((place, here),) = pairs.items()
+    ranks = [step[place] for step in kept]
+    return {name: _moved(here, at[place])[..., ranks] for name, at in bases.items()}
+
+
+class _Together:
+    """Σ_h Σ_s g_hs·δ_hs at several hook points, batch by batch: the ablated model says what arrives."""
+
+    def __init__(
+        self, model: Any, data: Any, places: Sequence[str], *, positions: Positions, **options: Any
+    ) -> None:
+        self._model, self._batches = model, batches(data, **options)
+        self._downstream = Downstream(model, places, positions)
+        self._counted = CountedPositions(positions, None, note=False)
+
+    def __call__(
+        self, pairs: Mapping[str, Pairs], bases: Mapping[str, Mapping[str, Basis]], kept: Kept
+    ) -> dict[str, Float[Tensor, "samples batch rank"]]:
+        with quiet(self._model, gradients=False):
+            batch = next(self._batches)
+            self._downstream.start(batch)
+            return {
+                name: torch.stack([self._ablated(batch, pairs, at, step) for step in kept], -1)
+                for name, at in bases.items()
+            }
+
+    def _ablated(
+        self,
+        batch: Batch,
+        pairs: Mapping[str, Pairs],
+        bases: Mapping[str, Basis],
+        step: Mapping[str, int],
+    ) -> Float[Tensor, "samples batch"]:
+        found: dict[str, Tensor] = {}
+
+        def edit(f: Tensor, place: str) -> Tensor:
+            new = bases[place].project(f, step[place])
+            if place not in found:  # what fires again is the same
+                taken = self._counted.cut(place, f - new, batch)[0].flatten(2)
+                found[place] = torch.einsum("bsd,nbsd->nb", taken, _counted(pairs[place]).to(taken))
+            return new
+
+        self._downstream.resume({place: partial(edit, place=place) for place in bases})
+        return torch.stack(list(found.values())).sum(0)
+
+
+def _counted(pairs: Pairs) -> Float[Tensor, "samples batch pos d"]:
+    """The gradients, zero at positions that do not count."""
+    g = pairs.gradients
+    return g if pairs.mask is None else g.masked_fill(~pairs.mask[..., None], 0)
+
+
 def _moved(pairs: Pairs, basis: Basis) -> Float[Tensor, "samples batch rank"]:
     """Σ_s g_s·δ_s at every rank 0..k: g·(f − c), less what the first components keep of it."""
-    f, g = pairs.activations, pairs.gradients
-    if pairs.mask is not None:
-        g = g.masked_fill(~pairs.mask[..., None], 0)
+    f, g = pairs.activations, _counted(pairs)
     if basis.per_head:
         f, g = (x.unflatten(-1, (-1, basis.width)) for x in (f, g))
     z = basis.encode(f)
