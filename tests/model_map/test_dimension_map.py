@@ -95,7 +95,12 @@ def test_its_bases_are_ablated_together_and_mapped_again(best_model, heldout_sto
 def test_a_run_that_is_cut_short_goes_on(
     best_model, stories, heldout_stories, found, tmp_path, monkeypatch
 ):
-    options = {"shares": SHARES, "batch_size": 4, "checkpoint": tmp_path, "checkpoint_every": 1}
+    options = {
+        "shares": SHARES,
+        "batch_size": 4,
+        "checkpoint": tmp_path / "new",
+        "checkpoint_every": 1,
+    }
     options |= QUIET
     whole = wpca.dimension_map(
         best_model, stories, PLACES, heldout=heldout_stories, **options | {"checkpoint": None}

@@ -25,7 +25,6 @@ from tl_weighted_pca.objectives.losses import Objective, objective_name, sampled
 from tl_weighted_pca.streaming.counted import CountedPositions
 from tl_weighted_pca.streaming.pairs import Pairs, stream_pairs
 
-
 Kept = Sequence[Mapping[str, int]]
 """The components kept at each hook point, one mapping a rank."""
 
@@ -34,10 +33,10 @@ class Prediction:
     """½ mean_y (Σ_h Σ_s g_hs·δ_hs)², beside ½ Σ_h Σ_{i>k} Λ_hi: two forms of the second-order loss.
 
     δ_h = (f − c)(I − E_kD_k) is what an ablation takes away from what arrives at hook point h, with those
-    before it ablated; g_h the gradients, in the unablated model, of one sample y of the objective. With labels
-    sampled from the model the mean over y is, to second order, the KL divergence summed over the sequence.
-    Dropping its terms between positions and hook points, and the coupling of gradient and activation, leaves
-    the second form, of bases in the metric E[g gᵀ].
+    before it ablated; g_h are the gradients, in the unablated model, of one sample y of the objective. With
+    labels sampled from the model the mean over y is, to second order, the KL divergence summed over the
+    sequence. Dropping its terms between positions and hook points, and the coupling of gradient and
+    activation, leaves the second form, of bases in the metric E[g gᵀ].
 
     Args:
         objective: what to differentiate; True for labels sampled from the model.
@@ -102,7 +101,10 @@ class Prediction:
             curves,
             predicted_per_sequence={n: torch.cat(p, 1)[:, by_index] for n, p in found.items()},
             eigenvalue_prediction={
-                name: [sum(float(at[s][k]) for s, k in step.items()) * share / 2 for step in curves.kept]
+                name: [
+                    sum(float(at[s][k]) for s, k in step.items()) * share / 2
+                    for step in curves.kept
+                ]
                 for name, at in dropped.items()
             },
         )

@@ -74,7 +74,7 @@ def dimension_map(
         batch_size: sequences a batch.
         max_tokens: stop before exceeding so many tokens of data.
         heldout_tokens: the same for the held-out data.
-        checkpoint: a folder to go on from, and to write to; see `collect`.
+        checkpoint: a folder to go on from, and to write to, made where there is none; see `collect`.
         checkpoint_every: batches between two writes.
         progress: show progress bars, with the time left.
 
@@ -103,6 +103,8 @@ def dimension_map(
     for share in shares:
         components_at(share, downstream.widths)
     folder = None if checkpoint is None else Path(checkpoint)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     if makers is None:
         found = placed_bases(model, bases, None, anywhere=False)
     else:
