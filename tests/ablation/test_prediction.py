@@ -122,7 +122,8 @@ def test_together_it_is_exact_on_a_linear_model(shape, fill):
     assert curves.eigenvalue_prediction["metric"][2] == pytest.approx(total, rel=1e-9)
 
 
-def test_together_it_is_the_plain_formula(model, heldout):
+@pytest.mark.parametrize("outliers", [None, 1.05])
+def test_together_it_is_the_plain_formula(model, heldout, outliers):
     """Σ_h Σ_s g·δ written out, δ what plain hooks take away; with padding, positions and heads."""
     heads, stream = "blocks.1.attn.hook_z", "blocks.2.hook_resid_post"
     objective, data = wpca.sampled_token_loss(2), heldout.select(range(6))
@@ -133,16 +134,20 @@ def test_together_it_is_the_plain_formula(model, heldout):
     bases = {place: wpca.pca(stats[place]) for place in (stream, heads)}
     kept = {stream: 9, heads: 5}
     curves = wpca.ablation_curves(
-        model, data, {"a": bases}, ranks=[kept], score="kl", predicted=objective, **options
-    )
+        model, data, {"a": bases}, ranks=[kept], score="kl", predicted=objective,
+        outliers=outliers, **options,
+    )  # fmt: skip
     expected = torch.zeros(6, dtype=torch.float64)
     pairs = wpca.stream_pairs(
-        model, data, [stream, heads], objective=objective, positions=slice(1, 9), batch_size=3
-    )
+        model, data, [stream, heads], objective=objective, positions=slice(1, 9), batch_size=3,
+        outliers=outliers,
+    )  # fmt: skip
     for batch, here in zip(batches(data, 3), pairs, strict=True):
         taken = {}
 
-        def hook_of(place, taken=taken, where=here[stream].mask):
+        def hook_of(place, taken=taken, here=here):
+            where = here[place].mask
+
             def hook(f, hook):
                 new = bases[place].project(f, kept[place])
                 taken[place] = (f - new).double().flatten(2)
@@ -272,7 +277,6 @@ def test_heads_add_up(best_model, tokens):
     [
         ({"score": "loss"}, "predicted=True is of the KL divergence, and score is 'loss'"),
         ({"fill": "resample"}, "not of resampled sequences"),
-        ({"outliers": 10.0}, "predicted is of all positions: leave outliers out"),
     ],
 )
 def test_what_is_not_predicted(slips, change, message):

@@ -72,13 +72,13 @@ def ablation_curves(
         TypeError: for anything but bases.
         ValueError: for ranks outside 0..d, a basis of another width, hook point or model, two names of one
             hook point, a hook point whose value the rest of the model does not read, or reads past the
-            hook, or a prediction of the loss, of resampled sequences or with outliers left out.
+            hook, or a prediction of the loss or of resampled sequences.
     """
     named = placed_bases(model, bases, hook_point, anywhere)
     kept = kept_components(ranks, named)
     n, places = len(kept), list(kept[0])
     filling = Filling(fill, seed)
-    asked = None if predicted is False else Prediction(predicted, score, fill, outliers)
+    asked = None if predicted is False else Prediction(predicted, score, fill)
     edits = [
         {place: filling.edit(basis, step[place]) for place, basis in at.items()}
         for at in named.values()

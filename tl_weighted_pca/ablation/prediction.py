@@ -17,12 +17,11 @@ from tl_weighted_pca.ablation.fill import Fill
 from tl_weighted_pca.ablation.scores import Score
 from tl_weighted_pca.bases.allocation import has_metric
 from tl_weighted_pca.bases.basis import Basis
-from tl_weighted_pca.data.batches import Batch, batches, check_rereadable
-from tl_weighted_pca.data.positions import Positions
+from tl_weighted_pca.data.batches import batches, check_rereadable
+from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.objectives.losses import Objective, objective_name, sampled_token_loss
-from tl_weighted_pca.streaming.counted import CountedPositions
 from tl_weighted_pca.streaming.pairs import Pairs, stream_pairs
 
 Kept = Sequence[Mapping[str, int]]
@@ -42,7 +41,6 @@ class Prediction:
         objective: what to differentiate; True for labels sampled from the model.
         score: what is measured beside it.
         fill: what stands in for what is ablated.
-        outliers: positions that the ablation leaves out.
 
     Raises:
         ValueError: for what this does not predict.
@@ -53,12 +51,9 @@ class Prediction:
         objective: Objective | Literal[True],
         score: Score,
         fill: Fill,
-        outliers: float | None = None,
     ) -> None:
         if fill == "resample":
             raise ValueError("predicted is of fill='mean' or 'zero', not of resampled sequences.")
-        if outliers is not None:
-            raise ValueError("predicted is of all positions: leave outliers out, or predicted.")
         if objective is True and score != "kl":
             raise ValueError(
                 f"predicted=True is of the KL divergence, and score is {score!r}: pass score='kl', or the "
@@ -83,17 +78,18 @@ class Prediction:
         all_pairs = stream_pairs(model, data, places, objective=self._objective, **options)
         moved = _alone if len(places) == 1 else _Together(model, data, places, **options)
         found: dict[str, list[Tensor]] = {name: [] for name in bases}
-        order, n_edited = [], 0
+        order, n_edited = [], dict.fromkeys(places, 0)
         for pairs in all_pairs:
-            n_edited += pairs[places[0]].n_tokens
+            for place, here in pairs.items():
+                n_edited[place] += here.n_tokens
             order.append(pairs[places[0]].sequence_index)
             for name, each in moved(pairs, bases, curves.kept).items():
                 found[name].append(each.double().cpu().square().mean(0).T / 2)
         by_index = torch.cat(order).argsort(stable=True)
-        share = n_edited / float(curves.counts.sum())  # of the scored positions
+        n = float(curves.counts.sum())
         what = objective_name(self._objective)
-        dropped = {
-            name: {place: _dropped(basis) for place, basis in at.items()}
+        dropped = {  # per scored position, though fewer are edited
+            name: {s: _dropped(basis) * (n_edited[s] / n / 2) for s, basis in at.items()}
             for name, at in bases.items()
             if all(has_metric(basis, what) for basis in at.values())
         }
@@ -101,10 +97,7 @@ class Prediction:
             curves,
             predicted_per_sequence={n: torch.cat(p, 1)[:, by_index] for n, p in found.items()},
             eigenvalue_prediction={
-                name: [
-                    sum(float(at[s][k]) for s, k in step.items()) * share / 2
-                    for step in curves.kept
-                ]
+                name: [sum(float(at[s][k]) for s, k in step.items()) for step in curves.kept]
                 for name, at in dropped.items()
             },
         )
@@ -123,37 +116,42 @@ class _Together:
     """Σ_h Σ_s g_hs·δ_hs at several hook points, batch by batch: the ablated model says what arrives."""
 
     def __init__(
-        self, model: Any, data: Any, places: Sequence[str], *, positions: Positions, **options: Any
+        self,
+        model: Any,
+        data: Any,
+        places: Sequence[str],
+        *,
+        positions: Positions,
+        outliers: float | None,
+        **options: Any,
     ) -> None:
         self._model, self._batches = model, batches(data, **options)
-        self._downstream = Downstream(model, places, positions)
-        self._counted = CountedPositions(positions, None, note=False)
+        self._downstream = Downstream(model, places, positions, Outliers.checked(outliers))
+        self._positions = positions
 
     def __call__(
         self, pairs: Mapping[str, Pairs], bases: Mapping[str, Mapping[str, Basis]], kept: Kept
     ) -> dict[str, Float[Tensor, "samples batch rank"]]:
         with quiet(self._model, gradients=False):
-            batch = next(self._batches)
-            self._downstream.start(batch)
+            self._downstream.start(next(self._batches))
             return {
-                name: torch.stack([self._ablated(batch, pairs, at, step) for step in kept], -1)
+                name: torch.stack([self._ablated(pairs, at, step) for step in kept], -1)
                 for name, at in bases.items()
             }
 
     def _ablated(
-        self,
-        batch: Batch,
-        pairs: Mapping[str, Pairs],
-        bases: Mapping[str, Basis],
-        step: Mapping[str, int],
+        self, pairs: Mapping[str, Pairs], bases: Mapping[str, Basis], step: Mapping[str, int]
     ) -> Float[Tensor, "samples batch"]:
         found: dict[str, Tensor] = {}
 
         def edit(f: Tensor, place: str) -> Tensor:
             new = bases[place].project(f, step[place])
             if place not in found:  # what fires again is the same
-                taken = self._counted.cut(place, f - new, batch)[0].flatten(2)
-                found[place] = torch.einsum("bsd,nbsd->nb", taken, _counted(pairs[place]).to(taken))
+                g = _counted(pairs[place])
+                taken = (f - new)[:, None] if f.ndim == 2 else (f - new).flatten(2)
+                if taken.shape[1] > g.shape[2]:  # gradients come cut to a slice
+                    taken = taken[:, self._positions]
+                found[place] = torch.einsum("bsd,nbsd->nb", taken, g.to(taken))
             return new
 
         self._downstream.resume({place: partial(edit, place=place) for place in bases})
