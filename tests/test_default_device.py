@@ -104,7 +104,7 @@ USES = {
     "use_linalg_svd": lambda s: s.switched(),
     "weighted_pca": lambda s: wpca.weighted_pca(s.m),
 }  # fmt: skip
-NO_TENSORS = {"NonFiniteError", "Run"}
+NO_TENSORS = {"NonFiniteError", "Run", "report"}
 
 
 @pytest.fixture(scope="module")

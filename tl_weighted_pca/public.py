@@ -40,6 +40,7 @@ from tl_weighted_pca.objectives import (
     next_token_loss,
     sampled_token_loss,
 )
+from tl_weighted_pca.runs import report
 from tl_weighted_pca.streaming import Pairs, collect, stream_pairs
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "pca",
     "principal_angles",
     "random_basis",
+    "report",
     "sampled_token_loss",
     "sequential_bases",
     "shard",

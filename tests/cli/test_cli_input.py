@@ -38,6 +38,7 @@ LINES = {
     "ansatz": ["ansatz", "--layer", "1", *FEW],
     "interaction": ["interaction", *TWO, *FEW, "--edge-tokens", "100", "--max-tokens", "300"],
     "dictionary": ["dictionary", "--features", "8", "--n-tokens", "1024", *FEW],
+    "report": ["report", "RUN"],
     "map": [
         "map",
         "--hook",
@@ -66,11 +67,12 @@ LOADING_MODELS = [*READING_TEXT, "svd"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Files that earlier steps left: what MOMENTS and BASIS stand for."""
+    """Files that earlier steps left: what RUN, MOMENTS and BASIS stand for."""
     folder = tmp_path_factory.mktemp("made")
     works(*LINES["collect"], "--out", folder / "run")
     works("basis", folder / "run", "--method", "pca", "--out", folder / "bases")
     return {
+        "RUN": folder / "run",
         "MOMENTS": folder / "run" / "moments.safetensors",
         "BASIS": folder / "bases" / f"{POINT}.pca.safetensors",
     }

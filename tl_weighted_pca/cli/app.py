@@ -19,6 +19,7 @@ from tl_weighted_pca.cli.errors import Debug, OneSentenceGroup
 from tl_weighted_pca.cli.info import info
 from tl_weighted_pca.cli.interaction import interaction
 from tl_weighted_pca.cli.map import map as map_model
+from tl_weighted_pca.cli.report import report
 from tl_weighted_pca.cli.svd import svd
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ for _command in (
     ansatz,
     interaction,
     dictionary,
+    report,
     info,
 ):
     app.command()(_command)

@@ -77,28 +77,9 @@ def _tensors(path: Path) -> list[RenderableType]:
 def _moments(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> list[RenderableType]:
     import pandas as pd
 
-    held = json.loads(metadata["moments"])
-    if not held:
-        raise LookupError("it holds no hook point")
-    rows = []
-    for name, entry in held.items():
-        kinds = [
-            k for k in ("activation", "gradient", "weighted") if f"{name}/{k}/weight" in shapes
-        ]
-        shape: list[int] = next((shapes[f"{name}/{k}/shift"] for k in kinds), [])
-        rows.append(
-            {
-                "hook point": name, "shape": "×".join(map(str, shape)), "tokens": entry["n_tokens"],
-                "sequences": entry["n_sequences"], "statistics": ", ".join(kinds),
-            }
-        )  # fmt: skip
-    made = next(iter(held.values()))["provenance"]
-    facts = {
-        "model": made["model"],
-        "objective": made["objective"] or "none",
-        **json.loads(metadata["settings"]),
-    }
-    facts.pop("statistics", None)
+    from tl_weighted_pca.runs.contents import moments_held
+
+    facts, rows = moments_held(path)
     if left_out := facts.get("left_out"):
         facts["left_out"] = {name: in_words(counts) for name, counts in left_out.items()}
     return [_facts(f"{path}: moments", facts), table(pd.DataFrame(rows))]

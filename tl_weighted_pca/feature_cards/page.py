@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from tl_weighted_pca.feature_cards import page_parts as parts
 from tl_weighted_pca.feature_cards.card_set import FeatureCards
@@ -19,6 +16,7 @@ from tl_weighted_pca.feature_cards.facts import SIGNIFICANT
 from tl_weighted_pca.feature_cards.prompt_view import PromptView
 from tl_weighted_pca.feature_cards.token_text import visible
 from tl_weighted_pca.support.files import write_text_atomically
+from tl_weighted_pca.support.web_page import rendered, templates
 
 ON_ONE_PAGE = 64
 """Cards up to which they are all on one page."""
@@ -49,12 +47,12 @@ def save_pages(cards: FeatureCards, path: str | os.PathLike[str]) -> None:
     for i, (card, name) in enumerate(zip(cards, names, strict=True)):
         around = [names[j] if 0 <= j < len(names) else "" for j in (i - 1, i + 1)]
         text = _rendered(
-            "component.html", **content, framed=False, card=card, place=i, around=around,
+            "component.html", **content, card=card, place=i, around=around,
             index=f"../{index.name}",
         )  # fmt: skip
         write_text_atomically(folder / name, text)
     links = [f"{folder.name}/{name}" for name in names]
-    text = _rendered("page.html", **_content(cards, links), framed=False, apart=True)
+    text = _rendered("page.html", **_content(cards, links), apart=True)
     write_text_atomically(index, text)
 
 
@@ -77,22 +75,12 @@ def _content(cards: FeatureCards, links: Sequence[str]) -> dict[str, Any]:
 
 
 def _rendered(template: str, **content: Any) -> str:
-    script, style = (_environment().get_template(f"page.{end}").render() for end in ("js", "css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Trusted: files of this package.
-    content |= {"script": Markup(script), "style": Markup(style), "script_digest": digest}
-    return _environment().get_template(template).render(**content)
+    return rendered(_environment(), template, script="page.js", **content)
 
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tl_weighted_pca.feature_cards", "templates"),
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("tl_weighted_pca.feature_cards")
     environment.filters.update(
         number=parts.number, decimals=parts.decimals, visible=visible, bars=parts.bars,
         line=parts.line, most_of=parts.most_of, words=parts.words, telling=parts.telling,

@@ -13,6 +13,7 @@ import jinja2
 from tl_weighted_pca.ablation.bootstrap import Estimate
 from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.model_map.dimensions import DimensionMap
+from tl_weighted_pca.support.web_page import rendered, templates
 
 
 def page(dimensions: DimensionMap, title: str) -> str:
@@ -29,20 +30,16 @@ def page(dimensions: DimensionMap, title: str) -> str:
         for place, curves in dimensions.items()
     ]
     some = next(iter(dimensions.values()))
-    return _template().render(
-        map=dimensions, title=title, rows=rows, n_sequences=len(some.counts),
+    return rendered(
+        _environment(), "map.html", map=dimensions, title=title, rows=rows, n_sequences=len(some.counts),
         names=[display_name(name) for name in dimensions.names],
         picture=base64.b64encode(picture.getvalue()).decode(),
     )  # fmt: skip
 
 
 @cache
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("tl_weighted_pca.model_map", "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("page.html")
+def _environment() -> jinja2.Environment:
+    return templates("tl_weighted_pca.model_map")
 
 
 def _shown(rank: Estimate) -> dict[str, Any]:

@@ -54,7 +54,10 @@
   splitOpen();
 
   // The value of the token that the pointer is on.
-  const tip = one("#tip");
+  const tip = document.createElement("div");
+  tip.id = "tip";
+  tip.hidden = true;
+  document.body.append(tip);
   addEventListener("pointerover", (event) => {
     const token = event.target.closest?.("[data-z]");
     tip.hidden = !token;
