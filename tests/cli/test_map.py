@@ -43,7 +43,10 @@ def test_it_is_what_the_package_gives(mapped, best_model):
 def test_the_page_needs_nothing_from_outside(mapped):
     page = (mapped[0] / "map.html").read_text()
     assert "Dimensions of gpt2-stories" in page and all(place in page for place in PLACES)
-    assert re.findall(r'<th scope="col" class="n">([^<]*)', page)[1:] == ["PCA", "Fisher-metric PCA"]
+    assert re.findall(r'<th scope="col" class="n">([^<]*)', page)[1:] == [
+        "PCA",
+        "Fisher-metric PCA",
+    ]
     assert page.count("data:image/png;base64,") == 1
     assert not re.search(r"(src|href)=\"?(?!data:)\w+:", page) and "<script" not in page
     assert (mapped[0] / "map.png").stat().st_size > 10_000

@@ -253,12 +253,13 @@ class AblationCurves:
         return table
 
     def plot(self, *, relative_to: str | None = None, **options: Any) -> Any:
-        """A matplotlib figure of the curves, with the baseline and confidence bands.
+        """A figure of the curves, with the baseline and confidence bands: matplotlib's, or plotly's.
 
         Args:
             relative_to: a basis's name: draw every excess over that basis's own, rank by rank.
-            options: `names`, `level`, `title`, `ax` and, without `relative_to`, `excess`: those of
-                `plots.plot_ablation_curves` and `plots.plot_relative_excess`.
+            options: `names`, `level`, `title`, `ax`, `interactive` (a plotly figure) and, without
+                `relative_to`, `excess`: those of `plots.plot_ablation_curves` and
+                `plots.plot_relative_excess`.
         """
         from tl_weighted_pca.ablation.picture import plot_ablation_curves, plot_relative_excess
 

@@ -188,13 +188,13 @@ class FeatureAnsatz:
         return pd.DataFrame([row.row(others(row), power) for row in self])
 
     def plot(self, **options: Any) -> Any:
-        """A matplotlib figure: the cosine and its baselines by layer, one panel a kind of weight."""
+        """A figure: the cosine and its baselines by layer, one panel a kind of weight."""
         from tl_weighted_pca.ansatz.picture import plot_feature_ansatz
 
         return plot_feature_ansatz(self, **options)
 
     def plot_captured(self, **options: Any) -> Any:
-        """A matplotlib figure: captured gradient variance by k, one panel a kind of weight."""
+        """A figure: captured gradient variance by k, one panel a kind of weight."""
         from tl_weighted_pca.ansatz.picture import plot_captured
 
         return plot_captured(self, **options)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
@@ -22,6 +22,8 @@ from tl_weighted_pca.support.figure import (
     new_figure,
     plain,
 )
+from tl_weighted_pca.support.interactive import explorable
+from tl_weighted_pca.support.panel import Grid, Line, Panel
 
 Bases = Mapping[str, Basis] | Basis
 
@@ -40,7 +42,8 @@ def basis_overlap(
     side: Side = "decoder",
     title: str | None = None,
     ax: Axes | None = None,
-) -> Figure:
+    interactive: bool = False,
+) -> Any:
     """φ = 1/k Σ_i cos² θ_i of the principal angles θ_i between the top k of any two bases.
 
     φ is 1 where two bases keep the same subspace, 0 where they keep orthogonal ones, and k/d on average
@@ -57,14 +60,16 @@ def basis_overlap(
         side: "decoder" compares what bases keep, "encoder" what they look at.
         title: above the picture.
         ax: to draw the heat map alone into; a new figure by default.
+        interactive: a plotly figure, in place of one of matplotlib.
 
     Raises:
+        ImportError: if plotly is not installed, and asked for.
         ValueError: for bases of different widths or heads, or k outside 1..n_components.
     """
     right = left if right is None else right
     if isinstance(left, Basis) and isinstance(right, Basis):
-        return _pair(left, right, k, side, title, ax)
-    return _grid(_by_name(left), _by_name(right), k, side, title, ax)
+        return _pair(left, right, k, side, title, ax, interactive)
+    return _grid(_by_name(left), _by_name(right), k, side, title, ax, interactive)
 
 
 def _grid(
@@ -74,7 +79,8 @@ def _grid(
     side: Side,
     title: str | None,
     ax: Axes | None,
-) -> Figure:
+    interactive: bool,
+) -> Any:
     bases = [*rows.values(), *columns.values()]
     k = max(1, min(basis.n_components for basis in bases) // 4) if k is None else k
     grid = torch.tensor(
@@ -84,9 +90,14 @@ def _grid(
         ]
     )
     width = bases[0].width
+    name = f"overlap φ of the top {k} of {width}"
+    if interactive:
+        names = [[*map(display_name, named)] for named in (rows, columns)]
+        shown = Grid(grid, names[0], names[1], f"{name} (chance {k / width:.2g})", 0, 1)
+        return explorable([Panel("", "", grid=shown)], title=title or "")
     size = max(4.2, 2.6 + 0.55 * len(columns)), max(3.0, 1.6 + 0.45 * len(rows))
     figure, ax = canvas(ax, size)
-    _heat(ax, grid, f"overlap φ of the top {k} of {width}", chance=k / width)
+    _heat(ax, grid, name, chance=k / width)
     ax.set_xticks(
         range(len(columns)),
         [*map(display_name, columns)],
@@ -108,48 +119,72 @@ def _grid(
 
 
 def _pair(
-    a: Basis, b: Basis, k: int | None, side: Side, title: str | None, ax: Axes | None
-) -> Figure:
-    overlap = subspace_overlap(a, b, k, side=side)
-    k, width = overlap.shape[-1], a.width
+    a: Basis,
+    b: Basis,
+    k: int | None,
+    side: Side,
+    title: str | None,
+    ax: Axes | None,
+    interactive: bool,
+) -> Any:
+    heat, curve = _panels(a, b, k, side)
+    if interactive:
+        return explorable([heat, curve], title=title or "")
     alone = ax is not None
     if ax is None:
-        figure: Figure = new_figure((9.0, 4.0))
-        ax, curve = figure.subplots(1, 2, width_ratios=(1.15, 1))
-        plain(curve)
-    else:
-        figure = figure_of(ax)
-    names = [_name(a, "left"), _name(b, "right")]
-    if names[0] == names[1]:
-        names = [f"{names[0]}, left", f"{names[1]}, right"]
-    if a.per_head:
-        _heat(ax, overlap, "overlap φ of the top j", chance=None, x_from=1)
-        ax.set_xlabel("j, components of each")
-        ax.set_ylabel("head")
-    else:
-        cosines = component_cosines(a, b, min(k, _SINGLE), side=side)
-        _heat(ax, cosines, "|cosine| of single components", chance=None, x_from=1, y_from=1)
-        ax.set_xlabel(f"component of {names[1]}")
-        ax.set_ylabel(f"component of {names[0]}")
+        figure = new_figure((9.0, 4.0))
+        ax, beside = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    assert heat.grid is not None
+    _heat(ax, heat.grid.values, heat.grid.name, chance=None, x_from=1, y_from=heat.grid.rows[0])
+    ax.set_xlabel(heat.x)
+    ax.set_ylabel(heat.y)
     if alone:
         if title is not None:
             ax.set_title(title)
-        return figure
+        return figure_of(ax)
     if title is not None:
         figure.suptitle(title, fontsize=11)
-    j = range(1, k + 1)
-    mean = overlap.reshape(-1, k).mean(0).tolist()
-    label = "mean over heads" if a.per_head else "the two bases"
-    curve.plot(
-        j, mean, color=PALETTE[0], marker=MARKERS[0], markersize=4, markevery=max(1, k // 10),
-        label=label,
-    )  # fmt: skip
-    curve.plot(j, [i / width for i in j], color="0.4", linestyle="--", label="by chance, j / d")
-    curve.set_xlabel(f"j, components of each (of {width})")
-    curve.set_ylabel("overlap φ of the top j")
-    curve.set_ylim(0, 1.03)
-    curve.legend(frameon=False, loc="lower right")
+    plain(beside)
+    for line in curve.lines:
+        line.draw(beside)
+    beside.set_xlabel(curve.x)
+    beside.set_ylabel(curve.y)
+    beside.set_ylim(curve.ends)
+    beside.legend(frameon=False, loc="lower right")
     return figure
+
+
+def _panels(a: Basis, b: Basis, k: int | None, side: Side) -> tuple[Panel, Panel]:
+    """Single components or heads, and φ of the top j by j."""
+    overlap = subspace_overlap(a, b, k, side=side)
+    k, width = overlap.shape[-1], a.width
+    names = [_name(a, "left"), _name(b, "right")]
+    if names[0] == names[1]:
+        names = [f"{names[0]}, left", f"{names[1]}, right"]
+    j = range(1, k + 1)
+    if a.per_head:
+        grid = Grid(overlap, range(len(overlap)), j, "overlap φ of the top j", 0, 1)
+        heat = Panel("j, components of each", "head", grid=grid)
+    else:
+        cosines = component_cosines(a, b, min(k, _SINGLE), side=side)
+        i = range(1, len(cosines) + 1)
+        grid = Grid(cosines, i, i, "|cosine| of single components", 0, 1)
+        heat = Panel(f"component of {names[1]}", f"component of {names[0]}", grid=grid)
+    look = {
+        "color": PALETTE[0],
+        "marker": MARKERS[0],
+        "markersize": 4,
+        "markevery": max(1, k // 10),
+    }
+    mean = overlap.reshape(-1, k).mean(0).tolist()
+    lines = [
+        Line(j, mean, "mean over heads" if a.per_head else "the two bases", look),
+        Line(
+            j, [i / width for i in j], "by chance, j / d", {"color": "#666666", "linestyle": "--"}
+        ),
+    ]
+    x = f"j, components of each (of {width})"
+    return heat, Panel(x, "overlap φ of the top j", lines, ends=(0, 1.03))
 
 
 def _heat(

@@ -90,7 +90,7 @@ class InteractionGraph:
         return graph
 
     def plot(self, **options: Any) -> Any:
-        """A matplotlib figure of the graph, layers from left to right."""
+        """A figure of the graph, layers from left to right: see `plot_interaction_graph`."""
         from tl_weighted_pca.interaction.picture import plot_interaction_graph
 
         return plot_interaction_graph(self, **options)

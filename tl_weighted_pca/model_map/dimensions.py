@@ -94,7 +94,13 @@ class DimensionMap(Mapping[str, AblationCurves]):
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
-    def plot(self, *, names: Sequence[str] | None = None, title: str | None = None) -> Any:
+    def plot(
+        self,
+        *,
+        names: Sequence[str] | None = None,
+        title: str | None = None,
+        interactive: bool = False,
+    ) -> Any:
         """A heat map of the excess, layers down and shares kept across, with the tolerance's contour.
 
         One panel a basis; one line each for the stream, attention outputs and MLP outputs.
@@ -102,10 +108,11 @@ class DimensionMap(Mapping[str, AblationCurves]):
         Args:
             names: of the bases; all by default.
             title: above the panels.
+            interactive: a plotly figure, in place of one of matplotlib.
         """
         from tl_weighted_pca.model_map.picture import plot_dimension_map
 
-        return plot_dimension_map(self, names=names, title=title)
+        return plot_dimension_map(self, names=names, title=title, interactive=interactive)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `DimensionMap.load` reads; the bases are not in it."""

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -16,27 +18,51 @@ from matplotlib.lines import Line2D
 from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.model_map.dimensions import DimensionMap, layer_and_kind
 from tl_weighted_pca.support.figure import SEQUENCE, new_figure
+from tl_weighted_pca.support.interactive import explorable
+from tl_weighted_pca.support.panel import Grid, Line, Panel
 
 _LINES = ("#ffffff", "#ff5d00", "#ff9ecb", "#00e5ff", "#ffe14d")
 """Of the contours: they must show on dark and on light."""
 
 
 def plot_dimension_map(
-    dimensions: DimensionMap, *, names: Sequence[str] | None = None, title: str | None = None
-) -> Figure:
+    dimensions: DimensionMap,
+    *,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    interactive: bool = False,
+) -> Any:
     """Excess by hook point (down) and share of the width kept (across), with the tolerance's contour.
 
     Args:
         dimensions: from `dimension_map`.
         names: which bases, one panel each; all by default.
         title: above the panels.
+        interactive: a plotly figure, in place of one of matplotlib.
+
+    Raises:
+        ImportError: if plotly is not installed, and asked for.
     """
     names = dimensions.names if names is None else list(names)
     rows = sorted(dimensions, key=lambda s: _order(dimensions).index(layer_and_kind(s)[1]))
     values = {name: _excess(dimensions, name, rows) for name in names}
     highest = max(float(v.max()) for v in values.values())
     lowest = min(dimensions.tolerance / 100, highest / 10)
-    norm = LogNorm(lowest, max(highest, 2 * lowest))
+    highest = max(highest, 2 * lowest)
+    shares = [_share(share) for share in dimensions.shares]
+    unit = next(iter(dimensions.values())).unit
+    if interactive:
+        across = "share of the width kept"
+        panels = [
+            Panel(
+                across, "hook point", _crossings(dimensions, found, rows),
+                Grid(torch.tensor(found), rows, shares, f"excess {unit}", lowest, highest, True, True),
+                title=display_name(name),
+            )
+            for name, found in values.items()
+        ]  # fmt: skip
+        return explorable(panels, title=title or "", columns=1)
+    norm = LogNorm(lowest, highest)
     size = (1.6 + 3.4 * len(names), 1.5 + max(0.17 * len(rows), 1.6))
     figure = new_figure(size)
     axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
@@ -44,11 +70,9 @@ def plot_dimension_map(
         mesh = ax.pcolormesh(values[name].clip(lowest), cmap=f"{SEQUENCE}_r", norm=norm)
         _contours(ax, values[name], rows, dimensions.tolerance)
         ax.set_title(display_name(name))
-        shares = [_share(share) for share in dimensions.shares]
         ax.set_xticks(np.arange(len(shares)) + 0.5, shares, fontsize=8)
         ax.set_xlabel("share of the width kept")
     _label_rows(axes[0], rows)
-    unit = next(iter(dimensions.values())).unit
     bar = figure.colorbar(mesh, ax=list(axes), label=f"excess {unit}", extend="min")
     bar.ax.axhline(dimensions.tolerance, color="black", linewidth=1)
     _legend(figure, rows, dimensions.tolerance)
@@ -86,6 +110,16 @@ def _contours(ax: Axes, values: np.ndarray, rows: Sequence[str], tolerance: floa
             )  # fmt: skip
         first += len(group)
         ax.axhline(first, color="white", linewidth=2)
+
+
+def _crossings(dimensions: DimensionMap, values: np.ndarray, rows: Sequence[str]) -> list[Line]:
+    """A mark on the smallest share of each row that is within the tolerance."""
+    enough = [np.flatnonzero(row <= dimensions.tolerance) for row in values]
+    at = [(int(found[0]), row) for found, row in zip(enough, rows, strict=True) if len(found)]
+    look = {"color": _LINES[1], "marker": "o", "linestyle": "", "markersize": 6}
+    shares = [_share(dimensions.shares[i]) for i, _ in at]
+    name = f"within {dimensions.tolerance:g} nats"
+    return [Line(shares, [row for _, row in at], name, look, quiet=True)]
 
 
 def _crossing(values: np.ndarray, tolerance: float) -> float:

@@ -192,7 +192,9 @@ def _curves(path: Path) -> Iterator[Part]:
             f"Excess over the unablated model's {unablated:.3f} by components kept, with 95% intervals; the "
             "lowest in bold."
         )
-        yield Part(f"Node ablation at {place}", note, ["Kept", *map(display_name, map(str, names))], rows)
+        yield Part(
+            f"Node ablation at {place}", note, ["Kept", *map(display_name, map(str, names))], rows
+        )
 
 
 def _cards(folder: Path, names: Sequence[str]) -> Part:
