@@ -251,7 +251,10 @@ def test_lines_above_have_every_option():
         used = {part for line, _, _ in CASES if line[0] == name for part in line}
         for option in options_of(name).values():
             given = {*option.opts, *option.secondary_opts} & used
-            shared = option.name in {*MODEL, *TEXT} or option.param_type_name == "argument"
+            shared = (
+                option.name in {*MODEL, *TEXT, "interactive"}
+                or option.param_type_name == "argument"
+            )
             assert given or shared, (name, option.name)
 
 

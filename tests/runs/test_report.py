@@ -110,18 +110,19 @@ def test_it_holds_the_numbers_of_the_files(chain, page_of):
     (moments,) = [t for t in found if t[0][0] == "hook point"]
     n = wpca.Collection.load(folders["run"] / "moments.safetensors")[HOOK].n_tokens
     assert moments[1][:3] == [HOOK, "64", f"{n:,}"]
-    (bases,) = [t for t in found if t[0][0] == "Method"]
+    (bases,) = [t for t in found if t[0][0] == "Basis"]
     basis = wpca.Basis.load(folders["bases"] / f"{HOOK}.pca.safetensors")
     enough = int((basis.explained_ratio.cumsum(0) < 0.9).sum()) + 1
     share = f"{float(basis.explained_ratio[0]):.1%}"
-    assert bases[1][:5] == ["pca", HOOK, "64 of 64", share, str(enough)]
+    assert bases[1][:5] == [f"{HOOK}.pca", "pca", "64 of 64", share, str(enough)]
     (ablated,) = [t for t in found if t[0][0] == "Kept"]
     assert ablated[0] == ["Kept", "PCA", "random"]
     for row, k in zip(ablated[1:], curves.ranks, strict=True):
         assert row[0] == str(k)
         for cell, name in zip(row[1:], ("pca", "random"), strict=True):
             e = curves.excess(name)[curves.ranks.index(k)]
-            assert cell == f"{e:.3f} [{e.low:.3f}, {e.high:.3f}]"
+            shown = f"{e:.3f} [{e.low:.3f}, {e.high:.3f}]"
+            assert cell == shown.replace("-0.000", "0.000")
     (ranks,) = [t for t in found if t[0][0] == "Hook point"]
     rank = wpca.DimensionMap.load(folders["map"] / "map.safetensors").smallest_ranks("pca")[HOOK]
     assert ranks[1] == [HOOK, "64", f"{rank:.0f} [{rank.low:.0f}, {rank.high:.0f}]"]

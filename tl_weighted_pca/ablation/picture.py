@@ -84,7 +84,7 @@ def plot_ablation_curves(
         if not excess:
             ends = [curves.ranks[0], curves.ranks[-1]]
             lines.append(Line(ends, [curves.baseline] * 2, "unablated", _REFERENCE))
-        y = f"{unit} {over}" if excess else unit
+        y = f"{unit}<br>{over}" if excess else unit
         return explorable([Panel(across, y, lines, log=excess, ticks=curves.ranks)], title=title)
     figure, ax = canvas(ax, (7.0, 4.5))
     for line in lines:
@@ -206,7 +206,7 @@ def plot_relative_excess(
     across = f"components kept (of {curves.width})"
     if interactive:
         lines.append(Line([curves.ranks[0], curves.ranks[-1]], [1, 1], reference, _REFERENCE))
-        y = f"excess {curves.unit}, over that of {reference}"
+        y = f"excess {curves.unit},<br>over that of {reference}"
         return explorable([Panel(across, y, lines, log=True, ticks=curves.ranks)], title=title)
     figure, ax = canvas(ax, (7.0, 4.5))
     for line in lines:

@@ -18,7 +18,7 @@ from tl_weighted_pca.cli.options import (
     existing,
     parsed_ranks,
 )
-from tl_weighted_pca.cli.pictures import draw
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.cli.tables import ablation_table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -46,6 +46,7 @@ def ablate(
         typer.Option("--anywhere", help="Accept bases made with another model."),
     ] = False,
     how: CountedOptions,
+    pictures: PictureOptions,
 ) -> None:
     """Keep the top k components of each basis, ablate the rest, and score the model.
 
@@ -99,7 +100,7 @@ def ablate(
         }
         report_left_out(left_out, run)
         for place, curves in found.items():
-            draw(run / f"{place}.png", curves.plot)
+            pictures.draw(run / f"{place}.png", curves.plot)
 
 
 def _by_hook_point(paths: list[Path], run: RunFolder) -> dict[str, dict[str, Basis]]:

@@ -17,7 +17,7 @@ from tl_weighted_pca.cli.options import (
     Seed,
     objective,
 )
-from tl_weighted_pca.cli.pictures import draw
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -53,6 +53,7 @@ def ansatz(
         typer.Option("--folded", help="Use weights with the norms' gains folded into them."),
     ] = False,
     how: PassOptions,
+    pictures: PictureOptions,
     seed: Seed = 0,
 ) -> None:
     """The deep neural feature ansatz: cos(W Wᵀ, E[g gᵀ]) for each weight, and
@@ -81,5 +82,5 @@ def ansatz(
         frame = found.to_pandas()
         show(table(frame[list(_SHOWN)].rename(columns=_SHOWN), digits=3))
         frame.to_csv(run / "ansatz.csv", index=False)
-        draw(run / "cosines.png", found.plot)
-        draw(run / "captured.png", found.plot_captured)
+        pictures.draw(run / "cosines.png", found.plot)
+        pictures.draw(run / "captured.png", found.plot_captured)

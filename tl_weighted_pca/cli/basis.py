@@ -16,7 +16,7 @@ from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.model_bases import FurtherPass
 from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import CountedOptions, OutputOptions, Seed
-from tl_weighted_pca.cli.pictures import draw
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -86,6 +86,7 @@ def basis(
         int, typer.Option(min=1, help="Of 'trained': batches to train on, over and over.")
     ] = 400,
     how: CountedOptions,
+    pictures: PictureOptions,
     seed: Seed = 0,
 ) -> None:
     """Make bases of moments: a file HOOK_POINT.METHOD.safetensors for each, and
@@ -137,14 +138,14 @@ def basis(
             here = {
                 n.removeprefix(f"{name}."): b for n, b in made.items() if n.startswith(f"{name}.")
             }
-            draw(run / f"{name}.png", partial(_spectra, here))
+            pictures.draw(run / f"{name}.png", partial(_spectra, here))
         show(table(_summary(made)))
 
 
-def _spectra(bases: dict[str, Basis]) -> Any:
+def _spectra(bases: dict[str, Basis], *, interactive: bool = False) -> Any:
     from tl_weighted_pca.plots import eigenvalue_spectra
 
-    return eigenvalue_spectra(bases)
+    return eigenvalue_spectra(bases, interactive=interactive)
 
 
 def _moments_of(path: Path, run: RunFolder) -> dict[str, Collection]:

@@ -18,6 +18,7 @@ from tl_weighted_pca.cli.options import (
     Seed,
     parsed_ranks,
 )
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.cli.tables import ablation_table
 
 
@@ -25,6 +26,7 @@ from tl_weighted_pca.cli.tables import ablation_table
 @command(out=Path("demo-out"))
 def demo(
     output: OutputOptions,
+    pictures: PictureOptions,
     hook: Annotated[
         str, typer.Option(help="The hook point: where to compare the bases.")
     ] = "blocks.2.hook_resid_post",
@@ -84,4 +86,4 @@ def demo(
         # Ahead of the files: a full disk must not cost what was found.
         show(ablation_table(found.curves, to="PCA"))
         show(found.sentence(), highlight=False)
-        found.save(run.partial)
+        found.save(run.partial, pictures)

@@ -11,7 +11,7 @@ from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.ablation.node_ablation import ablation_curves
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.principal_components import metric_pca, pca, random_basis, weighted_pca
-from tl_weighted_pca.cli.pictures import draw
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.fitted.joint import joint_pca
 from tl_weighted_pca.fitted.path_gradients import path_metric
 from tl_weighted_pca.fitted.trained import optimize_basis
@@ -47,7 +47,7 @@ class Demo:
             f"lowest loss, {losses[best]:.3f} nats per token ({others}; unablated {curves.baseline:.3f})."
         )
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path, pictures: PictureOptions) -> list[Path]:
         """Write the table, the bases and the picture; the files' paths."""
         folder.mkdir(parents=True, exist_ok=True)
         picture, table = folder / "ablation.png", folder / "ablation.csv"
@@ -56,7 +56,7 @@ class Demo:
         for name, basis in self.bases.items():
             files.append(folder / f"{name.lower().replace(' ', '_').replace(',', '')}.safetensors")
             basis.save(files[-1])
-        draw(picture, self.curves.plot)
+        pictures.draw(picture, self.curves.plot)
         return files
 
 

@@ -19,7 +19,7 @@ from tl_weighted_pca.cli.options import (
     Seed,
     existing_file,
 )
-from tl_weighted_pca.cli.pictures import draw
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -69,6 +69,7 @@ def dictionary(
     ] = None,
     resume: Resume = False,
     how: PassOptions,
+    pictures: PictureOptions,
     seed: Seed = 0,
 ) -> None:
     """Train a sparse autoencoder on a hook point's activations, and evaluate it
@@ -123,7 +124,7 @@ def dictionary(
         shown = frame.set_index("code").rename(index=display_name).T
         show(table(shown.rename_axis("score").reset_index()))
         frame.to_csv(run / "evaluation.csv", index=False)
-        draw(run / "biases.png", partial(plot_biases, trained))
+        pictures.draw(run / "biases.png", partial(plot_biases, trained))
 
 
 def _read(

@@ -15,7 +15,7 @@ from tl_weighted_pca.cli.options import (
     PassOptions,
     Seed,
 )
-from tl_weighted_pca.cli.pictures import draw
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -44,6 +44,7 @@ def interaction(
         typer.Option(min=1, help="Tokens for the edges, which take a gradient for each feature."),
     ] = 1_000,
     how: PassOptions,
+    pictures: PictureOptions,
     seed: Seed = 0,
 ) -> None:
     """The local interaction basis of neighbouring hook points, first to last,
@@ -79,7 +80,7 @@ def interaction(
         graph = interaction_edges(model, data, bases, max_tokens=tokens, **options)
         show(table(_summary(graph)))
         graph.to_pandas(share).to_csv(run / "edges.csv", index=False)
-        draw(run / "graph.png", graph.plot)
+        pictures.draw(run / "graph.png", graph.plot)
 
 
 def _summary(graph: InteractionGraph) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,7 +14,7 @@ from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.left_out import report_left_out
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import CountedOptions, Hooks, OutputOptions, Resume
-from tl_weighted_pca.cli.pictures import draw
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
@@ -70,6 +71,7 @@ def map(
     ] = 20,
     resume: Resume = False,
     how: CountedOptions,
+    pictures: PictureOptions,
 ) -> None:
     """Map a model: how many components every hook point needs.
 
@@ -107,7 +109,7 @@ def map(
             checkpoint_every=checkpoint_every,
             **how.options,
         )
-        _write(found, run, run.manifest["model"]["name"])
+        _write(found, run, run.manifest["model"]["name"], pictures)
 
 
 def _read(
@@ -127,7 +129,7 @@ def _read(
     return model, data, other.load(model, "heldout", source.slips, own=own)
 
 
-def _write(found: DimensionMap, run: RunFolder, model: str) -> None:
+def _write(found: DimensionMap, run: RunFolder, model: str, pictures: PictureOptions) -> None:
     """The table to the terminal first: a full disk must not cost what was found."""
     import pandas as pd
 
@@ -149,8 +151,9 @@ def _write(found: DimensionMap, run: RunFolder, model: str) -> None:
     report_left_out({s: c.left_out[s] for s, c in found.items() if c.left_out}, run)
     found.save(run / "map.safetensors")
     found.to_pandas().to_csv(run / "map.csv", index=False)
-    draw(run / "map.png", lambda: found.plot(title=model))
-    (run / "map.html").write_text(page(found, f"Dimensions of {model}"), encoding="utf-8")
+    PictureOptions().draw(run / "map.png", partial(found.plot, title=model))
+    text = page(found, f"Dimensions of {model}", interactive=pictures.interactive)
+    (run / "map.html").write_text(text, encoding="utf-8")
 
 
 def _parsed_shares(text: str) -> list[float]:

@@ -11,7 +11,7 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import OutputOptions
-from tl_weighted_pca.cli.pictures import draw
+from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.cli.tables import table
 
 
@@ -29,6 +29,7 @@ def svd(
         typer.Option(help="Read this head's directions as tokens: '3.1' is layer 3, head 1."),
     ] = None,
     directions: Annotated[int, typer.Option(min=1, help="Number of directions to read.")] = 4,
+    pictures: PictureOptions,
     words: Annotated[int, typer.Option(min=1, help="Tokens shown per direction.")] = 8,
 ) -> None:
     """Decompose each head's OV or QK circuit: U, S, V_T, S in a table and a picture.
@@ -70,13 +71,13 @@ def svd(
             readings.append(found.assign(layer=layer, head=number))
         if readings:
             pd.concat(readings).to_csv(run / "directions.csv", index=False)
-        draw(run / "singular_values.png", partial(_spectra, values))
+        pictures.draw(run / "singular_values.png", partial(_spectra, values))
 
 
-def _spectra(values: Any) -> Any:
+def _spectra(values: Any, *, interactive: bool = False) -> Any:
     from tl_weighted_pca.plots import singular_value_spectra
 
-    return singular_value_spectra(values)
+    return singular_value_spectra(values, interactive=interactive)
 
 
 def _head(text: str, shape: tuple[int, ...]) -> tuple[int, int]:

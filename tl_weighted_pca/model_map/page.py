@@ -9,17 +9,21 @@ from functools import cache
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from tl_weighted_pca.ablation.bootstrap import Estimate
 from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.model_map.dimensions import DimensionMap
+from tl_weighted_pca.support.interactive import inlined
 from tl_weighted_pca.support.web_page import rendered, templates
 
 
-def page(dimensions: DimensionMap, title: str) -> str:
-    """HTML with the picture and the table of smallest ranks; all text is escaped."""
+def page(dimensions: DimensionMap, title: str, *, interactive: bool = False) -> str:
+    """HTML with the picture, plotly's if it is to be interactive, and the table of smallest ranks."""
+    drawn, digests = inlined(dimensions.plot(interactive=True)) if interactive else ("", [])
     picture = io.BytesIO()
-    dimensions.plot().savefig(picture, format="png")
+    if not interactive:
+        dimensions.plot().savefig(picture, format="png")
     ranks = {name: dimensions.smallest_ranks(name) for name in dimensions.names}
     rows = [
         {
@@ -34,6 +38,7 @@ def page(dimensions: DimensionMap, title: str) -> str:
         _environment(), "map.html", map=dimensions, title=title, rows=rows, n_sequences=len(some.counts),
         names=[display_name(name) for name in dimensions.names],
         picture=base64.b64encode(picture.getvalue()).decode(),
+        drawn=Markup(drawn), digests=digests,
     )  # fmt: skip
 
 

@@ -141,11 +141,11 @@ def _bases(folder: Path, names: Sequence[str]) -> Part:
         first = f"{float(share[0]):.1%}" if len(share) else "–"
         rows.append(
             [
-                basis.method, basis.provenance.hook_point, f"{basis.n_components} of {basis.width}", first,
-                str(enough) if enough <= len(share) else "–", Cell(svg=drawn),
+                name.removesuffix(".safetensors"), basis.method, f"{basis.n_components} of {basis.width}",
+                first, str(enough) if enough <= len(share) else "–", Cell(svg=drawn),
             ]
         )  # fmt: skip
-    columns = ["Method", "Hook point", "Components", "First share", "For 90%", "Eigenvalues"]
+    columns = ["Basis", "Method", "Components", "First share", "For 90%", "Eigenvalues"]
     return Part("Bases", "Eigenvalues are on a logarithmic scale.", columns, rows)
 
 
@@ -181,7 +181,7 @@ def _curves(path: Path) -> Iterator[Part]:
             of = {row["basis"]: row for _, row in at.iterrows()}
             cells = [
                 Cell(
-                    f"{row['excess']:.3f}", f"[{row['excess_low']:.3f}, {row['excess_high']:.3f}]",
+                    _nats(row["excess"]), f"[{_nats(row['excess_low'])}, {_nats(row['excess_high'])}]",
                     best=row["excess"] == lowest,
                 )
                 for row in (of[name] for name in names)
@@ -195,6 +195,10 @@ def _curves(path: Path) -> Iterator[Part]:
         yield Part(
             f"Node ablation at {place}", note, ["Kept", *map(display_name, map(str, names))], rows
         )
+
+
+def _nats(x: float) -> str:
+    return f"{round(x, 3) + 0.0:.3f}"
 
 
 def _cards(folder: Path, names: Sequence[str]) -> Part:

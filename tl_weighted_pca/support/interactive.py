@@ -62,7 +62,9 @@ def explorable(panels: Sequence[Panel], *, title: str = "", columns: int = 0) ->
         for line in panel.lines:
             figure.add_traces(_traces(line, panel, first=line.name not in named), **_each(line, at))
             named.add(line.name)
-        figure.update_xaxes(title_text=panel.x, tickvals=panel.ticks, ticktext=panel.names, **at)
+        figure.update_xaxes(title_text=panel.x, **at)
+        if panel.ticks is not None:
+            figure.update_xaxes(tickvals=list(panel.ticks), ticktext=panel.names, **at)
         figure.update_yaxes(title_text=panel.y, **at)
         if panel.log:
             figure.update_yaxes(type="log", exponentformat="power", **at)
@@ -91,7 +93,8 @@ def save_page(figure: Figure, path: str | os.PathLike[str]) -> None:
     title = figure.layout.title.text or os.path.splitext(os.path.basename(path))[0]
     across = [axis for axis in figure.select_xaxes() if axis.anchor]
     columns = len({axis.domain for axis in across})
-    drawn, digests = inlined(figure)
+    # The page's heading says what the figure's title does.
+    drawn, digests = inlined(type(figure)(figure).update_layout(title_text="", margin_t=40))
     text = rendered(
         templates("tl_weighted_pca.support"), "picture.html", digests=digests, title=title,
         picture=Markup(drawn), columns=columns,
@@ -122,9 +125,9 @@ def _traces(line: Line, panel: Panel, *, first: bool) -> list[Any]:
     graph = importlib.import_module("plotly.graph_objects")
     look = line.look
     color, dash = look.get("color", "#666666"), look.get("linestyle", "-")
-    marker = look.get("marker")
+    marker, of = look.get("marker"), panel.y.partition("<br>")[0]
     mode = "markers" if dash == "" else "lines+markers" if marker else "lines"
-    values = "%{customdata}" if line.hover else f"{panel.x}: %{{x}}<br>{panel.y}: %{{y:.4g}}"
+    values = "%{customdata}" if line.hover else f"{panel.x}: %{{x}}<br>{of}: %{{y:.4g}}"
     band = ""
     data: Any = list(line.hover) if line.hover else None
     if line.low:
@@ -133,7 +136,11 @@ def _traces(line: Line, panel: Panel, *, first: bool) -> list[Any]:
     trace = graph.Scatter(
         x=_plain(line.x), y=_plain(line.y), name=line.name, mode=mode, legendgroup=line.name,
         showlegend=bool(line.name) and first, customdata=data,
-        line={"color": color, "dash": _DASHES.get(dash), "width": look.get("linewidth", 1.5)},
+        line={
+            "color": color if isinstance(color, str) else None,
+            "dash": _DASHES.get(dash), "width": look.get("linewidth", 1.5),
+            "shape": "hvh" if look.get("drawstyle") == "steps-mid" else "linear",
+        },
         marker={"color": color, "symbol": _SYMBOLS.get(marker or ""), "size": _size(look)},
         opacity=look.get("alpha"),
         hoverinfo="skip" if line.quiet else None,
