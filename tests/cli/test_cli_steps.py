@@ -231,6 +231,31 @@ def test_cards_tell_the_facts_of_the_stories(steps, tmp_path):
     assert set(facts["fact"]) <= set(embedded.FACTS) and facts["eta_squared"].between(0, 1).all()
 
 
+def test_cards_compare_with_another_basis_and_show_prompts(steps, tmp_path):
+    basis, other = (steps / "bases" / f"{POINT}.{m}.safetensors" for m in ("pca", "metric-fisher"))
+    texts = ["The cat sat", "Once upon a time"]
+    prompts = [part for text in texts for part in ("--prompt", text)]
+    works(
+        "cards", basis, "-n", "2", "--compare", other, *prompts, "--no-ablation", *FEW,
+        "--out", tmp_path / "cards",
+    )  # fmt: skip
+    found = json.loads((tmp_path / "cards" / "cards.json").read_text())
+    assert found["compared"] == f"metric_pca(fisher) at {POINT}"
+    for card in found["components"]:
+        cosine = wpca.Basis.load(basis).decoder[card["component"]] @ (
+            torch.nn.functional.normalize(wpca.Basis.load(other).decoder, dim=1).mT
+        )
+        near = {e["component"]: e for e in card["nearest"] if e["basis"] == found["compared"]}
+        assert near[int(cosine.abs().argmax())]["cosine"] == pytest.approx(
+            float(cosine[cosine.abs().argmax()])
+        )
+    said = ["".join(prompt["tokens"]) for prompt in found["prompts"]]
+    assert all(text in told for text, told in zip(texts, said, strict=True))
+    page = (tmp_path / "cards" / "cards.html").read_text()
+    assert "Compared with <code>metric_pca(fisher)" in page and page.count('by token">') == 2
+    assert {str(basis), str(other)} <= set(read_manifest(tmp_path / "cards")["inputs"])
+
+
 def test_svd_writes_the_singular_values_and_reads_a_head(tmp_path, best_model):
     shown = works("svd", "--head", "3.1", "--directions", "2", "--out", tmp_path / "svd")
     table = pd.read_csv(tmp_path / "svd" / "singular_values.csv")

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.support.notebook import sparkline, summary
@@ -61,3 +62,29 @@ def test_curves_are_found_by_name(best_model, tokens, stats):
     assert curves["pca"] == curves.scores["pca"]
     with pytest.raises(KeyError, match="no curve 'lib'; these curves are of pca"):
         curves["lib"]
+
+
+def test_factored_matrices_and_their_svd_show_the_spectrum():
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(2, *shape, generator=generator) for shape in ((7, 3), (3, 5)))
+    M = wpca.FactoredMatrix(A, B)
+    S = torch.linalg.svdvals(A @ B)[:, :3].double()
+    ratio = (S.square().sum(1) ** 2 / S.pow(4).sum(1)).mean()
+    for shown in (M._repr_html_(), M.svd()._repr_html_()):
+        assert f"{float(S[:, 0].mean()):.4g}" in shown and f"{float(S[:, 2].mean()):.4g}" in shown
+        assert f">{float(ratio):.1f}<" in shown and "2 × 7 × 5" in shown
+        (points,) = re.findall('points="([^"]*)"', shown)
+        assert len(points.split()) == 3
+    assert repr(M.svd()) == "SVD(U=[2, 7, 3], S=[2, 3], V_T=[2, 3, 5])"
+    assert "<svg" not in wpca.FactoredMatrix(A[:, :0], B)._repr_html_()
+
+
+def test_n_components_cuts_each_basis(stats):
+    m = stats[HOOK]
+    makers = (wpca.pca, wpca.weighted_pca, wpca.gradient_pca, wpca.metric_pca, wpca.random_basis)
+    for make in makers:
+        whole, cut = make(m), make(m, n_components=5)
+        assert len(whole) == 64 and len(cut) == 5
+        assert cut.encoder.equal(whole.truncate(5).encoder) and cut.total.equal(whole.total)
+    with pytest.raises(ValueError, match=r"Rank 65 is outside 0\.\.64"):
+        wpca.pca(m, 65)

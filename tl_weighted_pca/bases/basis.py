@@ -166,9 +166,9 @@ class Basis:
         dtype = x.dtype if x.is_floating_point() else wide.dtype
         return (center + kept).to(dtype).reshape(shape)
 
-    def truncate(self, k: int) -> Basis:
-        """The basis of the first k components; it still knows the total of all."""
-        k = self.check_rank(k)
+    def truncate(self, k: int | None) -> Basis:
+        """The basis of the first k components, of all if None; it still knows the total of all."""
+        k = self.n_components if k is None else self.check_rank(k)
         return dataclasses.replace(
             self,
             encoder=self.encoder[..., :k],

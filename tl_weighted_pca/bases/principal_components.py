@@ -27,11 +27,12 @@ _NULL = 1e-12
 """Eigenvalues below this share of the largest are zero: float32 gradients carry no more digits."""
 
 
-def pca(moments: Moments, *, center: Center = True) -> Basis:
+def pca(moments: Moments, n_components: int | None = None, *, center: Center = True) -> Basis:
     """Eigenvectors of A(μ)/n, A(μ) = Σ (F − 1μᵀ)ᵀ(F − 1μᵀ): principal component analysis.
 
     Args:
         moments: with activation statistics.
+        n_components: how many of the first to keep; all by default.
         center: True (token mean), False (none: the "svd basis"), "row_metric", or a vector [d].
 
     Returns:
@@ -39,10 +40,12 @@ def pca(moments: Moments, *, center: Center = True) -> Basis:
     """
     activation = moments.require("activation")
     mu = _center(moments, center)
-    return _orthonormal(activation.about(mu) / moments.n_tokens, mu, "pca", moments)
+    return _orthonormal(activation.about(mu) / moments.n_tokens, mu, "pca", moments, n_components)
 
 
-def weighted_pca(moments: Moments, *, center: Center = True) -> Basis:
+def weighted_pca(
+    moments: Moments, n_components: int | None = None, *, center: Center = True
+) -> Basis:
     """Eigenvectors of G(μ)/n, G_ij = Σ_{x,s,t} f_si M_st f_tj: gradient-weighted PCA.
 
     With the default row metric M_st = Σ_k g_sk g_tk this weighs each pair of positions by the product
@@ -51,6 +54,7 @@ def weighted_pca(moments: Moments, *, center: Center = True) -> Basis:
 
     Args:
         moments: with weighted statistics.
+        n_components: as in `pca`.
         center: as in `pca`.
 
     Returns:
@@ -63,14 +67,17 @@ def weighted_pca(moments: Moments, *, center: Center = True) -> Basis:
     mu = _center(moments, center)
     matrix = weighted.about(mu) / moments.n_tokens
     _check_semidefinite(matrix, moments)
-    return _orthonormal(matrix, mu, "weighted_pca", moments)
+    return _orthonormal(matrix, mu, "weighted_pca", moments, n_components)
 
 
-def gradient_pca(moments: Moments, *, center: Center = True) -> Basis:
+def gradient_pca(
+    moments: Moments, n_components: int | None = None, *, center: Center = True
+) -> Basis:
     """Eigenvectors of Σ g gᵀ / n, the average gradient outer product (AGOP), uncentred.
 
     Args:
         moments: with gradient statistics, and activation statistics for the centre.
+        n_components: as in `pca`.
         center: where what is ablated goes, a property of the activations: as in `pca`.
 
     Returns:
@@ -81,13 +88,16 @@ def gradient_pca(moments: Moments, *, center: Center = True) -> Basis:
     """
     gradient = require_gradient(moments, "gradient")
     mu = _center(moments, center)
-    return _orthonormal(gradient.second / moments.n_tokens, mu, "gradient_pca", moments)
+    return _orthonormal(
+        gradient.second / moments.n_tokens, mu, "gradient_pca", moments, n_components
+    )
 
 
 def metric_pca(
     moments: Moments,
     metric: Metric | Float[Tensor, "*head d d"] | None = None,
     *,
+    n_components: int | None = None,
     center: Center = True,
     damping: float = 0.0,
     weighted: bool = False,
@@ -103,6 +113,7 @@ def metric_pca(
         moments: with activation statistics, and gradient ones where `metric` is None.
         metric: Q, symmetric and positive semi-definite: a `Metric` of the same hook point, or a matrix
             of unknown origin; None takes `fisher_metric(moments)`, Σ g gᵀ per token.
+        n_components: as in `pca`.
         center: as in `pca`.
         damping: adds damping · tr(Q)/d · I to Q.
         weighted: take C from the row metric's moment, G(μ)/n, instead of the activations'
@@ -146,14 +157,21 @@ def metric_pca(
     made = replace(
         moments.provenance, objective=metric.provenance.objective or moments.provenance.objective
     )
-    return Basis(encoder, decoder, mu, eigenvalues, total, method, made)
+    return Basis(encoder, decoder, mu, eigenvalues, total, method, made).truncate(n_components)
 
 
-def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> Basis:
+def random_basis(
+    moments: Moments,
+    n_components: int | None = None,
+    *,
+    center: Center = True,
+    seed: int = 0,
+) -> Basis:
     """A rotation drawn at random (the Q of a Gaussian matrix's QR): what any basis must beat.
 
     Args:
         moments: with activation statistics, which give the centre and the eigenvalues.
+        n_components: as in `pca`.
         center: as in `pca`.
         seed: of the rotation.
 
@@ -168,9 +186,9 @@ def random_basis(moments: Moments, *, center: Center = True, seed: int = 0) -> B
     # The signs that make the distribution uniform (Mezzadri 2007).
     axes = axes * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
     variances = (axes.mT @ covariance @ axes).diagonal(dim1=-2, dim2=-1)
-    return Basis(
-        axes, axes.mT, mu, variances, variances.sum(-1), "random_basis", moments.provenance
-    )
+    made = moments.provenance
+    basis = Basis(axes, axes.mT, mu, variances, variances.sum(-1), "random_basis", made)
+    return basis.truncate(n_components)
 
 
 def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:
@@ -200,11 +218,13 @@ def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:
     )
 
 
-def _orthonormal(matrix: Tensor, mu: Tensor, method: str, moments: Moments) -> Basis:
+def _orthonormal(
+    matrix: Tensor, mu: Tensor, method: str, moments: Moments, n_components: int | None
+) -> Basis:
     eigenvalues, vectors = (part.cpu() for part in _descending(matrix))
-    return Basis(
-        vectors, vectors.mT, mu, eigenvalues, eigenvalues.sum(-1), method, moments.provenance
-    )
+    total, made = eigenvalues.sum(-1), moments.provenance
+    basis = Basis(vectors, vectors.mT, mu, eigenvalues, total, method, made)
+    return basis.truncate(n_components)
 
 
 def _descending(matrix: Float[Tensor, "*head d d"]) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.factored.as_html import spectrum_table
 from tl_weighted_pca.factored.cholesky_qr import float32_products_are_exact, orthonormalise
 from tl_weighted_pca.factored.gram_svd import EIGH_RANGE, rotations
 
@@ -59,6 +60,15 @@ class SVD(NamedTuple):
     U: Float[Tensor, "*batch l k"]
     S: Float[Tensor, "*batch k"]
     V_T: Float[Tensor, "*batch k r"]
+
+    def __repr__(self) -> str:
+        shapes = (f"{name}={list(part.shape)}" for name, part in self._asdict().items())
+        return f"SVD({', '.join(shapes)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: shapes, and the singular values."""
+        *batch, left, _ = self.U.shape
+        return spectrum_table(repr(self), [*batch, left, self.V_T.shape[-1]], self.S)
 
 
 def decompose(A: Tensor, B: Tensor) -> SVD:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from tl_weighted_pca.factored.as_html import spectrum_table
 from tl_weighted_pca.factored.decompose import is_transforming
 from tl_weighted_pca.factored.thin_svd import SVD, svd
 from tl_weighted_pca.factored.torch_functions import FROM_FACTORS
@@ -142,6 +143,11 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
         kept = rtol * S[..., :1] < S
         inverse = torch.where(kept, 1 / torch.where(kept, S, 1), 0)
         return FactoredMatrix(V_T.mT * inverse[..., None, :], U.mT)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: shapes, and the singular values."""
+        with torch.no_grad():
+            return spectrum_table(repr(self), list(self.shape), self.svdvals())
 
     # What TransformerLens computes as its own class, as this one.
 

@@ -42,6 +42,7 @@ def joint_pca(
     moments: Moments,
     pairs: Iterable[Pairs | Mapping[str, Pairs]],
     *,
+    n_components: int | None = None,
     center: Center = True,
     shrinkage: float | Sequence[float] = SHRINKAGES,
     max_pairs: int = 65_536,
@@ -63,6 +64,7 @@ def joint_pca(
             (`sampled_token_loss`): Q, C and μ are from here.
         pairs: of the same hook point and objective: `stream_pairs(…)`, or only the `Pairs` of the hook
             point; a uniform sample is kept.
+        n_components: as in `pca`.
         center: as in `pca`.
         shrinkage: α in 0..1, or several to choose from by held-out pairs.
         max_pairs: how many (activation, gradient) pairs to keep.
@@ -99,7 +101,7 @@ def joint_pca(
             )
         problem = _Coordinates(start, F, G)
         if problem.used < 2:
-            return start
+            return start.truncate(n_components)
         n_heldout = max(1, len(F) // 5)
         heldout, rest = slice(0, n_heldout), slice(n_heldout, None)
         fits: dict[float, Tensor] = {}
@@ -115,8 +117,8 @@ def joint_pca(
                 f"is returned: {len(F):,} pairs were too few, or there is nothing to gain.",
                 stacklevel=2,
             )
-            return start
-        return problem.basis(fits[best])
+            return start.truncate(n_components)
+        return problem.basis(fits[best]).truncate(n_components)
 
 
 def _of_one_place(
