@@ -166,14 +166,16 @@ def test_features_name_their_strongest_partners():
     assert f"← {int(strengths[:, 1].argmax())}" in there.customdata[1]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_each_opens_offline(visit, both, tmp_path, width, scheme):
+def test_each_opens_offline_and_fits(visit, both, tmp_path):
     name, _, figure = both
     save_page(figure, tmp_path / f"{name}.html")
-    page = visit(tmp_path / f"{name}.html", width, color_scheme=scheme)
-    page.wait_for_selector(".main-svg")
-    assert page.locator(".plotly-graph-div .main-svg").first.bounding_box()["height"] > 200
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page = visit(tmp_path / f"{name}.html", 1280)
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_selector(".main-svg")
+        assert page.locator(".plotly-graph-div .main-svg").first.bounding_box()["height"] > 200
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     assert page.complaints == []
 
 

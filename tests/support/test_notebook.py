@@ -88,3 +88,15 @@ def test_n_components_cuts_each_basis(stats):
         assert cut.encoder.equal(whole.truncate(5).encoder) and cut.total.equal(whole.total)
     with pytest.raises(ValueError, match=r"Rank 65 is outside 0\.\.64"):
         wpca.pca(m, 65)
+
+
+def test_everything_prints_in_one_line(best_model, tokens, stats):
+    m = stats[HOOK]
+    basis = wpca.pca(m)
+    pairs = next(iter(wpca.stream_pairs(best_model, tokens, HOOK)))[HOOK]
+    curves = wpca.ablation_curves(best_model, tokens, basis, ranks=[64], progress=False)
+    things = [stats, m, m.activation, basis, curves, pairs, wpca.fisher_metric(m), m.provenance]
+    things += [wpca.svd(best_model.OV), wpca.FactoredMatrix(best_model.OV)]
+    for thing in things:
+        assert "\n" not in repr(thing) and len(repr(thing)) < 300
+    assert repr(m.activation) == f"SecondMoment(of vectors [64], weight {m.n_tokens})"

@@ -23,7 +23,7 @@ from tl_weighted_pca.moments.packed import Packed, shift_terms
 from tl_weighted_pca.support.notebook import sparkline, summary
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SecondMoment:
     """c = Σ 1ᵀM1, b = Σ FᵀM1 and G = Σ FᵀMF, kept about a shift σ.
 
@@ -44,12 +44,11 @@ class SecondMoment:
     @classmethod
     def about_zero(cls, weight: Tensor, first: Tensor, second: Tensor) -> SecondMoment:
         """The moment with the given c [*head], b [*head, d] and G [*head, d, d], all about zero."""
-        return cls(
-            weight.double(),
-            first.double(),
-            Packed.of(second.double()),
-            torch.zeros_like(first).double(),
-        )
+        shift = torch.zeros_like(first).double()
+        return cls(weight.double(), first.double(), Packed.of(second.double()), shift)
+
+    def __repr__(self) -> str:
+        return f"SecondMoment(of vectors {list(self.shift.shape)}, weight {self.weight.sum():.6g})"
 
     @property
     def width(self) -> int:

@@ -27,7 +27,7 @@ from tl_weighted_pca.streaming.recorder import Recorder
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pairs:
     """F and g = ∂L/∂F of one batch at one hook point, in the model's dtype."""
 
@@ -41,6 +41,12 @@ class Pairs:
     """The place of each sequence in the data."""
     provenance: Provenance = Provenance()
     """Model, hook point and objective, where they are known."""
+
+    def __repr__(self) -> str:
+        shapes = (
+            f"activations {list(self.activations.shape)}, gradients {list(self.gradients.shape)}"
+        )
+        return f"Pairs({shapes} at {self.provenance.hook_point!r})"
 
     @property
     def n_tokens(self) -> int:

@@ -141,7 +141,7 @@ def _traces(line: Line, panel: Panel, *, first: bool) -> list[Any]:
             "dash": _DASHES.get(dash), "width": look.get("linewidth", 1.5),
             "shape": "hvh" if look.get("drawstyle") == "steps-mid" else "linear",
         },
-        marker={"color": color, "symbol": _SYMBOLS.get(marker or ""), "size": _size(look)},
+        marker={"color": color, "symbol": _SYMBOLS.get(marker or ""), "size": _size(look), "opacity": 1},
         opacity=look.get("alpha"),
         hoverinfo="skip" if line.quiet else None,
         hovertemplate=None if line.quiet else f"{values}{band}<extra>{line.name}</extra>",
