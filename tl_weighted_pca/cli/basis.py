@@ -95,8 +95,8 @@ def basis(
     Of a folder with several objectives, a method that uses gradients gives a
     basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path',
     'joint' and 'trained' need the model and the data, once more; their
-    --positions and --outliers are by default those of the moments. 'trained' wants many tokens:
-    raise --max-tokens.
+    --positions and --outliers are by default those of the moments. 'trained'
+    wants many tokens: raise --max-tokens.
 
     \b
     Examples:

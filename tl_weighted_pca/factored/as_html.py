@@ -12,9 +12,9 @@ from torch import Tensor
 
 def spectrum_table(title: str, shape: Sequence[int], S: Float[Tensor, "*batch k"]) -> str:
     """A title, the numbers one looks for, and σ_i by i on a logarithmic scale; means over a batch."""
-    values = S.detach().double().cpu().reshape(-1, S.shape[-1])
-    if not values.numel():
+    if not S.numel():
         return f"<p>{html.escape(title)}</p>"
+    values = S.detach().double().cpu().reshape(-1, S.shape[-1])
     squares = values.square()
     ratio = squares.sum(1) ** 2 / squares.square().sum(1).clamp(min=1e-300)
     rows = {

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tl_weighted_pca.runs.contents import Part, parts_of, unlike
 from tl_weighted_pca.runs.manifest import read_manifest
 from tl_weighted_pca.support.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from tl_weighted_pca.runs.contents import Part
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,14 @@ class ReportedRun:
     @cached_property
     def unlike(self) -> list[str]:
         """The outputs that are no longer as the run wrote them."""
+        from tl_weighted_pca.runs.contents import unlike
+
         return unlike(self.folder, self.manifest["outputs"])
 
     def parts(self) -> list[Part]:
         """What there is to see, of outputs that are as they were."""
+        from tl_weighted_pca.runs.contents import parts_of
+
         names = [name for name in self.manifest["outputs"] if name not in self.unlike]
         return list(parts_of(self.folder, names))
 
