@@ -12,7 +12,7 @@ MODEL_FOLDER = Path(__file__).parent / "gpt2-stories"
 """Where the model and its tokenizer lie, in Hugging Face format."""
 
 SLIPS_FOLDER = MODEL_FOLDER.with_name("gpt2-slips")
-"""The same for the model of stories with slips."""
+"""The same for the model of noisy stories."""
 
 
 @lru_cache(maxsize=4)
