@@ -92,9 +92,8 @@ def other_sequences(
     real = real[order]
     at = real.cumsum(1).sub(1).clamp(min=0)  # the position of each token in its own sequence
     lengths = real.sum(1)
-    column_of = (
-        (~real).byte().argsort(dim=1, stable=True)
-    )  # of each sequence's tokens, in their order
+    # Of each sequence's tokens, in their order.
+    column_of = (~real).byte().argsort(dim=1, stable=True)
     row = torch.arange(n, device="cpu")[:, None].expand(n, length).clone()
     column = torch.arange(length, device="cpu").expand(n, length).clone()
     found = torch.zeros(n, length, dtype=torch.bool, device="cpu")

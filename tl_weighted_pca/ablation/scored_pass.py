@@ -60,13 +60,8 @@ class ScoreSums:
         """Take those of a batch: edited [edit, batch], the others [batch]."""
         self.n_tokens += batch.n_tokens
         self.n_sequences += len(batch.sequence_index)
-        parts = {
-            "edited": edited,
-            "baseline": baseline,
-            "counts": counts,
-            "order": batch.sequence_index,
-        }
-        for name, part in parts.items():
+        parts = edited, baseline, counts, batch.sequence_index
+        for name, part in zip(("edited", "baseline", "counts", "order"), parts, strict=True):
             self._parts.setdefault(name, []).append(part)
 
     def state(self) -> dict[str, Tensor]:
@@ -79,21 +74,15 @@ class ScoreSums:
         self._parts = {name: [part] for name, part in state.items()}
 
     def scores(self, unit: str) -> Scores:
-        """The scores in the order of the data.
-
-        Raises:
-            ValueError: where no sequence has a term.
-        """
+        """The scores in the order of the data; raises ValueError where no sequence has a term."""
         found = self.state()
         if not bool(found["counts"].any()):
             raise ValueError(
                 "The data have no token to predict, and so no loss: pass sequences of two tokens or more."
             )
         by_index = found.pop("order").argsort(stable=True)
-        edited, baseline, counts = (
-            found[name][..., by_index] for name in ("edited", "baseline", "counts")
-        )
-        return Scores(edited, baseline, counts, unit)
+        in_order: dict[str, Any] = {name: part[..., by_index] for name, part in found.items()}
+        return Scores(**in_order, unit=unit)
 
 
 def scores_of_edits(

@@ -26,11 +26,8 @@ class Scorer:
         self.score = score
         self._n_batches = 0
         units = {"loss": "next-token loss (nats)", "kl": "KL from the unablated model (nats)"}
-        self.unit = (
-            units[score]
-            if isinstance(score, str)
-            else getattr(score, "__name__", "score").replace("<lambda>", "score")
-        )
+        own = getattr(score, "__name__", "score").replace("<lambda>", "score")
+        self.unit = units[score] if isinstance(score, str) else own
 
     def unablated(self, run: Run) -> tuple[Tensor, Tensor]:
         """The score of the run as it was.

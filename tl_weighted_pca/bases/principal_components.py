@@ -146,13 +146,11 @@ def metric_pca(
         scale = damping * matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
         matrix = matrix + scale[..., None, None] * torch.eye(width, device="cpu").to(matrix)
     if covariance.ndim == 3:
-        parts = [_in_metric(c, q) for c, q in zip(covariance, matrix, strict=True)]
-        encoder, decoder, eigenvalues, total = map(torch.stack, zip(*parts, strict=True))
+        heads = [_in_metric(c, q) for c, q in zip(covariance, matrix, strict=True)]
+        found = [torch.stack(parts) for parts in zip(*heads, strict=True)]
     else:
-        encoder, decoder, eigenvalues, total = _in_metric(covariance, matrix)
-    encoder, decoder, eigenvalues, total = (
-        part.cpu() for part in (encoder, decoder, eigenvalues, total)
-    )
+        found = [*_in_metric(covariance, matrix)]
+    encoder, decoder, eigenvalues, total = (part.cpu() for part in found)
     method = f"metric_pca({metric.name})" if metric.name else "metric_pca"
     made = replace(
         moments.provenance, objective=metric.provenance.objective or moments.provenance.objective
@@ -192,11 +190,9 @@ def random_basis(
 
 
 def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:
+    like = next(iter(moments.held.values()), None) or moments.require("activation")
     if hasattr(center, "__array__"):  # a tensor, or an array
         center = torch.as_tensor(center, device="cpu")
-        like = next(
-            m for m in (moments.activation, moments.weighted, moments.gradient) if m is not None
-        )
         if center.shape not in (like.shift.shape, like.shift.shape[-1:]):
             raise ValueError(
                 f"The centre has shape {tuple(center.shape)}, but the hook point has width "
@@ -210,9 +206,7 @@ def _center(moments: Moments, center: Center) -> Float[Tensor, "*head d"]:
     if center is True:
         return moments.require("activation").mean.cpu()
     if center is False:
-        for moment in (moments.activation, moments.weighted, moments.gradient):
-            if moment is not None:
-                return torch.zeros_like(moment.shift, device="cpu")
+        return torch.zeros_like(like.shift, device="cpu")
     raise ValueError(
         f"center is {center!r}; expected True (token mean), False (none), 'row_metric' or a vector."
     )

@@ -42,8 +42,7 @@ def ablate(
         typer.Option(help="The next-token loss, or the KL divergence from the unablated model."),
     ] = "loss",
     anywhere: Annotated[
-        bool,
-        typer.Option("--anywhere", help="Accept bases made with another model."),
+        bool, typer.Option("--anywhere", help="Accept bases made with another model.")
     ] = False,
     how: CountedOptions,
     pictures: PictureOptions,

@@ -49,8 +49,7 @@ def ansatz(
     ] = "logits",
     samples: Samples = 1,
     folded: Annotated[
-        bool,
-        typer.Option("--folded", help="Use weights with the norms' gains folded into them."),
+        bool, typer.Option("--folded", help="Use weights with the norms' gains folded into them.")
     ] = False,
     how: PassOptions,
     pictures: PictureOptions,

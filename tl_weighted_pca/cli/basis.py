@@ -96,7 +96,7 @@ def basis(
     basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path',
     'joint' and 'trained' need the model and the data, once more; their
     --positions and --outliers are by default those of the moments. 'trained'
-    wants many tokens: raise --max-tokens.
+    needs many tokens: raise --max-tokens.
 
     \b
     Examples:

@@ -11,12 +11,7 @@ from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.left_out import report_left_out
 from tl_weighted_pca.cli.model_options import SameModelOptions
-from tl_weighted_pca.cli.options import (
-    CountedOptions,
-    OutputOptions,
-    Seed,
-    existing_file,
-)
+from tl_weighted_pca.cli.options import CountedOptions, OutputOptions, Seed, existing_file
 from tl_weighted_pca.cli.text_options import DataOptions
 
 

@@ -35,8 +35,7 @@ def demo(
     ] = 1000,
     heldout: Annotated[int, typer.Option(min=2, help="Held-out stories to score them on.")] = 300,
     slips: Annotated[
-        bool,
-        typer.Option("--slips", help="Use the noisy stories and the model trained on them."),
+        bool, typer.Option("--slips", help="Use the noisy stories and the model trained on them.")
     ] = False,
     every: Annotated[
         bool, typer.Option("--all", help="Uncentred, path-metric and joint PCA, too.")

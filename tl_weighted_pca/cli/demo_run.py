@@ -73,20 +73,7 @@ def run_demo(
     seed: int = 0,
     progress: bool = True,
 ) -> Demo:
-    """Collect on `train`, ablate on `heldout`, for five bases at one hook point, or for nine.
-
-    Args:
-        model: a language model.
-        train: a `datasets.Dataset` to make the bases from.
-        heldout: data to score them on.
-        hook_point: where.
-        every: uncentred, path-metric and joint PCA, too.
-        steps: of training the trained basis, 16 sequences each.
-        ranks: how many components to keep; nine by default, from none to all.
-        batch_size: sequences a batch.
-        seed: of the sampled labels, the training and the random basis.
-        progress: show progress bars.
-    """
+    """Collect on `train`, ablate on `heldout`, for five bases at one hook point, or for `every` of nine."""
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     stats = collect(
         model,

@@ -60,7 +60,7 @@ def _tensors(path: Path) -> list[RenderableType]:
         "Basis/1": _basis,
         "Checkpoint/1": _checkpoint,
         "SparseAutoencoder/1": _dictionary,
-        "DictionaryCheckpoint/1": _dictionary_checkpoint,
+        "DictionaryCheckpoint/1": _dictionary,
     }.get(kind)
     if tell is None:
         raise ValueError(
@@ -133,17 +133,13 @@ def _checkpoint(
 def _dictionary(
     path: Path, metadata: dict[str, str], shapes: dict[str, Any]
 ) -> list[RenderableType]:
-    facts = json.loads(metadata["dictionary"])
+    unfinished = "run" in metadata
+    facts = json.loads(metadata["run" if unfinished else "dictionary"])
     facts |= facts.pop("provenance")
-    return [_facts(f"{path}: a dictionary", facts)]
-
-
-def _dictionary_checkpoint(
-    path: Path, metadata: dict[str, str], shapes: dict[str, Any]
-) -> list[RenderableType]:
-    facts = json.loads(metadata["run"])
-    facts |= facts.pop("provenance") | {"place": json.loads(metadata["place"])}
-    return [_facts(f"{path}: a checkpoint of `dictionary`", facts)]
+    facts |= {"place": json.loads(metadata["place"])} if unfinished else {}
+    return [
+        _facts(f"{path}: a {'checkpoint of `dictionary`' if unfinished else 'dictionary'}", facts)
+    ]
 
 
 def _run(folder: Path) -> RenderableType:

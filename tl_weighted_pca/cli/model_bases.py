@@ -60,14 +60,8 @@ class FurtherPass:
 
         basis, metrics = pca(moments, center=center), list[Any]()
         for _ in range(rounds):
-            metric = path_metric(
-                self.model,
-                self.data,
-                moments.provenance.hook_point,
-                basis,
-                **self.options,
-            )
-            metrics.append(metric)
+            place = moments.provenance.hook_point
+            metrics.append(path_metric(self.model, self.data, place, basis, **self.options))
             basis = metric_pca(moments, sum(metrics), center=center, damping=damping)
         return basis
 
@@ -75,9 +69,8 @@ class FurtherPass:
         """The joint basis, of the objective that the moments are of."""
         from tl_weighted_pca.fitted.joint import joint_pca
 
-        progress = self.options["progress"]
-        pairs = self._pairs(moments, seed)
-        return joint_pca(moments, pairs, center=center, seed=seed, progress=progress)
+        options = {"center": center, "seed": seed, "progress": self.options["progress"]}
+        return joint_pca(moments, self._pairs(moments, seed), **options)
 
     def trained(self, moments: Moments, *, center: Any, steps: int, seed: int) -> Basis:
         """The basis trained through the model, from that in the gradients' metric, or from PCA's."""

@@ -51,7 +51,7 @@ class ModelOptions:
 
     @property
     def slips(self) -> bool:
-        """Whether it is the embedded model of stories with slips."""
+        """Whether it is the embedded model of noisy stories."""
         return self.model == "embedded-slips"
 
     def _check_made(self, model: Any, made: Iterable[Provenance], unless: str) -> None:
@@ -103,8 +103,7 @@ class SameModelOptions:
     PANEL: ClassVar = "Model"
 
     model: Annotated[
-        str | None,
-        typer.Option(help=f"{_NAMES} By default what the input's folder was made with."),
+        str | None, typer.Option(help=f"{_NAMES} By default what the input's folder was made with.")
     ] = None
     model_class: _Class = None
     device: _Device = None

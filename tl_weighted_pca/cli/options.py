@@ -43,8 +43,7 @@ Samples = Annotated[
     int, typer.Option(min=1, help="Labels or probes per sequence, for 'fisher' and 'logits'.")
 ]
 Ranks = Annotated[
-    str,
-    typer.Option(help="Components to keep, such as '0,16,32'; by default nine, none to all."),
+    str, typer.Option(help="Components to keep, such as '0,16,32'; by default nine, none to all.")
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue from the checkpoint of an interrupted run.")

@@ -68,11 +68,7 @@ def share(data: Any, max_tokens: int) -> tuple[Any, int | None]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What takes every process.
-
-    Raises:
-        ConnectionError: when another process has stopped.
-    """
+    """What takes every process; raises ConnectionError when another process has stopped."""
     try:
         yield
     except RuntimeError as error:

@@ -79,9 +79,10 @@ def ablation_table(curves: AblationCurves, *, to: str | None) -> Group:
         shown.add_row("ratio", *map(_ratio, ratios))
         if any(map(math.isnan, ratios)):
             relative += f" {_NONE}: an excess there is nowhere above zero, and has no ratio."
+    unit = curves.unit[:1].upper() + curves.unit[1:]
     # Not as the table's own title and caption, which would be no wider than few columns are.
     return Group(
-        Text(f"{_capital(curves.unit)} by components kept at {curves.hook_point}", style="italic"),
+        Text(f"{unit} by components kept at {curves.hook_point}", style="italic"),
         shown,
         Text(
             "area: the mean excess over the unablated model." + (relative if to else ""),
@@ -101,7 +102,3 @@ def _narrow(name: str) -> str:
     """A name in lines no longer than its longest word, or than the numbers below it."""
     longest = max((len(word) for word in name.replace("-", "- ").split()), default=0)
     return "\n".join(textwrap.wrap(name, max(longest, len("10.000"))))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

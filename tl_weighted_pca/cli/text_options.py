@@ -42,26 +42,23 @@ class DataOptions:
         typer.Option(
             help="A .txt, .jsonl or .parquet file, a folder saved by `datasets`, or a data set on the "
             "hub, which is streamed. By default the text that the input was made with, or else the embedded "
-            "model's stories. Every tenth text of yours is held out, for `ablate` and `cards`.",
+            "model's stories. Every tenth text of yours is held out, for `ablate` and `cards`."
         ),
     ] = None
     split: Annotated[
         str | None,
         typer.Option(
             help="Of a folder or the hub, 'train' by default; of the stories 'train' or 'heldout', by "
-            "default what the command is for: bases are made on the one, and judged on the other.",
+            "default what the command is for: bases are made on the one, and judged on the other."
         ),
     ] = None
     dataset_config: Annotated[
-        str | None,
-        typer.Option(help="The configuration (subset) of a data set on the hub."),
+        str | None, typer.Option(help="The configuration (subset) of a data set on the hub.")
     ] = None
     text_column: Annotated[str | None, typer.Option(help="'text' by default.")] = None
     sample_by: Annotated[
         Literal["line", "paragraph", "document"],
-        typer.Option(
-            help="What one text of a .txt file is; empty lines separate paragraphs.",
-        ),
+        typer.Option(help="What one text of a .txt file is; empty lines separate paragraphs."),
     ] = "paragraph"
     context_length: Annotated[
         int,
@@ -71,8 +68,7 @@ class DataOptions:
         ),
     ] = 128
     max_tokens: Annotated[
-        int,
-        typer.Option(min=1, help="Stop before exceeding so many tokens of data."),
+        int, typer.Option(min=1, help="Stop before exceeding so many tokens of data.")
     ] = 100_000
 
     def check(self, model: ModelOptions, folder: RunFolder | None, *others: str) -> None:

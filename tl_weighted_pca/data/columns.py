@@ -61,7 +61,10 @@ def row_of(columns: Mapping[str, Any], place: str) -> tuple[Tensor, Tensor | Non
     except (TypeError, ValueError, RuntimeError):
         tokens = None
     if tokens is None or tokens.ndim != 1 or not len(tokens) or not _is_whole(tokens):
-        shown = f"{value!r:.60}" if tokens is None else f"{_shown(tokens)}"
+        shown = f"{value!r:.60}"
+        if tokens is not None:
+            kind = f"{str(tokens.dtype).removeprefix('torch.')} of shape {tuple(tokens.shape)}"
+            shown = kind if tokens.numel() else "no tokens"
         raise ValueError(
             f"{place} holds {shown}; expected a list of token ids: leave such rows out, for example with "
             "the data set's own `filter`."
@@ -89,21 +92,14 @@ def row_sizes(table: Any) -> Int[Tensor, " n"] | None:
         columns = [part.column(name).combine_chunks() for name in names]
         if any(c.null_count or not pa.types.is_list(c.type) for c in columns):
             return None
-        lengths = torch.tensor(
-            pc.list_value_length(columns[0]).to_numpy(), dtype=torch.long, device="cpu"
-        )
+        lengths = _whole(pc.list_value_length(columns[0]))
         if len(columns) == 1:
             sizes.append(lengths)
             continue
-        kept = torch.tensor(
-            pc.list_flatten(columns[1]).to_numpy(zero_copy_only=False), device="cpu"
-        ).long()
-        ends, sums = (
-            lengths.cumsum(0),
-            torch.cat([torch.zeros(1, device="cpu").long(), kept.cumsum(0)]),
-        )
+        kept = _whole(pc.list_flatten(columns[1]))
         if len(kept) != int(lengths.sum()):
             return None
+        ends, sums = lengths.cumsum(0), torch.cat([sizes[0].new_zeros(1), kept.cumsum(0)])
         sizes.append(sums[ends] - sums[ends - lengths])
     return torch.cat(sizes)
 
@@ -154,15 +150,12 @@ def as_tensor(value: Any) -> Tensor:
     return tensor if tensor.ndim != 1 or tensor.is_floating_point() else tensor[None]
 
 
+def _whole(array: Any) -> Int[Tensor, " n"]:
+    return torch.tensor(array.to_numpy(zero_copy_only=False), dtype=torch.long, device="cpu")
+
+
 def _is_whole(tokens: Tensor) -> bool:
     return not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype is torch.bool)
-
-
-def _shown(tokens: Tensor) -> str:
-    if not tokens.numel():
-        return "no tokens"
-    kind = str(tokens.dtype).removeprefix("torch.")
-    return f"{kind} of shape {tuple(tokens.shape)}"
 
 
 def _mask_of(

@@ -68,10 +68,8 @@ def selected(
 
 def _chosen(positions: slice | list[int], length: int) -> Bool[Tensor, " pos"]:
     chosen = torch.zeros(length, dtype=torch.bool, device="cpu")
-    if isinstance(positions, slice):
-        # torch slices take no negative step; a set of positions has no order anyway.
-        chosen[list(range(length))[positions]] = True
-        return chosen
+    if isinstance(positions, slice):  # torch's take no negative step
+        positions = list(range(length))[positions]
     chosen[[p for p in positions if -length <= p < length]] = True
     return chosen
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -47,15 +46,7 @@ class Progress:
 
     The total is what is there: counted ahead where that can be done unread, else known once a stream has
     come within a window of its end. Before that it is the limit, or, where the number of batches is known,
-    estimated from those seen.
-
-    Args:
-        data: what is to be read; it is not touched.
-        batch_size: sequences per batch.
-        max_tokens: where reading stops.
-        shown: False is silent.
-        title: what is done.
-        passes: how often each batch advances it.
+    estimated from those seen. The data are not touched; each batch advances it `passes` times.
     """
 
     def __init__(
@@ -81,13 +72,8 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        if error is None and self._bar.total is not None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and self._bar.total is not None:
             self._expect(self._done)
         self._bar.close()
 

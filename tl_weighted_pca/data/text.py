@@ -100,14 +100,9 @@ def tokenized_text(
     bos = tokenizer.bos_token_id if prepend_bos else None
     by_text = len(list(itertools.islice(rows, _EVERY))) == _EVERY
     cut = partial(
-        _sequences,
-        part=part if by_text else "all",
-        source=source,
-        tokenizer=tokenizer,
-        column=wanted,
-        length=context_length,
-        bos=bos,
-    )
+        _sequences, part=part if by_text else "all", source=source, tokenizer=tokenizer,
+        column=wanted, length=context_length, bos=bos,
+    )  # fmt: skip
     if hasattr(rows, "to_iterable_dataset"):
         rows = rows.to_iterable_dataset()  # which is tokenised as it is read, and leaves no files
     cut_rows = rows.map(cut, batched=True, with_indices=True, remove_columns=list(first))

@@ -77,8 +77,7 @@ def decompose(A: Tensor, B: Tensor) -> SVD:
     What is repeated along a leading dimension (stride 0) is computed once.
     """
     if A.is_mps:  # has no float64
-        U, S, V_T = decompose(A.cpu(), B.cpu())
-        return SVD(U.to(A.device), S.to(A.device), V_T.to(A.device))
+        return SVD(*(X.to(A.device) for X in decompose(A.cpu(), B.cpu())))
     l, m, r = *A.shape[-2:], B.shape[-1]
     batch: tuple[int, ...] = ()
     n = 1
@@ -118,9 +117,7 @@ def _once(X: Tensor) -> Tensor:
 def _from_product(A: Tensor, B: Tensor) -> SVD:
     """LAPACK's SVD of A B in float64."""
     C = A.double() @ B.double()
-    # Not below the bound where a NaN is in it, either.
-    if not float(torch.linalg.vector_norm(C)) < _BOUND[A.dtype]:
-        _require_finite(A, B, C)
+    _require_finite(A, B, C)
     U, S, V_T = torch.linalg.svd(C, full_matrices=False)
     k = A.shape[-1]
     if S.shape[-1] > k:
@@ -132,8 +129,7 @@ def _by_householder(A: Tensor, B: Tensor) -> SVD:
     Q_A, R_A = torch.linalg.qr(A.double())
     Q_B, R_B = torch.linalg.qr(B.mT.double())
     C = R_A @ R_B.mT
-    if not float(torch.linalg.vector_norm(C)) < _BOUND[A.dtype]:
-        _require_finite(A, B, C)
+    _require_finite(A, B, C)
     W, S, Z_T = torch.linalg.svd(C)
     return _finish(Q_A @ W, S, Z_T @ Q_B.mT, A.dtype)
 
@@ -162,8 +158,7 @@ def _by_products(A: Tensor, B: Tensor) -> SVD:
         left = orthonormalise(A[others], exact)
         right = orthonormalise(B[others].mT, exact)
         C = left.R @ right.R.mT
-        if not float(torch.linalg.vector_norm(C)) < _BOUND[A.dtype]:
-            _require_finite(A[others], B[others], C)
+        _require_finite(A[others], B[others], C)
         W, s, Z = _core_svd(C)
         S[others] = s.to(S.dtype)
         u, v_T = U[others], V_T[others]
@@ -269,7 +264,9 @@ def _sign_weights(l: int, dtype: torch.dtype, device: torch.device) -> tuple[Ten
 
 
 def _require_finite(A: Tensor, B: Tensor, C: Tensor) -> None:
-    """Say what isn't finite, or won't be. All of it shows in the norm of the core C, which is watched."""
+    """Say what isn't finite, or won't be. All of it shows in the norm of the core C."""
+    if float(torch.linalg.vector_norm(C)) < _BOUND[A.dtype]:  # which no NaN is
+        return
     for name, X in (("A", A), ("B", B)):
         if not X.isfinite().all():
             kind = "NaN" if X.isnan().any() else "infinity"

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, TypeVar
 
 import transformer_lens
@@ -50,12 +49,7 @@ class use_linalg_svd(_DecoratorContextManager):
     def __enter__(self) -> None:
         _active.set((_active.get() or _Patches()) if self._mode else None)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         _active.set(self._before)
 
     def __call__(self, orig_func: _Function) -> _Function:

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tl_weighted_pca.ablation.curves import AblationCurves
+from tl_weighted_pca.ablation.scored_pass import ScoreSums
 from tl_weighted_pca.ablation.scores import Score, Scorer
 from tl_weighted_pca.data.batches import batches
 from tl_weighted_pca.data.positions import Positions
@@ -78,8 +79,7 @@ def edge_ablation_curves(
         for graph in graphs.values()
         for count in counts
     ]
-    scorer = Scorer(score)
-    edited, baseline, terms, order = [], [], [], []
+    scorer, sums = Scorer(score), ScoreSums()
     bar = Progress(
         data, batch_size, max_tokens, progress, title="Ablating edges", passes=len(masks)
     )
@@ -87,27 +87,20 @@ def edge_ablation_curves(
         downstream = Downstream(model, between, positions)
         for batch in batches(data, batch_size, max_tokens=max_tokens, may_be_empty=False):
             run = downstream.start(batch)
-            scores, n = scorer.unablated(run)
+            baseline, terms = scorer.unablated(run)
             rows = []
             for graph, mask in masks:
                 later = _recomputed(downstream, between, graph, mask)
                 output = downstream.resume({between[1]: partial(_instead, later)})
                 rows.append(scorer(run, output)[0])
                 bar.advance(batch)
-            edited.append(torch.stack(rows))
-            baseline.append(scores)
-            terms.append(n)
-            order.append(batch.sequence_index)
-    by_index = torch.cat(order).argsort(stable=True)
-    in_order = torch.cat(edited, 1)[:, by_index]
-    return AblationCurves(
+            sums.add(batch, torch.stack(rows), baseline, terms)
+    n = len(counts)
+    return sums.scores(scorer.unit).curves(
+        {name: slice(i * n, (i + 1) * n) for i, name in enumerate(graphs)},
         ranks=counts,
         width=max(graph.edges[between].numel() for graph in graphs.values()),
-        per_sequence=dict(zip(graphs, in_order.split(len(counts)), strict=True)),
-        baseline_per_sequence=torch.cat(baseline)[by_index],
-        counts=torch.cat(terms)[by_index],
         hook_point=" → ".join(between),
-        unit=scorer.unit,
     )
 
 

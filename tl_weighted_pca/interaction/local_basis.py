@@ -254,10 +254,7 @@ def used(basis: Basis, threshold: float = 0.0) -> Basis:
             f"{threshold}: nothing there varies and is used downstream."
         )
     return replace(
-        basis,
-        encoder=basis.encoder[:, kept],
-        decoder=basis.decoder[kept],
-        eigenvalues=values[kept],
+        basis, encoder=basis.encoder[:, kept], decoder=basis.decoder[kept], eigenvalues=values[kept]
     )
 
 

@@ -87,11 +87,8 @@ def plot_interaction_graph(
             weight = (strength / top) ** 0.5
             paths.append(_curve(layer, at[here][i], at[there][j]))
             widths.append(0.3 + 1.9 * weight)
-            tint = (
-                _color(groups, (here, i))
-                if _together(groups, (here, i), (there, j))
-                else (0.3,) * 3
-            )
+            alike = _together(groups, (here, i), (there, j))
+            tint = _color(groups, (here, i)) if alike else (0.3,) * 3
             colors.append((*tint, 0.06 + 0.84 * weight))
         ax.add_collection(LineCollection(paths, linewidths=widths, colors=colors, zorder=1))
     for layer, name in enumerate(names):

@@ -19,7 +19,7 @@ except ImportError:  # TransformerLens 4 has only the bridge
     HookedTransformer = None  # type: ignore[assignment, misc]
 
 EMBEDDED, EMBEDDED_SLIPS = "embedded", "embedded-slips"
-"""The embedded models: of the stories, and of the stories with slips."""
+"""The embedded models: of plain stories, and of noisy ones."""
 
 
 def load_pretrained(

@@ -77,38 +77,28 @@ class _Trace:
     def readers(self, roots: Iterable[_Edge]) -> dict[int, list[tuple[int, _Edge]]]:
         """By number of a tensor: when it was read, and as which view, by what leads to the roots."""
         found: dict[int, list[tuple[int, _Edge]]] = {}
-        seen: set[Any] = set()
-        stack = [node for node, _ in roots]
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            for edge in node.next_functions:
-                if edge[0] is None:
-                    continue
-                stack.append(edge[0])
-                if edge in self.number and self.parent.get((node, 0)) != edge:
-                    found.setdefault(self.number[edge], []).append((node._sequence_nr(), edge))
+
+        def note(node: Any, edge: _Edge) -> bool:
+            if edge in self.number and self.parent.get((node, 0)) != edge:
+                found.setdefault(self.number[edge], []).append((node._sequence_nr(), edge))
+            return True
+
+        _walk([node for node, _ in roots], note)
         return found
 
     def upstream(self, edge: _Edge, stops: Callable[[int, int], bool]) -> dict[int, int]:
         """Tensors nearest upstream that `stops(number, time of reading)`, and when they were read."""
         own = self.number[edge]
         found: dict[int, int] = {}
-        seen: set[Any] = set()
-        stack = [edge[0]]
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            for before in node.next_functions:
-                number = self.number.get(before, own)
-                if number != own and stops(number, node._sequence_nr()):
-                    found[number] = max(node._sequence_nr(), found.get(number, 0))
-                elif before[0] is not None:
-                    stack.append(before[0])
+
+        def note(node: Any, before: _Edge) -> bool:
+            number = self.number.get(before, own)
+            if number == own or not stops(number, node._sequence_nr()):
+                return True
+            found[number] = max(node._sequence_nr(), found.get(number, 0))
+            return False
+
+        _walk([edge[0]], note)
         return found
 
     def latest(self, number: int, before: int) -> _Firing | None:
@@ -134,6 +124,18 @@ class _Trace:
         while edge != firing.handed_on and edge in self.parent:
             edge = self.parent[edge]
         return edge != firing.handed_on
+
+
+def _walk(nodes: list[Any], past: Callable[[Any, _Edge], bool]) -> None:
+    """Go up a graph, each node once: `past(node, edge)` says whether to go on along an edge."""
+    seen: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            nodes += [
+                edge[0] for edge in node.next_functions if edge[0] is not None and past(node, edge)
+            ]
 
 
 def find_readers(

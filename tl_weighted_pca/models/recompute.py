@@ -62,11 +62,7 @@ def _forward_replaced(block: nn.Module, again: SecondRun) -> Iterator[None]:
         args = tuple(None if _is_cache(x) else x for x in args)
         kwargs = {key: None if _is_cache(x) else x for key, x in kwargs.items()}
         return checkpoint(
-            forward,
-            *args,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), again),
-            **kwargs,
+            forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again), **kwargs
         )
 
     attributes["forward"] = checkpointed

@@ -24,14 +24,8 @@ class Run:
     """
 
     output: Any
-    """What the model returned: logits [batch, pos, vocab] for a language model."""
     inputs: Shaped[Tensor, "batch ..."]
-    """What the model was fed."""
     mask: Bool[Tensor, "batch pos"] | None
-    """True at real tokens; None where there is no padding."""
     sequence_index: Int[Tensor, " batch"]
-    """The place of each sequence in the data: the seed of what is random."""
     activations: Mapping[str, Tensor] = field(default_factory=dict)
-    """Activations by hook point, as part of the graph."""
     reference: Any = None
-    """For a score of an ablated run: the unablated model's output."""

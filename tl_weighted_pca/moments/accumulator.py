@@ -21,12 +21,7 @@ from tl_weighted_pca.moments.row_metric import (
 )
 from tl_weighted_pca.moments.running_sums import Precision, Sums, home_of, products_in
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
-from tl_weighted_pca.moments.statistics import (
-    STATISTICS,
-    as_rows,
-    checked_statistics,
-    kept_moments,
-)
+from tl_weighted_pca.moments.statistics import STATISTICS, as_rows, checked_statistics, kept_moments
 
 SumsDtype = Literal["float64", "float32"]
 """What the sums of all batches are kept in; the products of one are float32 or wider."""
@@ -284,13 +279,9 @@ class MomentAccumulator:
                 return None
             return sums.result(torch.zeros_like(self.shift) if name == "gradient" else self.shift)
 
+        held = {name: moment(name) for name in STATISTICS}
         return Moments(
-            activation=moment("activation"),
-            gradient=moment("gradient"),
-            weighted=moment("weighted"),
-            n_tokens=self.n_tokens,
-            n_sequences=self.n_sequences,
-            provenance=self.provenance,
+            **held, n_tokens=self.n_tokens, n_sequences=self.n_sequences, provenance=self.provenance
         )
 
     def _lay_out(self, lead: torch.Size, width: int, device: torch.device) -> None:

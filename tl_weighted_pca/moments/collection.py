@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from tl_weighted_pca.data.sharding import running
-from tl_weighted_pca.moments.reduction import KINDS, all_reduce_moments
+from tl_weighted_pca.moments.reduction import all_reduce_moments
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
+from tl_weighted_pca.moments.statistics import STATISTICS
 from tl_weighted_pca.support.files import reading, write_atomically
 from tl_weighted_pca.support.notebook import summary
 
@@ -64,10 +65,10 @@ class Collection(Mapping[str, Moments]):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the hook points, what is held of each, and of how many tokens."""
-        rows = {}
-        for name, m in self.items():
-            held = [kind for kind in KINDS if getattr(m, kind) is not None]
-            rows[name] = f"{', '.join(held)}; {m.n_tokens:,} tokens in {m.n_sequences:,} sequences"
+        rows = {
+            name: f"{', '.join(m.held)}; {m.n_tokens:,} tokens in {m.n_sequences:,} sequences"
+            for name, m in self.items()
+        }
         model = next((m.provenance.model for m in self.values()), "")
         return summary(f"Collection of {model}" if model else "Collection", rows)
 
@@ -80,18 +81,13 @@ class Collection(Mapping[str, Moments]):
                 f"{', '.join(sorted(set(self) ^ set(other)))}."
             )
         known = [each.settings for each in (self, other) if "positions" in each.settings]
-        mine, theirs = (known[0]["positions"], known[-1]["positions"]) if known else (None, None)
-        if mine != theirs:
-            raise ValueError(
-                f"Cannot add collections at positions={mine} and positions={theirs}: their tokens are not "
-                "of one kind. Collect both at the same positions."
-            )
-        limits = [each.settings.get("outliers") for each in (self, other)]
-        if known and limits[0] != limits[1]:
-            raise ValueError(
-                f"Cannot add collections with outliers={limits[0]} and outliers={limits[1]}: collect both "
-                "with the same."
-            )
+        for what in ("positions", "outliers") if known else ():
+            mine, theirs = known[0].get(what), known[-1].get(what)
+            if mine != theirs:
+                raise ValueError(
+                    f"Cannot add collections with {what}={mine} and {what}={theirs}: their tokens are not "
+                    "of one kind. Collect both with the same."
+                )
         settings = dict(self.settings)
         if "left_out" in settings:
             settings["left_out"] = _summed(settings["left_out"], other.settings.get("left_out", {}))
@@ -137,18 +133,11 @@ class Collection(Mapping[str, Moments]):
                 "n_sequences": moments.n_sequences,
                 "provenance": dataclasses.asdict(moments.provenance),
             }
-            for kind in KINDS:
-                moment = getattr(moments, kind)
-                if moment is None:
-                    continue
+            for kind, moment in moments.held.items():
                 for part, tensor in moment.state().items():
                     tensors[f"{name}/{kind}/{part}"] = tensor
-        metadata = {
-            "format": _FORMAT,
-            "moments": json.dumps(header),
-            "settings": json.dumps(self.settings),
-        }
-        write_atomically(path, tensors, metadata)
+        written = {"moments": json.dumps(header), "settings": json.dumps(self.settings)}
+        write_atomically(path, tensors, {"format": _FORMAT, **written})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Collection:
@@ -162,9 +151,7 @@ class Collection(Mapping[str, Moments]):
             moments = {}
             for name, entry in json.loads(metadata["moments"]).items():
                 moments[name] = Moments(
-                    activation=_read(tensors, f"{name}/activation"),
-                    gradient=_read(tensors, f"{name}/gradient"),
-                    weighted=_read(tensors, f"{name}/weighted"),
+                    **{kind: _read(tensors, f"{name}/{kind}/") for kind in STATISTICS},
                     n_tokens=entry["n_tokens"],
                     n_sequences=entry["n_sequences"],
                     provenance=Provenance(**entry["provenance"]),
@@ -192,8 +179,5 @@ def _merged(mine: Moments, theirs: Moments) -> Moments:
 
 def _read(tensors: Mapping[str, Tensor], prefix: str) -> SecondMoment | None:
     """One second moment of a file's, or None if it holds none there."""
-    if f"{prefix}/weight" not in tensors:
-        return None
-    start = f"{prefix}/"
-    parts = {n.removeprefix(start): x for n, x in tensors.items() if n.startswith(start)}
-    return SecondMoment.of_state(parts)
+    parts = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+    return SecondMoment.of_state(parts) if "weight" in parts else None

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from tl_weighted_pca.moments.packed import Packed
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
-
-KINDS = ("activation", "gradient", "weighted")
+from tl_weighted_pca.moments.statistics import STATISTICS
 
 
 def all_reduce_moments(
@@ -27,14 +26,7 @@ def all_reduce_moments(
 ) -> tuple[dict[str, Moments], list[dict[str, Any]]]:
     """Moments by hook point, summed over the default process group, and every process's settings.
 
-    Args:
-        moments: this process's; those with no tokens need hold no statistics.
-        timeout: seconds to wait for the last process, on gloo.
-        settings: what this process collected with.
-
-    Raises:
-        ValueError: in every process, if they are of different things.
-        RuntimeError: if a process has died or does not arrive in time.
+    Errors are those of `Collection.all_reduce`. Moments with no tokens need hold no statistics.
     """
     with _failure_explained():
         if dist.get_backend() == "gloo":
@@ -59,9 +51,9 @@ def all_reduce_moments(
 
 def _outline(moments: Moments, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the others must know of a process's moments before the sums are added."""
-    held = {kind: getattr(moments, kind) for kind in KINDS} if moments.n_tokens else {}
+    held = moments.held if moments.n_tokens else {}
     return {
-        "shifts": {kind: moment.shift.cpu() for kind, moment in held.items() if moment is not None},
+        "shifts": {kind: moment.shift.cpu() for kind, moment in held.items()},
         "n_tokens": moments.n_tokens,
         "n_sequences": moments.n_sequences,
         "provenance": moments.provenance,
@@ -88,12 +80,10 @@ def _reduced(mine: Moments, outlines: list[dict[str, Any]]) -> Moments:
                     f"The processes collected at {name}={holders[0]['counted'][name]} and at "
                     f"{name}={counted}: collect at the same in all of them."
                 )
-    found: dict[str, SecondMoment | None] = dict.fromkeys(KINDS)
-    for kind, shift in shifts.items():
-        own: SecondMoment | None = getattr(mine, kind) if mine.n_tokens else None
-        found[kind] = _summed(own, shift)
+    own = mine.held if mine.n_tokens else {}
+    found = {kind: _summed(own.get(kind), shift) for kind, shift in shifts.items()}
     return Moments(
-        **found,
+        **{kind: found.get(kind) for kind in STATISTICS},
         n_tokens=sum(outline["n_tokens"] for outline in outlines),
         n_sequences=sum(outline["n_sequences"] for outline in outlines),
         provenance=mine.provenance if mine.n_tokens else provenance,

@@ -40,27 +40,15 @@ _CROSSING = 0.75
 
 def row_metric_name(row_metric: RowMetric) -> str:
     """The name that goes into files; raises ValueError for anything else."""
-    if isinstance(row_metric, str):
-        if row_metric not in ROW_METRICS:
-            raise ValueError(
-                f"row_metric is {row_metric!r}; expected one of {', '.join(ROW_METRICS)}, "
-                "or a callable (F, g) -> [batch, pos, pos]."
-            )
+    if isinstance(row_metric, str) and row_metric in ROW_METRICS:
         return row_metric
     if not callable(row_metric):
         raise ValueError(
-            f"row_metric is a {type(row_metric).__name__}; expected one of "
-            f"{', '.join(ROW_METRICS)}, or a callable (F, g) -> [batch, pos, pos]."
+            f"row_metric is {row_metric!r}; expected one of {', '.join(ROW_METRICS)}, or a callable "
+            "(F, g) -> [batch, pos, pos]."
         )
-    name: str = next(
-        name
-        for name in (
-            getattr(row_metric, "name", None),
-            getattr(row_metric, "__name__", None),
-            type(row_metric).__name__,
-        )
-        if isinstance(name, str)
-    )
+    own = (getattr(row_metric, "name", None), getattr(row_metric, "__name__", None))
+    name = next((n for n in own if isinstance(n, str)), type(row_metric).__name__)
     return f"{name}()" if name in ROW_METRICS else name
 
 

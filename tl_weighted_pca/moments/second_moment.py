@@ -14,12 +14,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.moments.packed import Packed, shift_terms
+from tl_weighted_pca.moments.statistics import STATISTICS
 from tl_weighted_pca.support.notebook import sparkline, summary
 
 
@@ -139,11 +141,10 @@ class SecondMoment:
     def of_state(cls, state: Mapping[str, Tensor]) -> SecondMoment:
         """What `state` gave; files of the first version hold G whole."""
         shift = state["shift"]
-        packed = (
-            Packed(state["packed_second"], shift.shape[-1])
-            if "packed_second" in state
-            else Packed.of(state["shifted_second"])
-        )
+        if "packed_second" in state:
+            packed = Packed(state["packed_second"], shift.shape[-1])
+        else:
+            packed = Packed.of(state["shifted_second"])
         return cls(state["weight"], state["shifted_first"], packed, shift)
 
     def to(self, device: torch.device | str) -> SecondMoment:
@@ -213,32 +214,29 @@ class Moments:
     """
 
     activation: SecondMoment | None
-    """Σ FᵀF: M = I over the activations."""
     gradient: SecondMoment | None
-    """Σ gᵀg, averaged over the objective's samples: M = I over the gradients."""
     weighted: SecondMoment | None
-    """Σ FᵀMF with the row metric that was asked for."""
     n_tokens: int
-    """Positions counted: neither padding nor outside `positions`."""
     n_sequences: int
-    """Sequences seen."""
     provenance: Provenance = Provenance()
 
+    @property
+    def held(self) -> dict[str, SecondMoment]:
+        """Those second moments that there are, by name."""
+        return {name: m for name in STATISTICS if (m := getattr(self, name)) is not None}
+
     def __repr__(self) -> str:
-        kinds = ("activation", "gradient", "weighted")
-        held = [name for name in kinds if getattr(self, name) is not None]
         made = self.provenance
         place = f" at {made.hook_point!r}" if made.hook_point else ""
         place += f" of {made.objective}" if made.objective else ""
-        return f"Moments({', '.join(held)}{place}: {self.n_tokens} tokens in {self.n_sequences} sequences)"
+        counts = f"{self.n_tokens} tokens in {self.n_sequences} sequences"
+        return f"Moments({', '.join(self.held)}{place}: {counts})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what is held, of how many tokens, and the spectrum of narrow spaces."""
-        kinds = ("activation", "gradient", "weighted")
-        held = {name: m for name in kinds if (m := getattr(self, name)) is not None}
-        width = next((m.width for m in held.values()), 0)
+        width = next((m.width for m in self.held.values()), 0)
         rows = {
-            "statistics": ", ".join(held) or "none",
+            "statistics": ", ".join(self.held) or "none",
             "tokens": f"{self.n_tokens:,} in {self.n_sequences:,} sequences",
             "width": width,
             "objective": self.provenance.objective or "none",
@@ -270,9 +268,7 @@ class Moments:
             return None if mine is None else mine + theirs
 
         return Moments(
-            activation=merged("activation"),
-            gradient=merged("gradient"),
-            weighted=merged("weighted"),
+            **{name: merged(name) for name in STATISTICS},
             n_tokens=self.n_tokens + other.n_tokens,
             n_sequences=self.n_sequences + other.n_sequences,
             provenance=self.provenance,
@@ -280,10 +276,8 @@ class Moments:
 
     def to(self, device: torch.device | str) -> Moments:
         """The same moments on another device."""
-        held = {kind: getattr(self, kind) for kind in ("activation", "gradient", "weighted")}
-        return dataclasses.replace(
-            self, **{kind: each.to(device) for kind, each in held.items() if each is not None}
-        )
+        moved: dict[str, Any] = {kind: each.to(device) for kind, each in self.held.items()}
+        return dataclasses.replace(self, **moved)
 
     def require(self, name: str) -> SecondMoment:
         """The statistic `name` ("activation", "gradient" or "weighted"), or a clear ValueError."""

@@ -14,11 +14,7 @@ STATISTICS = ("activation", "gradient", "weighted")
 
 
 def checked_statistics(statistics: str | Sequence[str]) -> tuple[str, ...]:
-    """The statistics as a tuple.
-
-    Raises:
-        ValueError: for none, or for unknown ones.
-    """
+    """The statistics as a tuple; raises ValueError for none, or for unknown ones."""
     chosen = (statistics,) if isinstance(statistics, str) else tuple(statistics)
     if not chosen or not set(chosen) <= set(STATISTICS):
         raise ValueError(

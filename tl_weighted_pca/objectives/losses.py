@@ -8,7 +8,7 @@ that nothing depends on the batch size; a padded target contributes nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,11 +70,8 @@ def language_logits(run: Run, *, at_least: int = 2) -> Float[Tensor, "batch pos 
     """The run's logits in float32 or wider, checked to be those of a language model."""
     logits = run.output
     if not isinstance(logits, Tensor) or logits.ndim != 3 or run.inputs.is_floating_point():
-        what = (
-            f"a tensor of shape {tuple(logits.shape)}"
-            if isinstance(logits, Tensor)
-            else type(logits).__name__
-        )
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else ()
+        what = f"a tensor of shape {shape}" if shape else type(logits).__name__
         raise ValueError(
             f"The model gave {what}; a token loss needs token ids in and logits [batch, pos, vocab] "
             "out: for another kind of model pass your own objective(run) -> [batch]."
@@ -114,6 +111,24 @@ def check_objective(objective: Any) -> None:
             f"The objective is {objective!r}; expected a callable (run) -> [batch], such as "
             "wpca.next_token_loss."
         )
+
+
+def checked_values(
+    objective: Objective, values: Any, n: int, hook_points: Sequence[str]
+) -> Float[Tensor, "samples batch"]:
+    """The values for n sequences; raises ValueError for another shape, or without a gradient."""
+    if not isinstance(values, Tensor) or values.ndim not in (1, 2) or values.shape[-1] != n:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"The objective {objective_name(objective)} gave {got}; expected one scalar per sequence, "
+            f"shape ({n},), or (samples, {n})."
+        )
+    if not values.requires_grad:
+        raise ValueError(
+            f"The objective {objective_name(objective)} carries no gradient to "
+            f"{', '.join(hook_points)}: they do not influence it, or it was detached."
+        )
+    return values if values.ndim == 2 else values[None]
 
 
 @dataclass(frozen=True)
@@ -225,10 +240,7 @@ class hook_probe:
 
     def __call__(self, run: Run) -> Float[Tensor, "samples batch"]:
         activations = run.activations[self.hook_point]
-        if self.basis is None:
-            coordinates = activations.flatten(2) if activations.ndim == 4 else activations
-        else:
-            coordinates = self.basis.encode(activations)
+        coordinates = activations if self.basis is None else self.basis.encode(activations)
         return _probed(run, coordinates, self.n_probes, self.seed)
 
 
@@ -245,8 +257,7 @@ def _probed(
     if mask is not None:
         values = values.masked_fill(~mask[..., None], 0.0)
     sequence = run.sequence_index.to(values.device)
-    counters = (seed, sequence, real_positions(mask, values), n_probes)
-    return SignProbes.apply(values, *counters)
+    return SignProbes.apply(values, seed, sequence, real_positions(mask, values), n_probes)
 
 
 def real_positions(

@@ -27,11 +27,7 @@ from tl_weighted_pca.objectives.losses import Objective, next_token_loss
 from tl_weighted_pca.streaming.checkpoint import Checkpoint
 from tl_weighted_pca.streaming.gathered import Gathered
 from tl_weighted_pca.streaming.recorder import Recorder
-from tl_weighted_pca.streaming.request import (
-    Statistics,
-    asked_of,
-    checked_objectives,
-)
+from tl_weighted_pca.streaming.request import Statistics, asked_of, checked_objectives
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 _FEW_TOKENS = 1024

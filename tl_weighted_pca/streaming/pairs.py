@@ -98,10 +98,7 @@ def stream_pairs(
     recorder = Recorder(sinks, objectives, positions, Outliers.checked(outliers))
     for batch in islice(batches(data, batch_size, max_tokens=max_tokens), skip, None):
         # Entered anew for each batch: a suspended generator must not hold the caller's grad mode.
-        with (
-            quiet(model, gradients=objective is not None),
-            recorder.attached(model),
-        ):
+        with quiet(model, gradients=objective is not None), recorder.attached(model):
             recorder.run(model, batch)
         made |= {name: replace(made[name], readers="all") for name in recorder.recounted or ()}
         found = {name: sink.taken(batch.sequence_index, made[name]) for name, sink in sinks.items()}

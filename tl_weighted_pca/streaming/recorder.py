@@ -28,8 +28,7 @@ from tl_weighted_pca.models.readers import Readers, find_readers
 from tl_weighted_pca.models.recompute import SecondRun
 from tl_weighted_pca.models.run import Run
 from tl_weighted_pca.moments.accumulator import NonFiniteError
-from tl_weighted_pca.objectives.losses import Objective, objective_name
-from tl_weighted_pca.objectives.values import checked_values
+from tl_weighted_pca.objectives.losses import Objective, checked_values, objective_name
 from tl_weighted_pca.streaming.counted import CountedPositions
 from tl_weighted_pca.streaming.firing import Site
 from tl_weighted_pca.streaming.graph import Graph
