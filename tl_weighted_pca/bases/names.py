@@ -12,6 +12,16 @@ _NAMES = {
     "path": "path-metric PCA",
     "joint": "joint PCA",
     "trained": "trained basis",
+    # As a basis itself has it, and names that come of that.
+    "weighted_pca": "weighted PCA",
+    "gradient_pca": "gradient PCA",
+    "metric_pca": "metric PCA",
+    "metric_pca(fisher)": "Fisher-metric PCA",
+    "metric_pca(path)": "path-metric PCA",
+    "joint_pca": "joint PCA",
+    "optimize_basis": "trained basis",
+    "random_basis": "random",
+    "local_interaction_basis": "local interaction basis",
 }
 
 _OBJECTIVES = ("loss", "fisher", "logits")

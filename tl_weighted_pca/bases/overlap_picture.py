@@ -218,5 +218,5 @@ def _by_name(bases: Bases) -> dict[str, Basis]:
 
 def _name(basis: Basis, otherwise: str) -> str:
     """What to call a basis that was given without a name."""
-    words = [basis.method, basis.provenance.hook_point]
+    words = [display_name(basis.method), basis.provenance.hook_point]
     return " at ".join(word for word in words if word) or otherwise
