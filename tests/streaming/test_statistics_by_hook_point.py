@@ -72,6 +72,25 @@ def test_a_hook_point_without_gradients_takes_no_product_of_them(best_model, tok
     assert len(products) == 2
 
 
+def test_a_hook_point_without_gradients_does_not_begin_the_graph(best_model, tokens):
+    """It asks for none on the way back either: what it costs is a forward pass."""
+    began = []
+
+    def objective(run):
+        began.extend(name for name, x in run.activations.items() if x.requires_grad)
+        return wpca.next_token_loss(run)
+
+    asked = {**dict.fromkeys(NAMES[:3], "activation"), NAMES[3]: "gradient"}
+    found = wpca.collect(
+        best_model, tokens[:3], NAMES, statistics=asked, objective=objective, **QUIET
+    )
+    assert began == [NAMES[3]]
+    alone = wpca.collect(
+        best_model, tokens[:3], NAMES[3], objective=objective, statistics="gradient", **QUIET
+    )
+    assert torch.equal(found[NAMES[3]].gradient.second, alone[NAMES[3]].gradient.second)
+
+
 def test_row_metrics_and_heads_by_name(best_model, tokens):
     z = [f"blocks.{i}.attn.hook_z" for i in range(2)]
     found = wpca.collect(

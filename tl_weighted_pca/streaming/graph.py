@@ -53,3 +53,8 @@ class Graph:
     def _handed_on(self, ours: Tensor, original: Tensor) -> Tensor:
         self._ours[id(ours)] = ours, ours._version, original
         return ours
+
+
+def kept(tensor: Tensor) -> Tensor:
+    """The tensor, as one that a graph may hold on to."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -139,7 +139,10 @@ def collect(  # type: ignore[misc]
         "told": partial(tqdm.write, file=sys.stderr) if progress else None,
     }  # fmt: skip
     gathered = Gathered.of(model, asked, (positions, left_out), objectives, needed, options)
-    recorder = Recorder(gathered.accumulators, needed, positions, left_out, note=True)
+    ungraded = {name for name, each in asked.items() if not each.gradients}
+    recorder = Recorder(
+        gathered.accumulators, needed, positions, left_out, activations_only=ungraded, note=True
+    )
     file = None
     if checkpoint is not None:
         settings = gathered.to_agree_with(model, batch_size, max_tokens)

@@ -5,7 +5,7 @@ The only place in the package that runs hooks for gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.objectives.losses import Objective, checked_values, objective_name
 from tl_weighted_pca.streaming.counted import CountedPositions
 from tl_weighted_pca.streaming.firing import Site
-from tl_weighted_pca.streaming.graph import Graph
+from tl_weighted_pca.streaming.graph import Graph, kept
 from tl_weighted_pca.streaming.sink import Sink
 from tl_weighted_pca.support.interrupts import uninterrupted
 
@@ -46,6 +46,7 @@ class Recorder:
     Args:
         sinks: what takes the activations and gradients, by hook point name.
         objectives: by key; none for activations alone, with no graph.
+        activations_only: sinks that take no gradients; nothing of theirs waits for the backward pass.
         positions, outliers, note: which positions count: see `CountedPositions`.
     """
 
@@ -56,10 +57,12 @@ class Recorder:
         positions: Positions,
         outliers: Outliers | None = None,
         *,
+        activations_only: Container[str] = (),
         note: bool = False,
     ) -> None:
         self._sinks = dict(sinks)
         self._objectives = dict(objectives)
+        self._graded = {n: s for n, s in sinks.items() if objectives and n not in activations_only}
         self._counted = CountedPositions(positions, outliers, note)
         self._sites: dict[str, Site] = {}
         self._batch: Batch | None = None
@@ -79,11 +82,11 @@ class Recorder:
         """See what passes the sinks' hook points, and those that objectives look at."""
         looked_at = [p for o in self._objectives.values() for p in getattr(o, "hook_points", ())]
         self._looked_at = resolve(model, looked_at) if looked_at else []
-        names = dict.fromkeys([*self._sinks, *self._looked_at])
         self._copies, points = has_hooks(model), model.hook_dict
+        names = [*self._sinks, *self._looked_at]
         see = {name: partial(self._see, name, points[name]) for name in names}
         # Some modules of the bridge go another way where hooks of TransformerLens's are on.
-        watch = [(name, lambda tensor, hook: None) for name in names]
+        watch = [(name, lambda tensor, hook: None) for name in see]
         with hooked(model, watch), passing(points, see):
             yield
 
@@ -119,9 +122,9 @@ class Recorder:
         check_tokens(model, batch)
         device = device_of(model)
         # Tensors of our own: the graph may start on the very inputs, and keep the others.
-        inputs = _kept(batch.inputs.detach().to(device))
-        mask = None if batch.mask is None else _kept(batch.mask.to(device))
-        index = _kept(batch.sequence_index)
+        inputs = kept(batch.inputs.detach().to(device))
+        mask = None if batch.mask is None else kept(batch.mask.to(device))
+        index = kept(batch.sequence_index)
         starts = self._starts(model, inputs, mask)
         self._batch, self._graph = Batch(inputs, mask, index), Graph(self._copies)
         fed = self._start(inputs) if "" in starts else None
@@ -135,7 +138,7 @@ class Recorder:
                 raise ValueError(never_fired(model, name))
         if not self._objectives:
             return
-        for name in self._sinks:
+        for name in self._graded:
             if self._sites[name].was_edited:
                 raise ValueError(
                     f"What follows hook point {name!r} changes its activations in place, so that they are "
@@ -149,7 +152,7 @@ class Recorder:
         }
         del output, run, activations
         left = sum(len(samples) for samples in values.values())
-        for name, sink in self._sinks.items():
+        for name, sink in self._graded.items():
             sink.begin(*self._cut(name, self._sites[name].activations), gradients_to_come=left)
         for key, samples in values.items():
             for sample in samples:
@@ -161,7 +164,7 @@ class Recorder:
         if not self._objectives:
             return frozenset()
         if self._readers is None:
-            names, also = list(self._sinks), self._looked_at
+            names, also = list(self._graded), self._looked_at
             self._readers = find_readers(
                 model, names, inputs, mask, also=also, with_hooks=self._copies
             )
@@ -189,7 +192,7 @@ class Recorder:
         """An objective's values [samples, batch], checked."""
         objective = self._objectives[key]
         assert self._batch is not None
-        values = checked_values(objective, values, len(self._batch.inputs), list(self._sinks))
+        values = checked_values(objective, values, len(self._batch.inputs), list(self._graded))
         if not bool(values.detach().isfinite().all()):
             self._name_first_non_finite()
             raise NonFiniteError(
@@ -200,12 +203,12 @@ class Recorder:
 
     def _backward(self, key: str, value: Tensor, scale: float, last: bool) -> None:
         self._now = (key, scale)
-        for site in self._sites.values():
-            site.expect()
+        for name in self._graded:
+            self._sites[name].expect()
         assert self._readers is not None
         ends = [tensor for name in self._readers.outermost for tensor in self._sites[name].passed]
         torch.autograd.grad(value, ends, retain_graph=not last, allow_unused=True)
-        for name, sink in self._sinks.items():
+        for name, sink in self._graded.items():
             site = self._sites[name]
             if site.missing == len(site.passed):
                 if self._number == 0:
@@ -223,7 +226,7 @@ class Recorder:
         if batch is None:
             return None
         if self.again.now:  # what follows must be what followed the first time
-            return self._graph.view(tensor) if recorded else None
+            return self._graph.view(tensor) if name in self._graded else None
         site = self._sites.setdefault(name, Site(getattr(point, "hook_conversion", None)))
         original = self._graph.original(tensor)
         if any(original is known for known in site.passed):
@@ -238,11 +241,11 @@ class Recorder:
         site.see(original)
         if not recorded:
             return None
-        if not self._objectives:
+        if name not in self._graded:
             if not again:
-                kept = site.activations.clone() if self._copies else site.activations
-                self._sinks[name].begin(*self._cut(name, kept))
-            if all(known in self._sites for known in self._sinks):
+                seen = site.activations.clone() if self._copies else site.activations
+                self._sinks[name].begin(*self._cut(name, seen))
+            if not self._objectives and all(known in self._sites for known in self._sinks):
                 raise _AllSeen
             return None
         view = self._graph.view(tensor)
@@ -292,8 +295,3 @@ class Recorder:
             f"The {what} at hook point {name!r} hold NaN or infinity in batch {self._number}; the batches "
             "before it are kept."
         )
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    """The tensor, as one that a graph may hold on to."""
-    return tensor.clone() if tensor.is_inference() else tensor
