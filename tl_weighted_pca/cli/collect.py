@@ -22,6 +22,7 @@ from tl_weighted_pca.cli.options import (
     Seed,
     objective,
 )
+from tl_weighted_pca.cli.plan import show_plan
 from tl_weighted_pca.cli.text_options import DataOptions
 
 if TYPE_CHECKING:
@@ -55,6 +56,26 @@ def collect(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Use less memory, for one more forward pass.")
     ] = False,
+    sums_dtype: Annotated[
+        Literal["float64", "float32"],
+        typer.Option(help="Of the sums; float32 halves their memory, for batches of 1,024 tokens."),
+    ] = "float64",
+    sums_device: Annotated[
+        Literal["cpu"] | None,
+        typer.Option(help="'cpu' spares a GPU's memory; by default beside the activations."),
+    ] = None,
+    precision: Annotated[
+        Literal["highest", "tf32"],
+        typer.Option(help="Of the products: float32, or TF32 on a GPU: three digits, faster."),
+    ] = "highest",
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Write nothing; tell the memory it will take and its speed. With --device meta, the "
+            "memory by the model's configuration alone.",
+        ),
+    ] = False,
     checkpoint_every: Annotated[
         int, typer.Option(min=0, help="Batches between two checkpoints; 0 for none.")
     ] = 100,
@@ -87,6 +108,15 @@ def collect(
         raise ValueError("--resume needs checkpoints, and --checkpoint-every is 0: leave one out.")
     if resume:
         output.stop_if_done()
+    statistics: dict[str, Any] = {"row_metric": row_metric, "per_head": per_head}
+    sums: dict[str, Any] = {"sums_dtype": sums_dtype, "sums_device": sums_device}
+    chosen: Any = {name.value: objective(name, samples, seed) for name in names}
+    if plan:
+        show_plan(
+            source, text, hook, {} if plain else chosen, how.batch_size, recompute,
+            statistics, sums | {"precision": precision},
+        )  # fmt: skip
+        return
     rank = processes.rank()
     with (
         processes.joined(source.device),
@@ -97,20 +127,18 @@ def collect(
         model, data = text.read(source, run)
         points = resolve(model, hook)
         data, max_tokens = processes.share(data, text.max_tokens)
-        chosen: Any = {name.value: objective(name, samples, seed) for name in names}
         checkpoint = f"checkpoint.{rank}.safetensors"
         found: Any = collect_moments(
             model,
             data,
             points,
             objective=None if plain else chosen,
-            row_metric=row_metric,
-            per_head=per_head,
             max_tokens=max_tokens,
             recompute=recompute,
+            precision=precision,
             checkpoint=partial_of(output.out) / checkpoint if checkpoint_every else None,
             checkpoint_every=checkpoint_every or 1,
-            **how.options | {"progress": how.progress and rank == 0},
+            **statistics | sums | how.options | {"progress": how.progress and rank == 0},
         )
         collections = found if isinstance(found, dict) else {"none": found}
         with processes.together():

@@ -80,6 +80,10 @@ class ModelOptions:
         from tl_weighted_pca.models.fingerprint import fingerprint, model_name
         from tl_weighted_pca.models.pretrained import load_pretrained
 
+        if self.device == "meta":
+            raise ValueError(
+                "On the device meta there are no weights: it goes with collect --plan."
+            )
         if self.embedded:
             # It is so small that two threads only wait for each other.
             torch.set_num_threads(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from tl_weighted_pca.embedded.model import Kind, load_model
+from tl_weighted_pca.embedded.vocabulary import MODEL_FOLDER, SLIPS_FOLDER
 
 try:
     from transformer_lens import HookedTransformer
@@ -20,6 +22,10 @@ except ImportError:  # TransformerLens 4 has only the bridge
 
 EMBEDDED, EMBEDDED_SLIPS = "embedded", "embedded-slips"
 """The embedded models: of plain stories, and of noisy ones."""
+
+
+_CANNOT_LOAD = (OSError, ValueError, RuntimeError, LookupError, SafetensorError)
+"""All that TransformerLens, transformers and the hub raise for a model that they cannot find or read."""
 
 
 def load_pretrained(
@@ -66,13 +72,35 @@ def load_pretrained(
             return load(name, device, dtype).eval()
     except torch.cuda.OutOfMemoryError:  # a RuntimeError, but no fault of the name
         raise
-    # All that TransformerLens, transformers and the hub raise for a model that they cannot find or read.
-    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
-        reason = " ".join(str(error).strip().split("\n")[0].split())[:300].rstrip(".")
-        raise ValueError(
-            f"Cannot load the model {name!r} as a {model_class or 'TransformerLens model'}: {reason}. "
-            f"{_advice(name)}"
-        ) from error
+    except _CANNOT_LOAD as error:
+        raise _cannot_load(name, model_class, error) from error
+
+
+def load_unweighted(name: str = EMBEDDED, dtype: torch.dtype = torch.float32) -> Any:
+    """A model's shape alone, from its configuration: a TransformerBridge on the device "meta".
+
+    Raises:
+        ValueError: for a model whose configuration or tokenizer cannot be had.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = {EMBEDDED: str(MODEL_FOLDER), EMBEDDED_SLIPS: str(SLIPS_FOLDER)}.get(name, name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        config.pad_token_id = None  # or the model looks for it among tokens that are not there
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="eager"
+            )
+        boot = partial(TransformerBridge.boot_transformers, source)
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                return boot(hf_model=model, device="meta").eval()
+            except RuntimeError:  # a fused map of Q, K and V must be somewhere to be split
+                return boot(hf_model=model.to_empty(device="cpu"), device="cpu").eval().to("meta")
+    except _CANNOT_LOAD as error:
+        raise _cannot_load(name, None, error) from error
 
 
 def _class_for(name: str, wanted: Kind | None) -> Kind:
@@ -105,6 +133,12 @@ def _bridge(name: str, device: str | None, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+
+
+def _cannot_load(name: str, model_class: Kind | None, error: Exception) -> ValueError:
+    reason = " ".join(str(error).strip().split("\n")[0].split())[:300].rstrip(".")
+    what = model_class or "TransformerLens model"
+    return ValueError(f"Cannot load the model {name!r} as a {what}: {reason}. {_advice(name)}")
 
 
 def _names() -> set[str]:
