@@ -50,7 +50,7 @@ def main() -> None:
                 *(*COMMON, *options, "--out", "run"),
             ]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            lines += ["", f"{what.capitalize()}:", "", "```text", said.strip(), "```"]
+            lines += ["", f"{what[0].upper()}{what[1:]}:", "", "```text", said.strip(), "```"]
             print("\n".join(lines[-5:]), flush=True)
     if arguments.out:
         write_between_marks(arguments.out, "plan", [*lines[1:], "", made_on()])
