@@ -38,7 +38,9 @@ def test_the_sums_are_those_of_the_pass(bridge, tokens, sums_dtype):
     found = plan(bridge, asked(**options), tuple(tokens[:4].shape), sums_dtype=dtype)
     assert found.sums == Counter({CPU: held})
     assert found.products == Counter({CPU: held * 4 // dtype.itemsize})
-    assert found.weights == Counter({CPU: sum(p.nbytes for p in bridge.original_model.parameters())})
+    assert found.weights == Counter(
+        {CPU: sum(p.nbytes for p in bridge.original_model.parameters())}
+    )
 
 
 def test_the_shape_alone_tells_the_same(bridge):
