@@ -191,8 +191,9 @@ def cost(at: Subject) -> Iterator[str]:
             seconds[name].append(time.process_time() - start)
     ratios = [a / b for a, b in zip(seconds["whole"], seconds["parts"], strict=True)]
     yield (
-        f"On {len(few.heldout)} stories the map of the stream from given bases took {min(seconds['whole']):.1f} s of CPU time, its "
-        f"four separate ablations {min(seconds['parts']):.1f} s (the best of three); run by run it was "
+        f"On {len(few.heldout)} stories the map of the stream from given bases took "
+        f"{min(seconds['whole']):.1f} s of CPU time, its four separate ablations "
+        f"{min(seconds['parts']):.1f} s (the best of three); run by run it was "
         f"{', '.join(f'{ratio:.2f}' for ratio in ratios)} of them."
     )
 
@@ -227,15 +228,14 @@ def embedded_subject(slips: bool, n_train: int, n_heldout: int, keep: Path) -> S
     return Subject(name, model, train, heldout, places, options, found)
 
 
-def real_subject(n_train: int, n_heldout: int, n_hook_points: int, keep: Path) -> Subject:
+def real_subject(n_train: int, n_heldout: int, quick: bool, keep: Path) -> Subject:
     """SmolLM2-135M on sequences of 256 tokens of Python's manual, the first position left out."""
     from real_model import sequences, smollm2
 
+    length, n_hook_points = (32, 3) if quick else (256, 30)
     model = smollm2()
-    train, heldout = (
-        rows[:n]
-        for rows, n in zip(sequences(model.tokenizer, 256), (n_train, n_heldout), strict=True)
-    )
+    train, heldout = sequences(model.tokenizer, length)
+    train, heldout = train[:n_train], heldout[:n_heldout]
     layers = torch.linspace(0, model.cfg.n_layers - 1, n_hook_points).round().int().tolist()
     stream = [f"blocks.{layer}.hook_resid_post" for layer in layers]
     options: dict[str, Any] = {"positions": slice(1, None), "batch_size": 2, "progress": False}
@@ -271,7 +271,9 @@ def main() -> None:
     parser.add_argument("--model", choices=["stories", "slips"], action="append")
     parser.add_argument("--part", choices=list(PARTS), action="append", help="only this part")
     parser.add_argument("--real", action="store_true", help="SmolLM2-135M instead")
-    parser.add_argument("--quick", action="store_true", help="two sequences, three hook points")
+    parser.add_argument(
+        "--quick", action="store_true", help="two sequences; of SmolLM2-135M three layers"
+    )
     parser.add_argument("--keep", type=Path, default=Path(".cache/model_maps"))
     asked = parser.parse_args()
     if asked.quick:
@@ -281,7 +283,7 @@ def main() -> None:
     said = f"Bases from {asked.train} training sequences, scores on {asked.heldout} held-out ones."
     for which in ["real"] if asked.real else asked.model or ["stories", "slips"]:
         if asked.real:
-            at = real_subject(asked.train, asked.heldout, 3 if asked.quick else 30, asked.keep)
+            at = real_subject(asked.train, asked.heldout, asked.quick, asked.keep)
         else:
             at = embedded_subject(which == "slips", asked.train, asked.heldout, asked.keep)
         parts = asked.part or (REAL if asked.real else list(PARTS))
