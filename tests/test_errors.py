@@ -315,7 +315,10 @@ class TestAblation:
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ("loss", r"The objective is 'loss'; expected a callable \(run\) -> \[batch\]"),
+        (
+            "lost",
+            r"is 'lost'; expected a callable \(run\) -> \[batch\], or one of 'loss', 'fisher'",
+        ),
         (wpca.sampled_token_loss, r"the class sampled_token_loss; .* sampled_token_loss\(…\)"),
         ({"a": None}, "The objective is None; expected a callable"),
     ],

@@ -403,8 +403,8 @@ def test_what_is_wrong_is_said():
         feature_ansatz(model, x, [7], **QUIET)
     with pytest.raises(TypeError, match=r"layers is 1; expected a list of numbers"):
         feature_ansatz(model, x, 1, **QUIET)
-    with pytest.raises(TypeError, match="'loss'; expected a callable"):
-        feature_ansatz(model, x, objective={"a": logit_probe(), "b": "loss"}, **QUIET)
+    with pytest.raises(TypeError, match="'lost'; expected a callable"):
+        feature_ansatz(model, x, objective={"a": logit_probe(), "b": "lost"}, **QUIET)
     with pytest.raises(TypeError, match=r"pass layers=\[Weight"):
         feature_ansatz(torch.nn.Linear(2, 2), x, **QUIET)
     with pytest.raises(ValueError, match="dict of objectives is empty"):

@@ -80,6 +80,15 @@ def test_ablate_writes_the_curves_that_it_shows(steps, tmp_path, best_model):
     assert (tmp_path / "ablation" / f"{POINT}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize(("objective", "says"), [("fisher", "fisher"), ("loss", "empirical")])
+def test_a_file_and_a_basis_say_which_metric(steps, tmp_path, objective, says):
+    """Also where there is one objective, and no other to tell it from."""
+    moments = steps / "run" / f"moments.{objective}.safetensors"
+    works("basis", moments, "--method", "metric", "--out", tmp_path / "out")
+    basis = wpca.Basis.load(tmp_path / "out" / f"{POINT}.metric-{objective}.safetensors")
+    assert basis.method == f"metric_pca({says})"
+
+
 def test_the_path_basis_reads_the_data_again(steps, tmp_path):
     works(
         "basis", steps / "run" / "moments.loss.safetensors", "--method", "path", *FEW,

@@ -169,7 +169,9 @@ class TestPathMetric:
         with pytest.raises(ValueError, match="make one there\\."):
             wpca.path_metric(best_model, stories, "blocks.2.hook_resid_post", wpca.pca(moments))
         with pytest.raises(ValueError, match=r"Rank 65 is outside 0\.\.64"):
-            wpca.path_metric(best_model, stories, HOOK, wpca.pca(moments), ranks=[65])
+            wpca.path_metric(best_model, stories, wpca.pca(moments), ranks=[65])
+        with pytest.raises(TypeError, match="basis is None; expected a Basis whose ablations"):
+            wpca.path_metric(best_model, stories, HOOK)
         with pytest.raises(ValueError, match="can be read only once, but every rank takes a pass"):
             wpca.path_metric(best_model, iter([stories]), HOOK, wpca.pca(moments))
         with pytest.raises(TypeError, match="takes one objective, not a dict"):
@@ -301,16 +303,16 @@ class TestPastTheHook:
             wpca.ablation_curves(model, tokens, {"a": basis}, HOOK, anywhere=True, progress=False)
 
 
-def test_the_joint_basis_shows_its_steps_where_asked(
+def test_the_joint_basis_shows_its_steps_unless_told_otherwise(
     best_model, stories, moments, capsys, monkeypatch
 ):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     labels = wpca.sampled_token_loss()
     pairs = [*wpca.stream_pairs(best_model, stories, HOOK, objective=labels, max_tokens=500)]
     options = {"shrinkage": (0.3, 0.5), "steps": 3}
-    quiet = wpca.joint_pca(moments, pairs, **options)
+    quiet = wpca.joint_pca(moments, pairs, **options, progress=False)
     assert not capsys.readouterr().err
-    shown = wpca.joint_pca(moments, pairs, **options, progress=True)
+    shown = wpca.joint_pca(moments, pairs, **options)
     assert "Joint basis: 100%" in (said := capsys.readouterr().err) and "6/6" in said
     assert torch.equal(quiet.encoder, shown.encoder)
 
@@ -382,7 +384,7 @@ class TestPairsOfElsewhere:
 
     def test_streams_refuse_what_collect_refuses(self, best_model, stories):
         for objective, message in (
-            (wpca.sampled_token_loss, "expected one of its kind"), ("loss", "expected a callable"),
+            (wpca.sampled_token_loss, "expected one of its kind"), ("lost", "expected a callable"),
             ({"a": wpca.next_token_loss}, "takes one objective, not a dict"),
         ):  # fmt: skip
             with pytest.raises(TypeError, match=message):

@@ -1,6 +1,7 @@
 """Objectives against exact enumeration, and their seeds."""
 
 import functools
+import inspect
 
 import pytest
 import torch
@@ -195,6 +196,65 @@ def test_the_loss_is_that_of_pytorch(best_model, tokens):
 def test_counts_below_one(make):
     with pytest.raises(ValueError, match="is 0; expected at least 1"):
         make(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("loss", wpca.next_token_loss), ("fisher", wpca.sampled_token_loss()),
+        ("logits", wpca.logit_probe()),
+    ],
+)  # fmt: skip
+def test_a_name_is_its_objective_wherever_one_is_taken(best_model, tokens, name, same):
+    place = "blocks.2.hook_resid_post"
+    options = {"progress": False, "batch_size": 5}
+    both = wpca.collect(best_model, tokens, place, objective={"a": name, "b": same}, **options)
+    assert both["a"][place].provenance == both["b"][place].provenance
+    assert torch.equal(both["a"][place].gradient.second, both["b"][place].gradient.second)
+    alone = wpca.collect(best_model, tokens, place, objective=name, **options)
+    assert torch.equal(alone[place].gradient.second, both["a"][place].gradient.second)
+    named, called = (
+        next(wpca.stream_pairs(best_model, tokens, place, objective=each))[place]
+        for each in (name, same)
+    )
+    assert torch.equal(named.gradients, called.gradients)
+    basis = wpca.pca(alone[place])
+    metrics = [
+        wpca.path_metric(best_model, tokens, basis, ranks=[8], objective=each, **options)
+        for each in (name, same)
+    ]
+    assert torch.equal(*(metric.matrix for metric in metrics))
+    assert metrics[0].provenance == metrics[1].provenance
+    if name != "loss":
+        predicted = [
+            wpca.ablation_curves(
+                best_model, tokens, basis, ranks=[8], score="kl", predicted=each, **options
+            ).predicted_per_sequence
+            for each in (name, same)
+        ]
+        for one, other in zip(*(each.values() for each in predicted), strict=True):
+            assert torch.equal(one, other)
+
+
+def defaults(name):
+    """What the public functions and the commands have as a default."""
+    public = {n: getattr(wpca, n) for n in wpca.__all__}
+    found = {}
+    for n, each in public.items():
+        if inspect.isfunction(each) and (p := inspect.signature(each).parameters.get(name)):
+            found[n] = p.default
+    return found
+
+
+def test_what_is_said_once_is_said_alike_everywhere():
+    sizes = defaults("batch_size")
+    del sizes["joint_pca"]  # of pairs, not of sequences
+    assert set(sizes.values()) == {16}
+    assert set(defaults("progress").values()) == {True}
+    assert set(defaults("data").values()) == {inspect.Parameter.empty}
+    assert not defaults("batches") and not defaults("tokens")
+    for name in ("batch_size", "progress", "data"):
+        assert {"collect", "ablation_curves", "cards"} <= {*defaults(name)}
 
 
 class TestRandomness:

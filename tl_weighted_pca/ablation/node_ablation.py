@@ -12,7 +12,7 @@ from tl_weighted_pca.ablation.prediction import Prediction
 from tl_weighted_pca.ablation.scored_pass import scores_of_edits, warn_where_nothing_changes
 from tl_weighted_pca.ablation.scores import Score
 from tl_weighted_pca.data.positions import Positions
-from tl_weighted_pca.objectives.losses import Objective
+from tl_weighted_pca.objectives.losses import Objective, ObjectiveName
 
 
 def ablation_curves(
@@ -25,10 +25,10 @@ def ablation_curves(
     score: Score = "loss",
     fill: Fill = "mean",
     seed: int = 0,
-    predicted: bool | Objective = False,
+    predicted: bool | Objective | ObjectiveName = False,
     positions: Positions = None,
     outliers: float | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     max_tokens: int | None = None,
     anywhere: bool = False,
     progress: bool = True,

@@ -21,7 +21,12 @@ from tl_weighted_pca.data.batches import batches, check_rereadable
 from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.objectives.losses import Objective, objective_name, sampled_token_loss
+from tl_weighted_pca.objectives.losses import (
+    Objective,
+    ObjectiveName,
+    checked_objective,
+    objective_name,
+)
 from tl_weighted_pca.streaming.pairs import Pairs, stream_pairs
 
 Kept = Sequence[Mapping[str, int]]
@@ -48,7 +53,7 @@ class Prediction:
 
     def __init__(
         self,
-        objective: Objective | Literal[True],
+        objective: Objective | ObjectiveName | Literal[True],
         score: Score,
         fill: Fill,
     ) -> None:
@@ -59,7 +64,12 @@ class Prediction:
                 f"predicted=True is of the KL divergence, and score is {score!r}: pass score='kl', or the "
                 "objective whose square the score is."
             )
-        self._objective = sampled_token_loss() if objective is True else objective
+<<<<<<< HEAD
+        self._objective = checked_objective("fisher" if objective is True else objective)
+=======
+        self._objective = checked_objective("fisher" if objective is True else objective)
+        (self._hook_point,) = hook_points
+>>>>>>> cf3b716 (Objectives by name, one batch size, data= and progress alike everywhere; path_metric takes the basis's hook point; files of metric bases say which metric)
 
     def added_to(
         self,

@@ -32,8 +32,8 @@ from tl_weighted_pca.models.weights import Weight, model_weights
 from tl_weighted_pca.moments.second_moment import Moments
 from tl_weighted_pca.objectives.losses import (
     Objective,
-    check_objective,
-    logit_probe,
+    ObjectiveName,
+    checked_objective,
     objective_name,
 )
 from tl_weighted_pca.streaming.one_pass import collect
@@ -42,18 +42,16 @@ from tl_weighted_pca.support.whole_numbers import checked_counts
 if TYPE_CHECKING:
     import pandas as pd
 
-_LOGITS = logit_probe()
-
 
 def feature_ansatz(
     model: Any,
-    batches: Any,
+    data: Any,
     layers: Sequence[int] | Sequence[Weight] | None = None,
-    objective: Objective | Mapping[str, Objective] = _LOGITS,
+    objective: Objective | ObjectiveName | Mapping[str, Objective | ObjectiveName] = "logits",
     *,
     folded: bool = False,
     positions: Positions = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     max_tokens: int | None = None,
     max_width: int = 4096,
     progress: bool = True,
@@ -72,7 +70,7 @@ def feature_ansatz(
 
     Args:
         model: a HookedTransformer, a TransformerBridge, or a module with `weights()` (`HookedMLP`).
-        batches: data, as for `collect`.
+        data: as for `collect`.
         layers: numbers of layers (the unembedding counts as the one after the last), or a list of
             `Weight` for a model of one's own; all by default.
         objective: what to differentiate: by default a probe of the outputs, Σ JᵀJ, the paper's AGOP
@@ -95,13 +93,12 @@ def feature_ansatz(
         ValueError: for unknown layers, a `Weight` that does not lead from its input to its output,
             or one too wide whose input is shared.
     """
-    named = dict(objective) if isinstance(objective, Mapping) else {"": objective}
-    if not named:
+    given = objective if isinstance(objective, Mapping) else {"": objective}
+    if not given:
         raise ValueError("The dict of objectives is empty: pass at least one.")
-    for value in named.values():
-        check_objective(value)
+    named = {key: checked_objective(value) for key, value in given.items()}
     weights = _weights(model, layers, folded)
-    head, data = _peekable(batches)
+    head, data = _peekable(data)
     alone = check_weights(
         model, head, weights, next(iter(named.values())), positions, batch_size, max_tokens
     )

@@ -30,7 +30,7 @@ def check_weights(
     weights: Sequence[Weight],
     objective: Objective,
     positions: Positions = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     max_tokens: int | None = None,
 ) -> set[str]:
     """Raise ValueError unless h − xA is constant over the first sequences, for each weight.

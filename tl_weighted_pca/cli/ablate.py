@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tl_weighted_pca.runs.run_folder import RunFolder
 
 
-@command(batch_size=32, max_tokens=20_000)
+@command(max_tokens=20_000)
 def ablate(
     *,
     output: OutputOptions,

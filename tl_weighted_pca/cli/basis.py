@@ -13,7 +13,7 @@ import typer
 
 from tl_weighted_pca.cli.command import command
 from tl_weighted_pca.cli.console import show, tell
-from tl_weighted_pca.cli.model_bases import FurtherPass
+from tl_weighted_pca.cli.model_bases import FurtherPass, objective_of
 from tl_weighted_pca.cli.model_options import SameModelOptions
 from tl_weighted_pca.cli.options import CountedOptions, OutputOptions, Seed
 from tl_weighted_pca.cli.pictures import PictureOptions
@@ -92,8 +92,9 @@ def basis(
     """Make bases of moments: a file HOOK_POINT.METHOD.safetensors for each, and
     a picture of their eigenvalues.
 
-    Of a folder with several objectives, a method that uses gradients gives a
-    basis for each: HOOK_POINT.METHOD-OBJECTIVE.safetensors. Only 'path',
+    METHOD of 'metric' is metric-OBJECTIVE: 'metric-fisher' is in the Fisher
+    metric, 'metric-loss' in that of the data's labels. Of a folder with several
+    objectives, each method that uses gradients gives a basis for each. Only 'path',
     'joint' and 'trained' need the model and the data, once more; their
     --positions and --outliers are by default those of the moments. 'trained'
     needs many tokens: raise --max-tokens.
@@ -235,11 +236,19 @@ def _jobs(
             # What uses no gradients is the same under every objective. Fisher's are what to train from.
             if method == Method.trained and label != "fisher" and "fisher" in found:
                 continue
-            end = f"-{label}" if len(found) > 1 and method in _OF_GRADIENTS else ""
+            several = len(found) > 1 and method in _OF_GRADIENTS
+            what = label if several else _metric_of(collection) if method == Method.metric else ""
+            end = f"-{what}" if what else ""
             for name in names:
                 make = partial(makers[method], collection[name])
                 jobs.setdefault(f"{name}.{method.value}{end}", make)
     return jobs
+
+
+def _metric_of(collection: Collection) -> str:
+    """What the gradients of a metric are of, in the command line's word for it, if it has one."""
+    name = objective_of(next(iter(collection.values())))
+    return "" if name is None else name.value
 
 
 def _summary(bases: dict[str, Basis]) -> Any:

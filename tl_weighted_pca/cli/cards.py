@@ -49,7 +49,7 @@ def cards(
     Examples:
       tl-weighted-pca cards bases/blocks.2.hook_resid_post.pca.safetensors \\
           --out cards
-      tl-weighted-pca cards bases/blocks.2.hook_mlp_out.metric.safetensors \\
+      tl-weighted-pca cards bases/blocks.2.hook_mlp_out.path.safetensors \\
           --dataset notes.txt -n 10 --out cards
     """
     from tl_weighted_pca import embedded

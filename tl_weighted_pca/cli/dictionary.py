@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _TOKENS_FOR_MOMENTS = 2**15
 
 
-@command(batch_size=32, max_tokens=20_000)
+@command(max_tokens=20_000)
 def dictionary(
     *,
     output: OutputOptions,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tl_weighted_pca.interaction.graph import InteractionGraph
 
 
-@command(batch_size=8, max_tokens=20_000)
+@command(max_tokens=20_000)
 def interaction(
     *,
     output: OutputOptions,

@@ -105,6 +105,11 @@ class FurtherPass:
             )
 
 
+def objective_of(moments: Moments) -> ObjectiveName | None:
+    """The objective of the moments' gradients, if the command line has a word for it."""
+    return _OBJECTIVES.get(moments.provenance.objective.partition("(")[0])
+
+
 def _positions_of(collection: Collection) -> Positions:
     """The positions at which moments were collected."""
     kept = collection.settings.get("positions")
@@ -125,9 +130,9 @@ def _objective_of(moments: Moments, seed: int) -> Objective | None:
     Raises:
         ValueError: if the moments are of another than the command line knows.
     """
-    made = moments.provenance.objective
-    name = _OBJECTIVES.get(made.partition("(")[0])
+    name = objective_of(moments)
     if name is None:
+        made = moments.provenance.objective
         raise ValueError(
             f"The moments have gradients of {made or 'nothing'}, and a joint basis takes pairs of the same "
             "objective: collect with --objective fisher, or call wpca.joint_pca from Python."

@@ -50,7 +50,7 @@ def tokens_of_a_row(inputs: Tensor) -> int:
 
 
 def batches(
-    data: Any, batch_size: int = 8, *, max_tokens: int | None = None, may_be_empty: bool = True
+    data: Any, batch_size: int = 16, *, max_tokens: int | None = None, may_be_empty: bool = True
 ) -> Iterator[Batch]:
     """Cut data into batches.
 

@@ -21,7 +21,7 @@ from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.second_moment import Provenance
-from tl_weighted_pca.objectives.losses import Objective, next_token_loss
+from tl_weighted_pca.objectives.losses import Objective, ObjectiveName
 from tl_weighted_pca.streaming.pairs import stream_pairs
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def evaluate_dictionary(
     hook_point: str | None = None,
     *,
     bases: Mapping[str, Basis] | None = None,
-    objective: Objective = next_token_loss,
+    objective: Objective | ObjectiveName = "loss",
     positions: Positions = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     max_tokens: int | None = None,
 ) -> Evaluation:
     """Sparsity, fidelity and effect of x ↦ x̂ at a hook point, beside bases of the same size.

@@ -24,7 +24,12 @@ from tl_weighted_pca.models.fingerprint import fingerprint, made_at
 from tl_weighted_pca.models.frozen import device_of
 from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.second_moment import Moments, Provenance
-from tl_weighted_pca.objectives.losses import Objective, next_token_loss, objective_name
+from tl_weighted_pca.objectives.losses import (
+    Objective,
+    ObjectiveName,
+    checked_objective,
+    objective_name,
+)
 from tl_weighted_pca.streaming.one_pass import collect
 from tl_weighted_pca.support.callables import check_code, codes_of
 from tl_weighted_pca.support.files import check_writable, reading, write_atomically
@@ -49,9 +54,9 @@ def train_dictionary(
     relu_where_positive: bool = False,
     basis: Basis | None = None,
     moments: Moments | None = None,
-    objective: Objective = next_token_loss,
+    objective: Objective | ObjectiveName = "loss",
     positions: Positions = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     buffer_tokens: int = 2**16,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -104,6 +109,7 @@ def train_dictionary(
         )
     check_settings(kind, n_features)
     gradients = recipe.needs_gradients
+    objective = checked_objective(objective)
     what = objective_name(objective) if gradients else ""
     provenance = made_at(model, hook_point, what)
     if basis is not None:

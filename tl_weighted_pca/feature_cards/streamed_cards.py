@@ -52,7 +52,7 @@ def cards(
     score: Score | None = "loss",
     positions: Positions = None,
     outliers: float | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     max_tokens: int | None = None,
     ablation_tokens: int | None = None,
     tokenizer: Any = None,

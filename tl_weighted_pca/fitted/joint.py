@@ -49,7 +49,7 @@ def joint_pca(
     steps: int = 400,
     batch_size: int = 4096,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Basis:
     """argmin Σ_k log[(1 − α) J_k + α F_k] over bases E, D = E⁻¹: the Fisher-metric basis, improved.
 
@@ -71,7 +71,7 @@ def joint_pca(
         steps: of Adam.
         batch_size: pairs a step.
         seed: of the sample and the batches.
-        progress: show a progress bar of the steps.
+        progress: show a progress bar.
 
     Returns:
         An oblique basis; eigenvalues are the drops of J with each component, on all pairs kept, in the

@@ -19,7 +19,12 @@ from tl_weighted_pca.models.downstream import Downstream, edited_at
 from tl_weighted_pca.models.fingerprint import made_at
 from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.hook_points import hooked, resolve_one
-from tl_weighted_pca.objectives.losses import Objective, next_token_loss, objective_name
+from tl_weighted_pca.objectives.losses import (
+    Objective,
+    ObjectiveName,
+    checked_objective,
+    objective_name,
+)
 from tl_weighted_pca.streaming.one_pass import collect
 from tl_weighted_pca.support.whole_numbers import checked_counts
 
@@ -27,14 +32,14 @@ from tl_weighted_pca.support.whole_numbers import checked_counts
 def path_metric(
     model: Any,
     data: Any,
-    hook_point: str,
-    basis: Basis,
+    hook_point: str | Basis | None = None,
+    basis: Basis | None = None,
     *,
     ranks: Sequence[int] | None = None,
-    objective: Objective = next_token_loss,
+    objective: Objective | ObjectiveName = "loss",
     positions: Positions = None,
     outliers: float | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     max_tokens: int | None = None,
     progress: bool = True,
 ) -> Metric:
@@ -43,13 +48,13 @@ def path_metric(
     f̂_k are the activations ablated to rank k in `basis`. The Fisher metric is a second-order picture at
     the unablated model, where a confident model has hardly any gradient; far down an ablation curve
     that picture fails. Here the gradients are those met along the curve, each rank with equal weight.
-    Use it as `metric_pca(moments, path_metric(model, data, hook_point, pca(moments)))`; it may be
+    Use it as `metric_pca(moments, path_metric(model, data, pca(moments)))`; it may be
     repeated with the basis that results. One collection per rank.
 
     Args:
         model: as for `collect`.
         data: as for `collect`, read once per rank: nothing that can be read only once.
-        hook_point: one name, where `basis` was made.
+        hook_point: one name; left out, `path_metric(model, data, basis)`, it is where the basis was made.
         basis: whose ablations make the path; PCA is a good start.
         ranks: k; by default 0, r/8, … 5r/8 of r components: what lies above hardly differs from the
             unablated model.
@@ -66,7 +71,7 @@ def path_metric(
         A `Metric` named "path" with a trace of one: its `matrix` is Q.
 
     Raises:
-        TypeError: for a dict of objectives: this takes one.
+        TypeError: for a dict of objectives: this takes one; without a basis.
         ValueError: for a basis of another hook point or model, ranks outside 0..d, an iterator, or a hook
             point whose value the rest of the model does not read, or reads past the hook.
     """
@@ -74,7 +79,9 @@ def path_metric(
         raise TypeError(
             "path_metric takes one objective, not a dict of them: call it once for each, and average."
         )
-    hook_point = resolve_one(model, hook_point)
+    objective = checked_objective(objective)
+    place, basis = _place_of(hook_point, basis)
+    hook_point = resolve_one(model, place)
     basis.check_place(made_at(model, hook_point))
     check_rereadable(data, "every rank takes a pass")
     most = basis.n_components
@@ -142,6 +149,20 @@ def path_metric(
         )
     made = made_at(model, hook_point, objective_name(objective))
     return Metric(total / trace.where(trace > 0, 1), made, "path")
+
+
+def _place_of(hook_point: str | Basis | None, basis: Basis | None) -> tuple[str, Basis]:
+    """Where, and in which basis: the basis may come in the hook point's place, and say where."""
+    if basis is None and isinstance(hook_point, Basis):
+        hook_point, basis = None, hook_point
+    if not isinstance(basis, Basis):
+        raise TypeError(
+            f"basis is {basis!r}; expected a Basis whose ablations make the path, such as wpca.pca(moments)."
+        )
+    place = basis.provenance.hook_point if hook_point is None else hook_point
+    if not isinstance(place, str) or not place:
+        raise ValueError("The basis does not say where it was made: pass hook_point=.")
+    return place, basis
 
 
 @dataclass

@@ -32,7 +32,7 @@ def edge_ablation_curves(
     n_edges: Sequence[int],
     score: Score = "loss",
     positions: Positions = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     max_tokens: int | None = None,
     anywhere: bool = False,
     progress: bool = True,

@@ -46,14 +46,14 @@ _ROUNDING = 2.0**-23
 
 def local_interaction_basis(
     model: Any,
-    batches: Any,
+    data: Any,
     hook_points: NamesFilter,
     *,
     n_probes: int = 8,
     exact: bool | None = None,
     center: Center = True,
     positions: Positions = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     max_tokens: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -65,7 +65,7 @@ def local_interaction_basis(
 
     Args:
         model: as for `collect`.
-        batches: data, as for `collect`, but it is read once a hook point: no iterator.
+        data: as for `collect`, but it is read once a hook point: no iterator.
         hook_points: from first to last, each of which should carry all that reaches the next: the
             residual stream does. An MLP's hidden layer beside a skip path does not, and a warning says so:
             Jacobians are then of the part that goes through it.
@@ -88,7 +88,7 @@ def local_interaction_basis(
         ValueError: for hook points out of order, fewer than two, or data that can be read only once.
     """
     names = _several(model, hook_points)
-    check_rereadable(batches, "every hook point takes a pass")
+    check_rereadable(data, "every hook point takes a pass")
     if isinstance(center, str):
         raise ValueError(
             f"center is {center!r}; expected True, False or a vector: there is no row metric here."
@@ -97,15 +97,15 @@ def local_interaction_basis(
         "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens,
         "progress": progress,
     }  # fmt: skip
-    stats = collect(model, batches, names, objective=None, **options)
-    note_what_goes_past(model, batches, names, batch_size, max_tokens)
+    stats = collect(model, data, names, objective=None, **options)
+    note_what_goes_past(model, data, names, batch_size, max_tokens)
     width = stats[names[-1]].require("activation").width
     identity = torch.eye(width, dtype=torch.float64, device="cpu")
     bases = {names[-1]: _named(metric_pca(stats[names[-1]], identity, center=center), "")}
     for here, there in reversed(list(pairwise(names))):
         probe = jacobian_probe(there, used(bases[there]), n_probes, exact, positions, seed)
         gradient = collect(
-            model, batches, here, objective=probe, statistics=("gradient",),
+            model, data, here, objective=probe, statistics=("gradient",),
             row_metric="identity", **options,
         )[here]  # fmt: skip
         metric = gradient.require("gradient").second / gradient.n_tokens
@@ -116,14 +116,14 @@ def local_interaction_basis(
 
 def interaction_edges(
     model: Any,
-    batches: Any,
+    data: Any,
     bases: Mapping[str, Basis],
     *,
     threshold: float = 0.0,
     exact: bool | None = None,
     chunk: int = 64,
     positions: Positions = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     max_tokens: int | None = None,
     seed: int = 0,
     anywhere: bool = False,
@@ -138,7 +138,7 @@ def interaction_edges(
 
     Args:
         model: as for `collect`.
-        batches: data, as for `collect`.
+        data: as for `collect`.
         bases: by hook point, from first to last; any kind, such as PCA's for comparison.
         threshold: leave out components whose eigenvalue is at most this share of their basis's largest
             (and what is rounding, see `used`).
@@ -171,30 +171,30 @@ def interaction_edges(
         raise ValueError(f"threshold is {threshold}; expected a share from 0 to 1.")
     chunk = checked_count("chunk", chunk)
     kept = {name: used(bases[name], threshold) for name in names}
-    check_rereadable(batches, "every hook point takes a pass")
+    check_rereadable(data, "every hook point takes a pass")
     options: dict[str, Any] = {
         "positions": positions, "batch_size": batch_size, "max_tokens": max_tokens,
     }  # fmt: skip
-    stats = collect(model, batches, names, objective=None, progress=False, **options)
+    stats = collect(model, data, names, objective=None, progress=False, **options)
     n_tokens = stats[names[0]].n_tokens
     if not n_tokens:
         raise ValueError(
             "This process's share of the data is empty: use fewer processes, or more sequences."
         )
-    note_what_goes_past(model, batches, names, batch_size, max_tokens)
+    note_what_goes_past(model, data, names, batch_size, max_tokens)
     variances = {name: _variances(kept[name], stats[name]) for name in names}
     passes = [
         (here, there, range(kept[there].n_components)[start : start + chunk])
         for here, there in pairwise(names)
         for start in range(0, kept[there].n_components, chunk)
     ]
-    n_batches = count_batches(batches, batch_size) if max_tokens is None else None
+    n_batches = count_batches(data, batch_size) if max_tokens is None else None
     bar = progress_bar("Edges", "batch", n_batches and n_batches * len(passes), progress)
     parts: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairwise(names)}
     with bar:
         for here, there, j in passes:
             probe = coordinate_probe(there, kept[there], j.start, j.stop, exact, positions, seed)
-            stream = stream_pairs(model, batches, here, objective=probe, **options)
+            stream = stream_pairs(model, data, here, objective=probe, **options)
             slopes = _squared_slopes((found[here] for found in stream), kept[here], len(j), bar)
             parts[here, there].append(variances[here][:, None] * slopes)
     edges = {pair: torch.cat(columns, dim=1) for pair, columns in parts.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from tl_weighted_pca.support.whole_numbers import checked_count
 _NO_TARGET = -100
 
 Objective = Callable[[Run], Float[Tensor, "*samples batch"]]
+ObjectiveName = Literal["loss", "fisher", "logits"]
 
 
 def next_token_loss(run: Run) -> Float[Tensor, " batch"]:
@@ -101,16 +102,23 @@ def objective_name(objective: Objective) -> str:
     return type(objective).__name__ if plain else repr(objective)
 
 
-def check_objective(objective: Any) -> None:
-    """Raise TypeError for what cannot be called with a run."""
+def checked_objective(objective: Any) -> Objective:
+    """An objective, those of this package also by name: "loss", "fisher" or "logits".
+
+    Raises:
+        TypeError: for what is no such name, and cannot be called with a run.
+    """
+    if isinstance(objective, str) and objective in NAMED:
+        return NAMED[objective]
     if isinstance(objective, type):
         name = objective.__name__
         raise TypeError(f"The objective is the class {name}; expected one of its kind: {name}(…).")
     if not callable(objective):
         raise TypeError(
-            f"The objective is {objective!r}; expected a callable (run) -> [batch], such as "
-            "wpca.next_token_loss."
+            f"The objective is {objective!r}; expected a callable (run) -> [batch], or one of "
+            f"{', '.join(map(repr, NAMED))}."
         )
+    return objective
 
 
 def checked_values(
@@ -258,6 +266,12 @@ def _probed(
         values = values.masked_fill(~mask[..., None], 0.0)
     sequence = run.sequence_index.to(values.device)
     return SignProbes.apply(values, seed, sequence, real_positions(mask, values), n_probes)
+
+
+NAMED: dict[str, Objective] = {
+    "loss": next_token_loss, "fisher": sampled_token_loss(), "logits": logit_probe(),
+}  # fmt: skip
+"""The objectives that have a name: with one sample a sequence, of seed 0."""
 
 
 def real_positions(

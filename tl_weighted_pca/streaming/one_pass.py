@@ -23,7 +23,7 @@ from tl_weighted_pca.moments.accumulator import SumsDtype
 from tl_weighted_pca.moments.collection import Collection
 from tl_weighted_pca.moments.row_metric import RowMetric
 from tl_weighted_pca.moments.running_sums import Precision
-from tl_weighted_pca.objectives.losses import Objective, next_token_loss
+from tl_weighted_pca.objectives.losses import Objective, ObjectiveName
 from tl_weighted_pca.streaming.checkpoint import Checkpoint
 from tl_weighted_pca.streaming.gathered import Gathered
 from tl_weighted_pca.streaming.recorder import Recorder
@@ -37,12 +37,12 @@ _FEW_TOKENS = 1024
 @overload
 def collect(
     model: Any, data: Any, hook_points: NamesFilter, *,
-    objective: Mapping[str, Objective], **options: Any,
+    objective: Mapping[str, Objective | ObjectiveName], **options: Any,
 ) -> dict[str, Collection]: ...  # fmt: skip
 @overload
 def collect(
     model: Any, data: Any, hook_points: NamesFilter, *,
-    objective: Objective | None = ..., **options: Any,
+    objective: Objective | ObjectiveName | None = ..., **options: Any,
 ) -> Collection: ...  # fmt: skip
 
 
@@ -51,12 +51,12 @@ def collect(  # type: ignore[misc]
     data: Any,
     hook_points: NamesFilter,
     *,
-    objective: Objective | Mapping[str, Objective] | None = next_token_loss,
+    objective: Objective | ObjectiveName | Mapping[str, Objective | ObjectiveName] | None = "loss",
     row_metric: RowMetric | Mapping[str, RowMetric] = "gradient",
     statistics: Statistics | Mapping[str, Statistics] = None,
     positions: Positions = None,
     outliers: float | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     per_head: bool | Mapping[str, bool] = False,
     max_tokens: int | None = None,
     recompute: bool = False,
@@ -85,8 +85,9 @@ def collect(  # type: ignore[misc]
         hook_points: a name, a glob such as "blocks.*.hook_resid_post", several, or a predicate:
             TransformerLens's `names_filter`. Activations [batch, d] are sequences of length 1;
             [batch, pos, head, d_head] is one space of head·d_head.
-        objective: what to differentiate, or a dict of objectives that share one forward pass and
-            give a dict of collections. None collects activations only, with no graph, and ends each
+        objective: what to differentiate: "loss" (`next_token_loss`), "fisher" (`sampled_token_loss()`),
+            "logits" (`logit_probe()`) or a callable of a `Run`; or a dict of them that share one forward
+            pass and give a dict of collections. None collects activations only, with no graph, and ends each
             pass at the last hook point (a later, different firing of a hook point is then not seen).
         row_metric: M of the weighted moment: "gradient" (g gᵀ), "identity", "diagonal"
             (diag ‖g_s‖²) or a callable (F, g) -> [batch, pos, pos] of the rows that count. This, `statistics`

@@ -19,8 +19,8 @@ from tl_weighted_pca.models.hook_points import NamesFilter, resolve
 from tl_weighted_pca.moments.second_moment import Provenance
 from tl_weighted_pca.objectives.losses import (
     Objective,
-    check_objective,
-    next_token_loss,
+    ObjectiveName,
+    checked_objective,
     objective_name,
 )
 from tl_weighted_pca.streaming.recorder import Recorder
@@ -65,10 +65,10 @@ def stream_pairs(
     data: Any,
     hook_points: NamesFilter,
     *,
-    objective: Objective | None = next_token_loss,
+    objective: Objective | ObjectiveName | None = "loss",
     positions: Positions = None,
     outliers: float | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     max_tokens: int | None = None,
     skip: int = 0,
 ) -> Iterator[dict[str, Pairs]]:
@@ -85,8 +85,7 @@ def stream_pairs(
         raise TypeError(
             "stream_pairs takes one objective, not a dict of them: call it once for each."
         )
-    if objective is not None:
-        check_objective(objective)
+    objective = None if objective is None else checked_objective(objective)
     skip = checked_count("skip", skip, least=0)
     names = resolve(model, hook_points)
     what = "" if objective is None else objective_name(objective)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from tl_weighted_pca.moments.row_metric import RowMetric, row_metric_name
 from tl_weighted_pca.moments.statistics import STATISTICS, checked_statistics
-from tl_weighted_pca.objectives.losses import Objective, check_objective
+from tl_weighted_pca.objectives.losses import Objective, ObjectiveName, checked_objective
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Asked:
 
 
 def checked_objectives(
-    objective: Objective | Mapping[str, Objective] | None,
+    objective: Objective | ObjectiveName | Mapping[str, Objective | ObjectiveName] | None,
 ) -> dict[str, Objective]:
     """The objectives by key; a single one has the key "".
 
@@ -45,10 +45,8 @@ def checked_objectives(
         raise ValueError("The dict of objectives is empty: pass at least one, or None.")
     if objective is None:
         return {}
-    objectives = dict(objective) if isinstance(objective, Mapping) else {"": objective}
-    for each in objectives.values():
-        check_objective(each)
-    return objectives
+    given = objective if isinstance(objective, Mapping) else {"": objective}
+    return {key: checked_objective(each) for key, each in given.items()}
 
 
 def asked_of(
