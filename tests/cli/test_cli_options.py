@@ -116,9 +116,9 @@ CASES = [
         {"hook_points": POINT, **{k: v for k, v in WHOLE.items() if k != "progress"}},
     ),
     (
-        [*BASIS, "--method", "trained", "--steps", "9", "--seed", "11", *SLICED],
+        [*BASIS, "--method", "trained", "--steps", "9", "--seed", "11", *COUNTED],
         "fitted.trained:optimize_basis",
-        {**ARRIVED, "k": None, "steps": 9, "seed": 11},
+        {**WHOLE, "k": None, "steps": 9, "seed": 11},
     ),
     (
         ["ablate", "BASIS", *COUNTED, "--ranks", "3,9", "--score", "kl", "--anywhere"],
