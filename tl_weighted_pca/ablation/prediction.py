@@ -64,12 +64,7 @@ class Prediction:
                 f"predicted=True is of the KL divergence, and score is {score!r}: pass score='kl', or the "
                 "objective whose square the score is."
             )
-<<<<<<< HEAD
         self._objective = checked_objective("fisher" if objective is True else objective)
-=======
-        self._objective = checked_objective("fisher" if objective is True else objective)
-        (self._hook_point,) = hook_points
->>>>>>> cf3b716 (Objectives by name, one batch size, data= and progress alike everywhere; path_metric takes the basis's hook point; files of metric bases say which metric)
 
     def added_to(
         self,
