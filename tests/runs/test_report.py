@@ -33,6 +33,7 @@ def chain(best_model, tokens, story_cards, tmp_path_factory):
     curves = wpca.ablation_curves(best_model, tokens, bases, ranks=[0, 32, 64], progress=False)
     with RunFolder(top / "ablation", ["ablate", "bases", "--out", "ablation"]) as folder:
         folder.reads(top / "bases")
+        folder.manifest["left_out"] = {HOOK: {"3": 2, "7": 1}}
         curves.to_pandas().to_csv(folder / "ablation.csv", index=False)
         curves.plot().savefig(folder / f"{HOOK}.png", dpi=50)
     with RunFolder(top / "cards", ["cards", "bases/b", "--out", "cards"]) as folder:
@@ -131,6 +132,7 @@ def test_it_holds_the_numbers_of_the_files(chain, page_of):
         manifest = read_manifest(folder)
         assert {*manifest["inputs"].values(), *manifest["outputs"].values()} <= digests
         assert manifest["versions"]["torch"] in html
+    assert html.count("3 positions of outlying norm") == 1
 
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
@@ -216,6 +218,15 @@ def test_long_tables_are_cut_and_say_so(tmp_path):
     assert "The first 100 of 1000 rows." in html
     (shown,) = [t for t in tables(html) if t[0][0] == "x"]
     assert len(shown) == 101
+
+
+def test_an_index_of_cards_says_where_their_pages_are(tmp_path):
+    with RunFolder(tmp_path / "many", ["cards"]) as folder:
+        (folder / "cards.html").write_text("<!doctype html><head></head>")
+        (folder / "cards_components").mkdir()
+        for i in range(3):
+            (folder / "cards_components" / f"component-{i}.html").write_text("x")
+    assert "The 3 components&#39; own pages are in many" in wpca.report(tmp_path / "many").to_html()
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path):
