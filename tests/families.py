@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+from conftest import KINDS
+
+from tl_weighted_pca.models.hook_points import check_activation
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -127,3 +133,71 @@ def hooked(family: str, dtype: torch.dtype = torch.float64) -> Any:
         | HOOKED[family]
     )  # fmt: skip
     return randomised(HookedTransformer(config)).eval()
+
+
+def built(family: str, dtype: torch.dtype = torch.float64) -> Any:
+    """The random model of a family, in the class that has it."""
+    if family in HOOKED:
+        return hooked(family, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bridged(family, dtype)
+
+
+def sweep(*quick: str) -> Callable[[Callable], Callable]:
+    """A test of every family that the installed TransformerLens has, slow but for some."""
+    names = [name for name in (*BRIDGED, *HOOKED) if len(KINDS) > 1 or name in BRIDGED]
+    marked = [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
+    return pytest.mark.parametrize("family", marked)
+
+
+def distinct(model: Any) -> list[str]:
+    """A name for each hook point."""
+    names = {id(point): name for name, point in reversed(model.hook_dict.items())}
+    return list(names.values())[::-1]
+
+
+def sound(family: str, names: list[str]) -> list[str]:
+    """Those hook points at which looking changes nothing: TransformerLens 3.9 gets two families' norms wrong."""
+    wrong = ("hook_normalized", "hook_scale") if family in ("Nemotron", "Olmo") else ()
+    return [name for name in names if not name.endswith(wrong)]
+
+
+def autograd(
+    model: Any, tokens: torch.Tensor, name: str
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """F and ∂L/∂F at a hook point, the plain way; None where that has no gradient or is no stream."""
+    point, passed = model.hook_dict[name], []
+
+    def keep(point, inputs, output):
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return None
+        if all(output is not known for known in passed):
+            if not output.requires_grad:
+                output.requires_grad_()
+            output.retain_grad()
+            passed.append(output)
+        return output.view_as(output)
+
+    handle = point.register_forward_hook(keep)
+    try:
+        # Norms of the bridge take another way where TransformerLens's own hooks are on.
+        with model.hooks(fwd_hooks=[(name, lambda tensor, hook: None)]):
+            logits = model(tokens)
+    except (AssertionError, ValueError):  # switched off
+        return None
+    finally:
+        handle.remove()
+    log_probs = logits[:, :-1].log_softmax(-1)
+    (-log_probs.gather(-1, tokens[:, 1:, None]).sum()).backward()
+    model.zero_grad()
+    found = [tensor.grad for tensor in passed if tensor.grad is not None]
+    if not found:
+        return None
+    convert = getattr(point.hook_conversion, "convert", lambda tensor: tensor)
+    F, g = convert(passed[0].detach()), convert(sum(found))
+    try:
+        check_activation(name, F, len(tokens), tokens.shape[1])
+    except ValueError:
+        return None
+    return F.flatten(2), g.flatten(2)

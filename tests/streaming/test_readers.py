@@ -5,78 +5,20 @@ As autograd, written out: a pass with a graph from the parameters on, the tensor
 """
 
 import random
-import warnings
 from importlib.metadata import version
 
 import families
 import pytest
 import torch
-from conftest import KINDS, HookedRootModule
+from conftest import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 import tl_weighted_pca as wpca
-from tl_weighted_pca.models.hook_points import check_activation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TransformerLens = version("transformer_lens")
 QUICK = ["Bloom", "GPTJ", "Llama", "Olmo2", "OPT", "gpt2", "llama", "gpt-j"]
-
-
-def hooked_only(names):
-    return [name for name in names if len(KINDS) > 1 or name not in families.HOOKED]
-
-
-def built(family):
-    if family in families.HOOKED:
-        return families.hooked(family)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return families.bridged(family)
-
-
-def autograd(model, tokens, name):
-    """F and ∂L/∂F at a hook point, the plain way; None where that has no gradient or is no stream."""
-    point, passed = model.hook_dict[name], []
-
-    def keep(point, inputs, output):
-        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            return None
-        if all(output is not known for known in passed):
-            if not output.requires_grad:
-                output.requires_grad_()
-            output.retain_grad()
-            passed.append(output)
-        return output.view_as(output)
-
-    handle = point.register_forward_hook(keep)
-    try:
-        # Norms of the bridge take another way where TransformerLens's own hooks are on.
-        with model.hooks(fwd_hooks=[(name, lambda tensor, hook: None)]):
-            logits = model(tokens)
-    except (AssertionError, ValueError):  # switched off
-        return None
-    finally:
-        handle.remove()
-    log_probs = logits[:, :-1].log_softmax(-1)
-    (-log_probs.gather(-1, tokens[:, 1:, None]).sum()).backward()
-    model.zero_grad()
-    found = [tensor.grad for tensor in passed if tensor.grad is not None]
-    if not found:
-        return None
-    convert = getattr(point.hook_conversion, "convert", lambda tensor: tensor)
-    F, g = convert(passed[0].detach()), convert(sum(found))
-    try:
-        check_activation(name, F, len(tokens), tokens.shape[1])
-    except ValueError:
-        return None
-    return F.flatten(2), g.flatten(2)
-
-
-def distinct(model):
-    """A name for each hook point."""
-    names = {id(point): name for name, point in reversed(model.hook_dict.items())}
-    return list(names.values())[::-1]
 
 
 def compare(model, tokens, names, expected):
@@ -87,26 +29,15 @@ def compare(model, tokens, names, expected):
         assert torch.dist(pairs[name].gradients[0], g) < 2e-5 * g.norm(), (name, names)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=() if family in QUICK else pytest.mark.slow)
-        for family in hooked_only([*families.BRIDGED, *families.HOOKED])
-    ],
-)
+@families.sweep(*QUICK)
 def test_alone_and_in_any_company_it_is_autograd_s(family):
-    model, tokens, chance = built(family), families.tokens(), random.Random(family)
-    names = distinct(model)
-    if family in (
-        "Nemotron",
-        "Olmo",
-    ):  # whose norms TransformerLens 3.9 gets wrong where a hook is on
-        names = [name for name in names if not name.endswith(("hook_normalized", "hook_scale"))]
+    model, tokens, chance = families.built(family), families.tokens(), random.Random(family)
+    names = families.sound(family, families.distinct(model))
     if family in QUICK:
         # Those that share a tensor with others, and some that do not.
         shared = [n for n in names if n.startswith("blocks.1.") and n.endswith("hook_in")]
         names = [n for n in names if n in {*shared, *chance.sample(names, 16)}]
-    expected = {name: autograd(model, tokens, name) for name in names}
+    expected = {name: families.autograd(model, tokens, name) for name in names}
     expected = {name: pair for name, pair in expected.items() if pair is not None}
     assert len(expected) >= 5
     for name in expected:
@@ -120,7 +51,7 @@ def test_alone_and_in_any_company_it_is_autograd_s(family):
 @pytest.mark.skipif(not TransformerLens.startswith("3.9"), reason="a fault of that version")
 def test_a_hook_that_changes_the_model_by_looking_is_refused():
     """TransformerLens takes Nemotron's gains, kept as γ − 1, for γ as soon as a hook is there."""
-    model, name = built("Nemotron"), "blocks.1.ln1.hook_normalized"
+    model, name = families.built("Nemotron"), "blocks.1.ln1.hook_normalized"
     with pytest.raises(ValueError, match=f"computes something else while a hook looks at {name}"):
         wpca.collect(model, families.tokens(), name, progress=False)
 
@@ -174,7 +105,7 @@ class TestFilesOfEarlierVersions:
 
     @pytest.fixture(scope="class")
     def llama(self):
-        return built("Llama")
+        return families.built("Llama")
 
     def collected(self, model, **options):
         x = families.tokens(6)
