@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+import transformers
+from conftest import KINDS
 from fancy_einsum import einsum
 from formulas import cosine, next_token_losses, outer_products
 

@@ -61,7 +61,9 @@ def cards(
         one = Basis.load(existing_file(basis))
         run.reads(basis)
         how = how.of(run)  # the basis's own, whatever it is compared with
-        other = None if compare is None else Basis.load(run.reads(existing_file(compare)))
+        other = None if compare is None else Basis.load(existing_file(compare))
+        if compare is not None:
+            run.reads(compare)  # once it is known to be a basis: what is huge takes long to hash
         text, own = text.of(run)
         made = [one.provenance]
         model, data = text.read(same.of(run), run, "heldout", made=made, own=own)

@@ -97,7 +97,8 @@ def train_dictionary(
             without `moments`, or with less than a batch of tokens; for a basis or moments of another
             hook point or model, or moments that lack the gradients which the recipe needs; for a
             checkpoint of another run (other settings, weights, basis or moments), or a damaged one.
-        OSError: before anything is trained, if the checkpoint cannot be written.
+        OSError: if the checkpoint cannot be written, before anything is trained or later, then with the
+            dictionary so far as its attribute `dictionary`.
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
     hook_point = resolve_one(model, hook_point)
@@ -271,7 +272,11 @@ def _write(
         "place": json.dumps(asdict(place)),
         "units": json.dumps({"scale": units.scale, "attribution": units.attribution}),
     }
-    write_atomically(path, tensors, metadata)
+    try:
+        write_atomically(path, tensors, metadata)
+    except OSError as error:
+        error.dictionary = trainer.finished()  # type: ignore[attr-defined]
+        raise
 
 
 def _read(path: str | os.PathLike[str] | None, run: dict[str, Any]) -> _Saved | None:

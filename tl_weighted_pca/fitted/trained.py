@@ -114,6 +114,7 @@ def optimize_basis(
         ValueError: if k is outside 1..n_components, a basis for every rank is not complete, there are too
             few batches to hold one out, or those held out have nothing to predict; for a checkpoint that
             is damaged, or of other settings or data.
+        OSError: if the checkpoint cannot be written, with the best bases so far as its attribute `bases`.
         NonFiniteError: where the score of the start is NaN or infinite.
     """
     starts = _starts(model, basis, k, hook_point)

@@ -67,7 +67,11 @@ class TrainingCheckpoint:
             return int(progress["step"])
 
     def advance(self, trainings: Sequence[Training], step: int, last: bool) -> None:
-        """So many steps are done: write, if it is time to."""
+        """So many steps are done: write, if it is time to.
+
+        Raises:
+            OSError: if it cannot be written, with the best bases so far, by hook point, as `bases`.
+        """
         if step % self._every and not last:
             return
         tensors, told = {}, []
@@ -81,8 +85,12 @@ class TrainingCheckpoint:
             "settings": json.dumps(self._settings),
             "progress": json.dumps({"step": step, "trainings": told}),
         }
-        with uninterrupted():  # and so no temporary file is left behind
-            write_atomically(self.path, tensors, metadata)
+        try:
+            with uninterrupted():  # and so no temporary file is left behind
+                write_atomically(self.path, tensors, metadata)
+        except OSError as error:
+            error.bases = {each.hook_point: each.basis() for each in trainings}  # type: ignore[attr-defined]
+            raise
 
 
 def _tensors(training: Training) -> dict[str, Tensor]:

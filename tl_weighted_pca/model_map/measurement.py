@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from tl_weighted_pca.ablation.fill import Filling
 from tl_weighted_pca.ablation.placed_bases import components_at, kept_components, placed_bases
-from tl_weighted_pca.ablation.scored_pass import ScoreSums, scores_of_edits
+from tl_weighted_pca.ablation.scored_pass import Scores, ScoreSums, scores_of_edits
+from tl_weighted_pca.ablation.scores import Scorer
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.principal_components import metric_pca, pca, random_basis
 from tl_weighted_pca.data.batches import batches, check_rereadable
@@ -84,6 +86,8 @@ def dimension_map(
     Raises:
         ValueError: for unknown bases or shares, no hook points, and what `collect` and `ablation_curves`
             refuse: a hook point that cannot be ablated, before anything is collected.
+        OSError: if the checkpoint cannot be written, with what there is as its attribute: the
+            `collection`, or the `map` of the held-out sequences so far.
     """
     if score not in ("loss", "kl"):
         raise ValueError(f"score is {score!r}; expected 'loss' or 'kl', whose excess is in nats.")
@@ -135,13 +139,31 @@ def dimension_map(
         }  # fmt: skip
         path = folder / "checkpoint.scores.safetensors"
         file = Checkpoint(path, checkpoint_every, settings, {"scores": sums}, left_out)
-    scores = scores_of_edits(
-        model, heldout, edits, score=score, positions=positions, outliers=left_out,
-        batch_size=batch_size, max_tokens=heldout_tokens, progress=progress, downstream=downstream,
-        sums=sums, checkpoint=file,
-    )  # fmt: skip
+    finished = partial(_map, found=found, kept=kept, shares=shares, tolerance=tolerance)
+    try:
+        scores = scores_of_edits(
+            model, heldout, edits, score=score, positions=positions, outliers=left_out,
+            batch_size=batch_size, max_tokens=heldout_tokens, progress=progress, downstream=downstream,
+            sums=sums, checkpoint=file,
+        )  # fmt: skip
+    except OSError as error:
+        if sums.n_sequences:
+            report = {} if left_out is None else left_out.report()
+            error.map = finished(replace(sums.scores(Scorer(score).unit), left_out=report))  # type: ignore[attr-defined]
+        raise
+    return finished(scores)
+
+
+def _map(
+    scores: Scores,
+    found: Mapping[str, Mapping[str, Basis]],
+    kept: Mapping[str, list[int]],
+    shares: Sequence[float],
+    tolerance: float,
+) -> DimensionMap:
+    """The map that the scores of all edits make: by hook point, then basis, then rank."""
     curves, at = {}, 0
-    for s in names:
+    for s in kept:
         rows, n = {}, len(kept[s])
         for name in found:
             rows[name], at = slice(at, at + n), at + n
