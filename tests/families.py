@@ -158,7 +158,7 @@ def distinct(model: Any) -> list[str]:
 
 
 def sound(family: str, names: list[str]) -> list[str]:
-    """Those hook points at which looking changes nothing: TransformerLens 3.9 gets two families' norms wrong."""
+    """Hook points at which looking changes nothing: TransformerLens 3.9 gets norms of two families wrong."""
     wrong = ("hook_normalized", "hook_scale") if family in ("Nemotron", "Olmo") else ()
     return [name for name in names if not name.endswith(wrong)]
 

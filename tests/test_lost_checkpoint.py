@@ -77,7 +77,9 @@ def test_collect_hands_over_all_that_was_collected(model, tokens, path, spoil, l
     data = Spoiling(tokens, spoil, path)
     options = {"batch_size": 2, "checkpoint": path, "checkpoint_every": 1} | QUIET
     error = lost(model, wpca.collect, data, HOOK, **options)
-    whole = wpca.collect(model, tokens[: error.collection[HOOK].n_sequences], HOOK, batch_size=2, **QUIET)
+    whole = wpca.collect(
+        model, tokens[: error.collection[HOOK].n_sequences], HOOK, batch_size=2, **QUIET
+    )
     assert error.collection[HOOK].n_sequences == 8
     for kind in ("activation", "gradient", "weighted"):
         kept, expected = (getattr(each[HOOK], kind) for each in (error.collection, whole))
@@ -104,8 +106,8 @@ def test_a_training_hands_over_the_best_bases(best_model, tokens, path, spoil, l
 def test_a_dictionary_is_handed_over(best_model, tokens, path, spoil, lost):
     moments = wpca.collect(best_model, tokens, HOOK, **QUIET)[HOOK]
     error = lost(
-        best_model, train_dictionary, Spoiling(tokens, spoil, path), HOOK, Recipe(batch_size=20), moments=moments,
-        n_features=8, n_tokens=400, batch_size=2, buffer_tokens=40, checkpoint=path, **QUIET,
+        best_model, train_dictionary, Spoiling(tokens, spoil, path), HOOK, Recipe(batch_size=20),
+        moments=moments, n_features=8, n_tokens=400, batch_size=2, buffer_tokens=40, checkpoint=path, **QUIET,
     )  # fmt: skip
     assert error.dictionary.W_dec.shape == (8, 64)
 
@@ -115,7 +117,13 @@ def test_a_map_hands_over_what_it_has(best_model, tokens, path, spoil, lost):
     options = {"bases": ["pca"], "shares": [0.5], "batch_size": 2, "checkpoint_every": 1} | QUIET
     heldout = Spoiling(tokens, spoil, path, in_pass=2)  # the first is a look at what can be ablated
     error = lost(
-        best_model, wpca.dimension_map, tokens, HOOK, heldout=heldout, checkpoint=path.parent, **options
+        best_model,
+        wpca.dimension_map,
+        tokens,
+        HOOK,
+        heldout=heldout,
+        checkpoint=path.parent,
+        **options,
     )
     options.pop("checkpoint_every")
     whole = wpca.dimension_map(best_model, tokens, HOOK, heldout=tokens[:8], **options)

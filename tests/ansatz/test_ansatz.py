@@ -433,13 +433,25 @@ def test_an_encoder_and_a_decoder_are_refused_in_a_sentence(kind, best_model, tm
         from transformer_lens.model_bridge import TransformerBridge
 
         config = transformers.T5Config(
-            vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0
+            vocab_size=50,
+            d_model=16,
+            d_kv=4,
+            d_ff=24,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
         )
         t5 = transformers.T5ForConditionalGeneration(config)
         t5.save_pretrained(tmp_path)
         model = TransformerBridge.boot_transformers(
-            str(tmp_path), hf_model=t5, tokenizer=best_model.tokenizer, device="cpu", dtype=torch.float32
+            str(tmp_path),
+            hf_model=t5,
+            tokenizer=best_model.tokenizer,
+            device="cpu",
+            dtype=torch.float32,
         )
-    with pytest.raises(TypeError, match=r"of one stack of blocks \(no encoder and decoder\)") as caught:
-        wpca.feature_ansatz(model, torch.arange(3, 9)[None], progress=False)
+    with pytest.raises(
+        TypeError, match=r"of one stack of blocks \(no encoder and decoder\)"
+    ) as caught:
+        feature_ansatz(model, torch.arange(3, 9)[None], progress=False)
     assert "\n" not in str(caught.value)

@@ -459,3 +459,24 @@ def test_a_finished_run_of_other_text_is_no_finished_run(tmp_path):
     works(*line)
     text.write_text("Once upon a time there lived a girl named Emma.")
     refused(line, "exists already: choose another --out")
+
+
+@pytest.mark.parametrize("line", [
+    ["basis", "WRONG"], ["ablate", "RIGHT", "WRONG"], ["cards", "WRONG"],
+    ["cards", "RIGHT", "--compare", "WRONG"], ["dictionary", "--start", "WRONG"],
+])  # fmt: skip
+def test_what_is_no_input_is_not_hashed(tmp_path, monkeypatch, line):
+    """It may be huge, and a wrong path is to be told at once."""
+    right, wrong = tmp_path / "right.safetensors", tmp_path / "wrong.safetensors"
+    wpca.pca(wpca.MomentAccumulator().update(*torch.randn(2, 2, 3, 4)).result()).save(right)
+    with wrong.open("wb") as file:
+        file.truncate(2**40)  # sparse
+    hashed = []
+    monkeypatch.setattr(
+        "tl_weighted_pca.runs.run_folder.sha256", lambda file: hashed.append(str(file))
+    )
+    files = {"RIGHT": right, "WRONG": wrong}
+    refused(
+        [*(files.get(word, word) for word in line), "--out", tmp_path / "out"], "wrong.safetensors"
+    )
+    assert str(wrong) not in hashed

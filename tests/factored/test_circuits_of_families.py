@@ -44,7 +44,9 @@ def passed(model, edits=()):
         seen["out"] = (output if isinstance(output, torch.Tensor) else output[0])[:, 0]
 
     def keep(name):
-        return lambda x, hook: seen.update({name: x[:, 0].unflatten(-1, (-1, 4)) if x.ndim == 3 else x[:, 0]})
+        return lambda x, hook: seen.update(
+            {name: x[:, 0].unflatten(-1, (-1, 4)) if x.ndim == 3 else x[:, 0]}
+        )
 
     handles = [
         attn.register_forward_pre_hook(reads, with_kwargs=True),

@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers
 from conftest import KINDS
-
 from formulas import divergences, next_token_losses, outer_products, reconstructed
 
 import tl_weighted_pca as wpca
@@ -116,7 +115,9 @@ class TestAModelThatPredictsFewerTokensThanItReads:
             logits = fewer_out(self.few)
             with fewer_out.hooks(fwd_hooks=[(HOOK, edit)]):
                 edited = fewer_out(self.few)
-        by_hand = next_token_losses(edited, self.few) if score == "loss" else divergences(logits, edited)
+        by_hand = (
+            next_token_losses(edited, self.few) if score == "loss" else divergences(logits, edited)
+        )
         assert float(curves.scores["pca"][0]) == pytest.approx(float(by_hand.mean()), rel=1e-4)
         if score == "loss":
             with pytest.raises(ValueError, match=r"the model predicts only 0..29"):

@@ -146,7 +146,8 @@ def require_gradient(moments: Moments, kind: str) -> Any:
 
 def _place(made: Provenance) -> Provenance:
     """The provenance, but for what the gradients are of."""
-    return dataclasses.replace(made, objective="", row_metric="")
+    empty = dict.fromkeys(("objective", "row_metric", "objective_code", "row_metric_code"), "")
+    return dataclasses.replace(made, **empty)
 
 
 def _joined(mine: str, theirs: str) -> str:

@@ -152,8 +152,11 @@ def metric_pca(
         found = [*_in_metric(covariance, matrix)]
     encoder, decoder, eigenvalues, total = (part.cpu() for part in found)
     method = f"metric_pca({metric.name})" if metric.name else "metric_pca"
+    differentiated = metric.provenance if metric.provenance.objective else moments.provenance
     made = replace(
-        moments.provenance, objective=metric.provenance.objective or moments.provenance.objective
+        moments.provenance,
+        objective=differentiated.objective,
+        objective_code=differentiated.objective_code,
     )
     return Basis(encoder, decoder, mu, eigenvalues, total, method, made).truncate(n_components)
 

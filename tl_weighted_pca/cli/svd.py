@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tl_weighted_pca.cli.command import command
-from tl_weighted_pca.cli.console import show
+from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.model_options import ModelOptions
 from tl_weighted_pca.cli.options import OutputOptions
 from tl_weighted_pca.cli.pictures import PictureOptions
@@ -50,8 +50,14 @@ def svd(
 
     with output.folder() as run:
         model = source.load(run)
-        with use_linalg_svd():
-            matrix = getattr(model, circuit)
+        try:
+            with use_linalg_svd():
+                matrix = getattr(model, circuit)
+        except (AttributeError, NotImplementedError) as error:
+            raise ValueError(
+                f"The {type(model).__name__} has no {circuit} of all heads: its layers have no attention, or "
+                "no W_Q, W_K, W_V and W_O for each head (compressed keys and values)."
+            ) from error
         with torch.no_grad():
             decomposed = matrix.svd()
         values = decomposed.S.double().cpu()
@@ -118,7 +124,6 @@ def _read(
     """A head's first directions, both ends of each: `+` answers `+`."""
     import pandas as pd
 
-    from tl_weighted_pca.feature_cards.direct_logits import direct_logits
     from tl_weighted_pca.feature_cards.token_text import TokenText, visible
 
     text = TokenText(model.tokenizer)
@@ -127,12 +132,14 @@ def _read(
     near = left.double().cpu() @ embeddings.mT
     if circuit == "OV":
         names = "looks for", "writes"
-        far = direct_logits(model, "blocks.0.hook_resid_post", right)
+        far = _promoted(model, layer, right)
     else:
         names = "from", "to"
         far = right.double().cpu() @ embeddings.mT
 
     def top(scores: Any) -> str:
+        if scores is None:
+            return "n/a"
         return " ".join(
             visible(word) for word in text(scores.topk(min(words, len(scores))).indices)
         )
@@ -142,8 +149,25 @@ def _read(
             "i": f"{i + 1}{name}",
             "singular value": float(found.S[layer, number, i]),
             names[0]: top(sign * near[i]),
-            names[1]: top(sign * far[i]),
+            names[1]: top(None if far is None else sign * far[i]),
         }
         for i in range(len(left))
         for sign, name in ((1, "+"), (-1, "−"))
     )
+
+
+def _promoted(model: Any, layer: int, directions: Any) -> Any:
+    """The direct logits of what a layer's heads write; None where that is no linear map to the stream."""
+    from tl_weighted_pca.feature_cards.direct_logits import direct_logits
+    from tl_weighted_pca.models.pushes import scale_to_stream
+
+    W_O = model.blocks[layer].attn.W_O
+    scale = scale_to_stream(model, f"blocks.{layer}.attn.hook_z", W_O.flatten(0, -2))
+    if scale is None:
+        tell(
+            f"What heads of layer {layer} write does not reach the residual stream through W_O alone (a norm "
+            "lies between), so no tokens can be told.",
+            head="Note",
+        )
+        return None
+    return direct_logits(model, f"blocks.{layer}.hook_resid_post", scale * directions)

@@ -156,9 +156,9 @@ def dimension_map(
 
 def _map(
     scores: Scores,
-    found: Mapping[str, Mapping[str, Basis]],
+    found: dict[str, dict[str, Basis]],
     kept: Mapping[str, list[int]],
-    shares: Sequence[float],
+    shares: list[float],
     tolerance: float,
 ) -> DimensionMap:
     """The map that the scores of all edits make: by hook point, then basis, then rank."""

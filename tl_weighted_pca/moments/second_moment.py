@@ -173,6 +173,10 @@ class Provenance:
 
     readers: str = ""
     """Which readers the gradients count, where versions of this package differ in that; else empty."""
+    objective_code: str = ""
+    """Of an objective of the user's own, the Python that ran and a digest of its source."""
+    row_metric_code: str = ""
+    """The same of a row metric."""
 
     def agrees_with(self, other: Provenance) -> bool:
         """Whether both say the same wherever both say anything."""
@@ -181,9 +185,13 @@ class Provenance:
     def differences(self, other: Provenance) -> str:
         """What the two say differently: "hook point 'a' and 'b'"; empty where they agree."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        # The same weights in another dtype or class have another digest.
-        if self.weights.split()[:-1] != other.weights.split()[:-1]:
-            mine["weights"] = ""
+        # The same weights in another dtype or class, and code in another Python, have another digest.
+        for name in ("weights", "objective_code", "row_metric_code"):
+            if mine[name].split()[:-1] != theirs[name].split()[:-1]:
+                mine[name] = ""
+        for name in ("objective", "row_metric"):
+            if mine[name] != theirs[name]:  # which says enough
+                mine[f"{name}_code"] = ""
         # Here empty is not unknown, once there are gradients.
         if self.objective and other.objective:
             mine["readers"], theirs["readers"] = self.readers or "some", other.readers or "some"

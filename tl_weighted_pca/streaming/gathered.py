@@ -15,7 +15,7 @@ from tl_weighted_pca.moments.row_metric import row_metric_name
 from tl_weighted_pca.moments.second_moment import Provenance
 from tl_weighted_pca.objectives.losses import Objective, objective_name
 from tl_weighted_pca.streaming.request import Asked, recorded
-from tl_weighted_pca.support.callables import codes_of
+from tl_weighted_pca.support.callables import codes_of, source_of
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ class Gathered:
                 objective=what,
                 row_metric=row_metric_name(asked.row_metric),
                 readers="all" if graded and self.leader[name] in recounted else "",
+                objective_code=source_of(self.objectives[key]) if graded else "",
+                row_metric_code=source_of(asked.row_metric),
             )
             moments = self.accumulators[self.leader[name]].result(key)
             found[name] = replace(moments, provenance=made)
