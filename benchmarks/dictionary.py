@@ -106,7 +106,7 @@ class Bench:
         generator = torch.Generator().manual_seed(recipe.seed)
         for _ in range(self.steps):
             rows = torch.randint(len(self.x), (recipe.batch_size,), generator=generator)
-            trainer.step(self.x[rows], self.g[rows] if recipe.needs_gradients else None)
+            trainer.step(self.x[rows], self.g[rows] if recipe.needs_gradients(kind) else None)
         return trainer.finished()
 
     def score(self, code) -> dict:
