@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.factored.near_equal import near_equal
 from tl_weighted_pca.moments.second_moment import Provenance
 from tl_weighted_pca.support.digest import digest_of
 from tl_weighted_pca.support.files import reading, write_atomically
@@ -132,6 +133,12 @@ class Basis:
     def explained_ratio(self) -> Float[Tensor, "*head k"]:
         """λ_i / Σ_j λ_j: the share of the basis's *own* objective, not of the variance."""
         return self.eigenvalues / self.total[..., None].clamp(min=torch.finfo(torch.float64).tiny)
+
+    def blocks(self, rtol: float = 0.05) -> list[Any]:
+        """Ranges of components with λ_i − λ_{i+1} ≤ rtol · λ_i, which fix a subspace and no directions in it;
+        per head, a list for each. Of n tokens two equal λ come 5λ/√n apart in one of twenty samples.
+        """
+        return near_equal(self.eigenvalues, rtol)
 
     def encode(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... k"]:
         """(x − μ) E, computed in float32 or wider. Per head, x is [..., head, d_head]."""

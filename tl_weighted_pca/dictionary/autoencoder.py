@@ -226,9 +226,7 @@ class SparseAutoencoder(nn.Module):
 
     def extra_repr(self) -> str:
         k = "" if self.k is None else f", k={self.k}"
-        return (
-            f"width={self.width}, n_features={self.n_features}, kind={self.kind!r}{k}, tied={self.tied}"
-        )
+        return f"width={self.width}, n_features={self.n_features}, kind={self.kind!r}{k}, tied={self.tied}"
 
 
 def check_settings(kind: str, n_features: int, k: int | None = None) -> None:

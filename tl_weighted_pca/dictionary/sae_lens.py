@@ -27,7 +27,8 @@ def to_sae_lens(dictionary: SparseAutoencoder) -> Any:
         dictionary: to convert; its weights are copied.
 
     Returns:
-        A `sae_lens.JumpReLUSAE`, or a `TopKSAE` for "attribution_topk", with the dictionary's dtype, device, model and hook point.
+        A `sae_lens.JumpReLUSAE`, or a `TopKSAE` for "attribution_topk", with the dictionary's dtype, device,
+        model and hook point.
 
     Raises:
         ImportError: where SAELens is not installed.

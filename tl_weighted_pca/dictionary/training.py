@@ -65,9 +65,9 @@ def train_dictionary(
     """argmin E[‖x − x̂‖² + λ₁ Σ_i p(f_i) + λ_a Σ_i p(a_i) + λ_u (g·(x − x̂))²] over dictionaries, by Adam.
 
     x are activations at the hook point and g the objective's gradients there, streamed from the model
-    into a shuffle buffer: memory is flat in `n_tokens`. Without λ_a and λ_u no gradients are taken (but
-    for "attribution_topk"), and the model runs only as far as the hook point. The terms and their units are those of `Recipe`.
-    Inference mode, if the caller is in it, is left for the duration.
+    into a shuffle buffer: memory is flat in `n_tokens`. Without λ_a, λ_u or a selection by attribution no
+    gradients are taken and the model runs only as far as the hook point. The terms and their units are
+    those of `Recipe`. Inference mode, if the caller is in it, is left for the duration.
 
     Args:
         model: as for `collect`; left as it was.

@@ -30,7 +30,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,7 @@ from torch import Tensor
 from tl_weighted_pca.factored.as_html import spectrum_table
 from tl_weighted_pca.factored.cholesky_qr import float32_products_are_exact, orthonormalise
 from tl_weighted_pca.factored.gram_svd import EIGH_RANGE, rotations
+from tl_weighted_pca.factored.near_equal import near_equal
 
 # Bytes of a piece of the batch: enough to make calls worth it, little enough to stay in cache.
 _PIECE_BYTES = 8 * 2**20
@@ -69,6 +70,17 @@ class SVD(NamedTuple):
         """What a notebook shows: shapes, and the singular values."""
         *batch, left, _ = self.U.shape
         return spectrum_table(repr(self), [*batch, left, self.V_T.shape[-1]], self.S)
+
+    def blocks(self, rtol: float = 1e-3) -> list[Any]:
+        """Runs of singular values with σ_i − σ_{i+1} ≤ rtol · σ_i, which fix a subspace and no directions.
+
+        Returns:
+            Ranges that partition 0..k; nested lists of them for leading dimensions.
+
+        Raises:
+            ValueError: for an rtol below 0.
+        """
+        return near_equal(self.S, rtol)
 
 
 def decompose(A: Tensor, B: Tensor) -> SVD:

@@ -48,6 +48,7 @@ def _card(card: FeatureCard) -> dict[str, Any]:
         "head": card.head,
         "eigenvalue": _number(card.eigenvalue),
         "explained_ratio": _number(card.explained_ratio),
+        "block": list(card.block),
         "cost": None
         if cost is None
         else {"value": float(cost), "low": _number(cost.low), "high": _number(cost.high)},

@@ -85,6 +85,9 @@ class FeatureCard:
     """λ, in the units of the basis's own objective."""
     explained_ratio: float
     """λ over the sum of all eigenvalues (of all heads)."""
+    block: range
+    """The components (of its head) whose eigenvalues are near-equal to its own, itself among them: see
+    `Basis.blocks`."""
     histogram: Histogram
     """Of the coordinate z = (f − μ)E at the tokens that count, with its mean and deviation."""
     direct_logits: DirectLogits | None

@@ -24,6 +24,8 @@ class Components:
     """Their encoder [d, n], decoder [n, d] and eigenvalues; `total` is that of all heads together."""
     places: list[tuple[int | None, int]]
     """The head (None where the basis is over one space) and the number there of each."""
+    blocks: list[range]
+    """The numbers, there, of those whose eigenvalue is near-equal to its own: see `Basis.blocks`."""
 
     @classmethod
     def leading(cls, basis: Basis, n: int) -> Components:
@@ -40,7 +42,8 @@ class Components:
             )
         if not basis.per_head:
             n = min(n, basis.n_components)
-            return cls(basis.truncate(n), [(None, i) for i in range(n)])
+            own = [block for block in basis.blocks() for _ in block]
+            return cls(basis.truncate(n), [(None, i) for i in range(n)], own[:n])
         heads, width, k = basis.encoder.shape
         order = basis.eigenvalues.flatten().argsort(descending=True, stable=True)[:n]
         head, number = order // k, order % k
@@ -57,7 +60,9 @@ class Components:
             eigenvalues=basis.eigenvalues[head, number],
             total=basis.total.sum(),
         )
-        return cls(flat, list(zip(head.tolist(), number.tolist(), strict=True)))
+        places = list(zip(head.tolist(), number.tolist(), strict=True))
+        own = [block for blocks in basis.blocks() for block in blocks for _ in block]
+        return cls(flat, places, [own[i] for i in order.tolist()])
 
     def __len__(self) -> int:
         return len(self.places)

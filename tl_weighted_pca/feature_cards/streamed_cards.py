@@ -227,6 +227,7 @@ def _made(
                 head=head,
                 eigenvalue=float(basis.eigenvalues[i]),
                 explained_ratio=float(basis.explained_ratio[i]),
+                block=components.blocks[i],
                 histogram=histograms[i],
                 direct_logits=logits[i],
                 highest=[_as_text(each, text) for each in highest[i]],

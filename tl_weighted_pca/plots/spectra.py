@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -49,7 +50,8 @@ def eigenvalue_spectra(
 
     The legend gives each basis's participation ratio (Σλ)² / Σλ², the number of equal eigenvalues
     that would be as spread out, over the components that it keeps: shares are of all, also of those
-    truncated away. A basis per head has one line a head, and the mean of their ratios.
+    truncated away. A basis per head has one line a head, and the mean of their ratios. A thick stretch is
+    a block of near-equal eigenvalues (`Basis.blocks`), whose single directions are arbitrary.
 
     Args:
         bases: one, or several by name. More than seven of one method, as of many layers, are coloured as
@@ -76,6 +78,7 @@ def eigenvalue_spectra(
     methods = {basis.method for basis in named.values()}
     normalized = len(methods) > 1 if normalized is None else normalized
     spectra, shares, floors = list[Line](), list[Line](), list[float]()
+    blocks = list[LineCollection]()
     for name, style in styles(list(named), ordered=len(methods) == 1).items():
         basis = named[name]
         ratio = basis.eigenvalues.sum(-1) ** 2 / basis.eigenvalues.square().sum(-1)
@@ -90,6 +93,7 @@ def eigenvalue_spectra(
         for lines, values in ((spectra, drawn), (shares, basis.explained_ratio.cumsum(-1))):
             for h, row in enumerate(values.reshape(-1, basis.n_components).tolist()):
                 lines.append(Line(i, row, "" if h else label, look))
+        blocks += _blocks(basis, drawn, style["color"])
     units = {_UNITS.get(method.partition("(")[0], "") for method in methods}
     unit = f" ({units.pop()} per token)" if len(units) == 1 and units != {""} else " per token"
     names = (
@@ -109,6 +113,8 @@ def eigenvalue_spectra(
             line.draw(ax)
         ax.set_ylabel(name)
         ax.set_xlabel("component")
+    for block in blocks:
+        left.add_collection(block)
     left.set_yscale("log", nonpositive="mask")
     left.set_ylim(bottom=max(left.get_ylim()[0], min(floors)))
     right.set_ylim(0, 1.03)
@@ -121,6 +127,17 @@ def eigenvalue_spectra(
     elif title:
         left.set_title(title)
     return figure
+
+
+def _blocks(basis: Basis, values: Float[Tensor, "*head k"], color: str) -> list[LineCollection]:
+    """A thick pale stretch over each block of several components."""
+    runs = basis.blocks() if basis.per_head else [basis.blocks()]
+    return [
+        LineCollection([[(i + 1, row[i]) for i in run]], colors=[color], linewidths=6, alpha=0.25)
+        for row, of_head in zip(values.reshape(-1, basis.n_components).tolist(), runs, strict=True)
+        for run in of_head
+        if len(run) > 1
+    ]
 
 
 def _above(line: Line, floor: float) -> Line:
