@@ -2,9 +2,11 @@
 
 python benchmarks/ansatz.py                # a regression network through training, several seeds
 python benchmarks/ansatz.py --embedded     # the embedded language model, three objectives
+python benchmarks/ansatz.py --models       # forty networks: see ansatz_models.py
 """
 
 import argparse
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -61,8 +63,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--embedded", action="store_true", help="the embedded language model")
     parser.add_argument("--stories", type=int, default=300)
+    parser.add_argument("--models", action="store_true", help="many networks")
+    parser.add_argument("--quick", action="store_true", help="two of the many")
+    parser.add_argument("--families", nargs="*", default=[], help="of the many, only these")
+    parser.add_argument("--keep", type=Path, help="folder for the rows of the many")
+    parser.add_argument("--page", type=Path, help="write the table of the many between its marks")
+    parser.add_argument("--picture", type=Path, help="write the picture of the many here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.models:
+        from ansatz_models import run
+
+        run(args)
+        return
     pd.set_option("display.width", 250, "display.max_columns", 40, "display.max_rows", 200)
     if args.embedded:
         from tl_weighted_pca import embedded

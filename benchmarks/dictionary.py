@@ -1,12 +1,14 @@
 """Dictionaries on the embedded model: is ProLU better than ReLU, and does λ_a make features act sparsely?
 
     python benchmarks/dictionary.py frontier attribution off helps --out results.jsonl
+    python benchmarks/dictionary.py references --out results.jsonl    # needs the extra [sae]
     python benchmarks/dictionary_report.py results.jsonl --pictures docs/images
     python benchmarks/dictionary.py throughput
 
 `frontier` trains ReLU, ProLU-STE and ProLU-ReLU at five λ₁ and three seeds; `attribution` varies λ_a
 alone, to be set against the same kind's frontier at equal loss recovered; `off` is the recipe of
 `attribution` without λ_a, its λ₁ varied; `helps` changes one part of that recipe at a time;
+`references` trains attribution_topk, and SAELens's TopK, BatchTopK, JumpReLU and standard SAEs;
 `throughput` times training against its parts. Activations and gradients are cached once. Results are
 kept run by run: a run that stopped goes on. Settings were chosen with `--validation`, which scores on
 stories of the training split that no run is trained on.
@@ -18,10 +20,12 @@ import time
 from pathlib import Path
 
 import torch
+from dictionary_references import LEVELS, Reference, reference
 from helpers.page import made_on
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
+from tl_weighted_pca.ablation.scores import Scorer
 from tl_weighted_pca.data.batches import batches
 from tl_weighted_pca.dictionary import (
     Recipe,
@@ -45,6 +49,8 @@ LAMBDA_1 = {
     "prolu_ste": (0.01, 0.03, 0.06, 0.12, 0.25),
     "prolu_relu": (0.008, 0.013, 0.02, 0.03, 0.045),
 }
+TOP = (5, 10, 20)
+"""k of attribution_topk."""
 LAMBDA_A = (0.0001, 0.0002, 0.0005, 0.001, 0.002)
 RECIPE = {"penalty": "log", "sparsity": 0.004, "unexplained": 0.02}
 """What λ_a is added to."""
@@ -87,6 +93,7 @@ class Bench:
             self.run = self.downstream.start(batch)
             self.clean = self.loss(lambda x: x)
             self.ablated = self.loss(lambda x: self.units.center.expand_as(x))
+            self.ablated_kl = self.kl(lambda x: self.units.center.expand_as(x))
 
     def pairs(self, data) -> tuple[torch.Tensor, torch.Tensor]:
         stream = wpca.stream_pairs(self.model, data, HOOK, positions=POSITIONS, batch_size=32)
@@ -100,8 +107,25 @@ class Bench:
         losses = target_losses(Run(output, run.inputs, run.mask, run.sequence_index))
         return float(losses.sum() / (run.mask[:, 1:] & run.mask[:, :-1]).sum())
 
-    def train(self, kind: str, recipe: Recipe) -> SparseAutoencoder:
-        start = SparseAutoencoder(self.x.shape[1], self.features, kind, seed=recipe.seed)
+    def kl(self, edit) -> float:
+        with quiet(self.model, gradients=False):
+            total, terms = torch.stack(Scorer("kl")(self.run, self.downstream.resume(edit))).sum(1)
+        return float(total / terms)
+
+    def refer(self, kind: str, level: float, seed: int, batch_size: int) -> Reference:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw() -> torch.Tensor:
+            return self.x[torch.randint(len(self.x), (batch_size,), generator=generator)]
+
+        unit = self.units.scale / self.x.shape[1] ** 0.5
+        return reference(
+            kind, level, draw, self.units.center, unit,
+            features=self.features, steps=self.steps, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+
+    def train(self, kind: str, recipe: Recipe, k: int | None = None) -> SparseAutoencoder:
+        start = SparseAutoencoder(self.x.shape[1], self.features, kind, k=k, seed=recipe.seed)
         trainer = Trainer(start, recipe, self.units, self.steps)
         generator = torch.Generator().manual_seed(recipe.seed)
         for _ in range(self.steps):
@@ -113,9 +137,16 @@ class Bench:
         """As `evaluate_dictionary` does it, on the cached pairs."""
         sums = CodeSums(code)
         sums.add(self.held_x, self.held_g[None])
-        edit = code if isinstance(code, SparseAutoencoder) else code.project
-        recovered = (self.ablated - self.loss(edit)) / (self.ablated - self.clean)
-        return vars(sums.scores(recovered, float("nan")))
+        recovered = (self.ablated - self.loss(code)) / (self.ablated - self.clean)
+        kl = self.kl(code)
+        with torch.no_grad():
+            guess = code(self.held_x)
+        return vars(sums.scores(recovered, kl)) | {
+            "kl_recovered": 1 - kl / self.ablated_kl,
+            "relative_reconstruction_bias": float(
+                guess.square().sum() / (guess * self.held_x).sum()
+            ),
+        }
 
 
 def second(rows: torch.Tensor) -> SecondMoment:
@@ -123,10 +154,15 @@ def second(rows: torch.Tensor) -> SecondMoment:
     return SecondMoment.about_zero(torch.tensor(len(wide)), wide.sum(0), wide.T @ wide)
 
 
-def plan(parts: list[str], kinds: list[str]) -> list[dict]:
+def plan(parts: list[str], kinds: list[str], seeds: list[int]) -> list[dict]:
     """What to train: part, kind, and what differs from the default recipe."""
     runs = []
-    for seed in SEEDS:
+    for seed in seeds:
+        if "references" in parts:
+            here = {"part": "references", "seed": seed}
+            often = {"resample": 0.9, "resample_times": 20}
+            runs += [here | often | {"kind": "attribution_topk", "k": k} for k in TOP]
+            runs += [here | {"kind": k, "level": v} for k, each in LEVELS.items() for v in each]
         for kind in kinds:
             here = {"kind": kind, "seed": seed}
             if "frontier" in parts:
@@ -145,9 +181,10 @@ def plan(parts: list[str], kinds: list[str]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ["frontier", "attribution", "off", "helps", "throughput"]
+    parts = ["frontier", "attribution", "off", "helps", "references", "throughput"]
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--kinds", nargs="+", choices=LAMBDA_1, default=list(LAMBDA_1))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument(
         "--out", type=Path, default=Path("results.jsonl"), help="results, a line a run"
     )
@@ -165,14 +202,20 @@ def main() -> None:
     if args.out.exists():
         results = [json.loads(line) for line in args.out.read_text().splitlines()]
     done = [result["run"] for result in results]
-    todo = [run for run in plan(args.parts, args.kinds) if run not in done]
+    todo = [run for run in plan(args.parts, args.kinds, args.seeds) if run not in done]
     if todo:
         bench = Bench(args.stories, args.heldout, args.features, args.steps, args.validation)
         for number, run in enumerate(todo, 1):
-            settings = {k: v for k, v in run.items() if k not in ("part", "kind", "name")}
+            settings = {k: v for k, v in run.items() if k not in ("part", "kind", "name", "k")}
             began = time.monotonic()
-            trained = bench.train(run["kind"], Recipe(**settings, batch_size=args.batch_size))
-            scores = bench.score(trained) | {"negative": float((trained.biases < 0).float().mean())}
+            if "level" in run:
+                trained = bench.refer(run["kind"], run["level"], run["seed"], args.batch_size)
+                scores = bench.score(trained)
+            else:
+                recipe = Recipe(**settings, batch_size=args.batch_size)
+                trained = bench.train(run["kind"], recipe, run.get("k"))
+                negative = float((trained.biases < 0).float().mean())
+                scores = bench.score(trained) | {"negative": negative}
             if run["part"] == "frontier" and run["seed"] == 0:
                 scores["biases"] = trained.biases.tolist()
             results.append({"run": run, "scores": scores, "made": made_on()})

@@ -100,3 +100,22 @@ def test_the_search_for_factors_that_are_worse_decomposed():
     _, first, *_ = run("svd_search.py", "--seconds", 3).splitlines()
     n, reconstruction = re.fullmatch(r"(\d+) products.*'reconstruction': (\d+),.*", first).groups()
     assert int(n) > 5 and int(reconstruction) == 0
+
+
+def test_the_ansatz_on_two_of_its_networks_gives_the_rows_of_the_page():
+    page = (BENCHMARKS.parent / "docs" / "feature_ansatz.md").read_text()
+    printed = run("ansatz.py", "--models", "--quick")
+    by_network = printed.partition("By network")[2]
+    rows = re.findall(
+        r"^    \| (\w[^|]*) \| ([^|]*) \| (output|loss) \| (.*) \|$", by_network, re.M
+    )
+    assert {family for family, *_ in rows} == {"depth", "x²"}
+    for family, network, objective, figures in rows:
+        (kept,) = re.findall(
+            rf"^    \| {family} \| {network} \| {objective} \| (.*) \|$", page, re.M
+        )
+        for ours, theirs in zip(figures.split(" | "), kept.split(" | "), strict=True):
+            if re.fullmatch(r"[\d.]+", theirs):
+                assert abs(float(ours) - float(theirs)) <= 0.0101
+            else:
+                assert ours == theirs

@@ -103,7 +103,7 @@ class HalfInert:
 def by_attribution(data, seed=0, steps=1500):
     x, g = data.draw(20_000)
     units = Units.of(Moments(second(x), second(g), None, len(x), len(x)))
-    recipe = Recipe(batch_size=512, resample=0.8, resample_times=20, seed=seed)
+    recipe = Recipe(batch_size=512, resample=0.9, resample_times=20, seed=seed)
     start = SparseAutoencoder(64, 96, "attribution_topk", k=data.active, seed=seed)
     trainer = Trainer(start, recipe, units, steps)
     for _ in range(steps):
@@ -121,7 +121,12 @@ def by_activation(data, steps=1500):
     k = data.active
     sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=64, d_sae=96, k=k))
     config = SAETrainerConfig(
-        512 * steps, 512, lr=3e-3, lr_decay_steps=3 * steps // 10, dead_feature_window=100
+        512 * steps,
+        512,
+        lr=3e-3,
+        lr_end=0.0,
+        lr_decay_steps=3 * steps // 10,
+        dead_feature_window=100,
     )
     SAETrainer(config, sae, iter(lambda: data.draw(512)[0], None)).fit()
     with torch.no_grad():

@@ -39,11 +39,12 @@ def train(
     batch_size: int | None = None,
     learning_rate: float = 1e-2,
     weight_decay: float = 0.0,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     seed: int = 0,
     at: Iterable[int] = (),
     then: Callable[[int], Any] | None = None,
 ) -> float:
-    """Train in place with AdamW and a cosine schedule, on squared error or, for labels, on cross entropy.
+    """Train in place with a cosine schedule, on squared error or, for labels, on cross entropy.
 
     Args:
         model: a module from inputs to outputs.
@@ -52,7 +53,8 @@ def train(
         steps: how many.
         batch_size: examples a step, drawn with replacement; None takes them all.
         learning_rate: at the start; it falls to zero.
-        weight_decay: AdamW's, on all parameters.
+        weight_decay: the optimizer's, on all parameters.
+        optimizer: a class of `torch.optim`.
         seed: of the batches.
         at: steps before which to call `then`; `steps` itself is the end.
         then: takes a step number: a place to keep a checkpoint or to measure.
@@ -61,8 +63,8 @@ def train(
         The mean loss over all examples at the end.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    steps_of = optimizer(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps_of, steps)
     labels = not targets.is_floating_point()
     if not labels and targets.ndim != 2:
         raise ValueError(
@@ -81,9 +83,9 @@ def train(
         rows: Tensor | slice = slice(None)
         if batch_size is not None:
             rows = torch.randint(len(inputs), (batch_size,), generator=generator)
-        optimizer.zero_grad()
+        steps_of.zero_grad()
         loss_of(inputs[rows], targets[rows]).backward()
-        optimizer.step()
+        steps_of.step()
         schedule.step()
     if then is not None and steps in moments:
         then(steps)
