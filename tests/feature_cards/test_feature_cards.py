@@ -95,6 +95,7 @@ def test_moments_and_eigenvalues_are_those_of_the_basis(best_model, heldout, bas
         assert card.histogram.mean == pytest.approx(0, abs=1e-3 * card.histogram.std)
         assert card.histogram.std == pytest.approx(math.sqrt(card.eigenvalue), rel=1e-4)
     assert sum(card.explained_ratio for card in made) == pytest.approx(1)
+    assert [b for b in basis.blocks() for _ in b] == [card.block for card in made]
     n_tokens = sum(map(len, heldout["input_ids"]))
     assert made.n_tokens == n_tokens
     assert made.n_sequences == len(heldout)
@@ -256,6 +257,7 @@ def test_heads_compete_for_cards_by_eigenvalue(best_model, tokens):
     z = basis.encode(cache[hook_point].detach())
     for i, card in enumerate(made):
         assert card.eigenvalue == float(basis.eigenvalues[card.head, card.component])
+        assert card.block in basis.blocks()[card.head] and card.component in card.block
         flat = components.coordinates(cache[hook_point].detach())[..., i]
         assert torch.allclose(flat, z[..., card.head, card.component], atol=1e-4)
     assert set(made.to_pandas()["head"]) == {card.head for card in made}
