@@ -119,3 +119,19 @@ def test_the_ansatz_on_two_of_its_networks_gives_the_rows_of_the_page():
                 assert abs(float(ours) - float(theirs)) <= 0.0101
             else:
                 assert ours == theirs
+
+
+def test_maps_of_a_model(tmp_path):
+    page, kept = tmp_path / "maps.md", tmp_path / "kept"
+    page.write_text("Before.\n\n<!-- slips -->\n\nold\n\n<!-- end of slips -->\n\nAfter.\n")
+    (tmp_path / "images").mkdir()
+    parts = ("--part", "The map", "--part", "Sequential bases")
+    run("model_maps.py", "--quick", "--model", "slips", *parts, "--keep", kept, "--out", page)
+    text = page.read_text()
+    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
+    ranks = re.findall(r"^    \| `blocks\.\d\.\w+` \| (\d+) \[.*\] \| (\d+) \[.*\] \|$", text, re.M)
+    assert len(ranks) == 12 and all(int(k) <= 64 for row in ranks for k in row)
+    kl = re.findall(r"^    \| stream \| 0\.\d+ \| ([\d.]+) \| ([\d.]+) \|", text, re.M)
+    assert len(kl) == 3 and float(kl[0][0]) > float(kl[-1][0]) > 0
+    assert (tmp_path / "images" / "model_map_gpt2-slips.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(kept.glob("*.md"))) == 2  # what is done is kept
