@@ -2,18 +2,23 @@
 
     python benchmarks/stability.py --out docs/trained_basis.md           # an hour of CPU
     python benchmarks/stability.py --plain
+    python benchmarks/stability.py --steps 400 1600 --trainings "from Fisher-metric PCA on A" \
+        "from random on B"                                               # do they agree more with time?
     python benchmarks/stability.py --quick                               # a minute, to see that it runs
 
 At each hook point bases are trained from Fisher-metric PCA, from PCA and from a random basis, on two halves
 of the stories and with two seeds. How alike two of them are is the overlap of the subspaces of their first k
 components, 1 for the same subspace and k/d by chance: of what they read (encoders) and of what they write
-(decoders). The interval is the range over hook points. What is done is kept in a folder.
+(decoders). The interval is the range over hook points. What is done is kept in a folder, trainings under way
+included.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,7 +51,12 @@ PAIRS = {
 
 
 def bases_at(
-    model: Any, halves: dict[str, Any], hook_point: str, kept: Kept, steps: int
+    model: Any,
+    halves: dict[str, Any],
+    hook_point: str,
+    kept: Kept,
+    trainings: Sequence[str],
+    all_steps: Sequence[int],
 ) -> dict[str, wpca.Basis]:
     """PCA and Fisher-metric PCA of both halves, and the trained bases."""
     found: dict[str, wpca.Basis] = {}
@@ -66,19 +76,27 @@ def bases_at(
         found[f"pca {half}"] = wpca.pca(m)
         found[f"fisher {half}"] = wpca.metric_pca(m)
         found[f"random {half}"] = wpca.random_basis(m)
-    for name, (start, half, seed) in TRAINED.items():
-        found[f"trained {name}"] = kept.basis(
-            f"trained {name} {steps}",
-            lambda start=start, half=half, seed=seed: wpca.optimize_basis(
+    for name, steps in product(trainings, all_steps):
+        start, half, seed = TRAINED[name]
+        key = f"trained {name} {steps}"
+        found[after(f"trained {name}", steps)] = kept.basis(
+            key,
+            lambda start=start, half=half, seed=seed, steps=steps, key=key: wpca.optimize_basis(
                 model,
                 halves[half],
                 found[f"{start} {half}"],
                 steps=steps,
                 seed=seed,
+                checkpoint=kept.folder / f"{key}.checkpoint",
                 progress=False,
             ),
         )
     return found
+
+
+def after(name: str, steps: int) -> str:
+    """The name of a basis, with its steps where it is a trained one."""
+    return f"{name}, {steps} steps" if name.startswith("trained") else name
 
 
 def cell(values: list[float]) -> str:
@@ -87,23 +105,33 @@ def cell(values: list[float]) -> str:
     return said if len(values) == 1 else f"{said} [{min(values):.2f}, {max(values):.2f}]"
 
 
-def overlaps(bases: list[dict[str, wpca.Basis]], ranks: list[int], side: Any) -> list[str]:
-    """The table of overlaps, one row a pair."""
+def overlaps(
+    bases: list[dict[str, wpca.Basis]], ranks: list[int], steps: list[int], side: Any
+) -> list[str]:
+    """The table of overlaps, one row a pair and number of steps."""
     width = bases[0]["pca A"].width
     rows = [f"| {side}s | " + " | ".join(map(str, ranks)) + " |", "|---|" + "---:|" * len(ranks)]
-    for name, (a, b) in PAIRS.items():
+    for (name, pair), n in product(PAIRS.items(), steps):
+        a, b = (after(one, n) for one in pair)
+        said = after(name, n)
+        if not {a, b} <= set(bases[0]) or (said == name and n != steps[0]):
+            continue
         found = [wpca.subspace_overlap(one[a], one[b], ranks[-1], side=side) for one in bases]
         cells = [cell([float(overlap[k - 1]) for overlap in found]) for k in ranks]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+        rows.append(f"| {said} | " + " | ".join(cells) + " |")
     return [*rows, "| chance | " + " | ".join(f"{k / width:.2f}" for k in ranks) + " |", ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the tables between the marks on this page")
+    parser.add_argument(
+        "--mark", help="of the page's tables; by default 'stability', 'stability of plain'"
+    )
     parser.add_argument("--plain", action="store_true", help="the model of plain stories")
     parser.add_argument("--hook", action="append", help="only at this hook point")
-    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--steps", type=int, nargs="+", default=[400], help="of trainings")
+    parser.add_argument("--trainings", nargs="+", default=list(TRAINED), choices=TRAINED)
     parser.add_argument("--train", type=int, default=800, help="stories, half of them in each half")
     parser.add_argument("--heldout", type=int, default=200, help="held-out stories")
     parser.add_argument("--quick", action="store_true", help="few stories, one hook point")
@@ -111,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     hook_points = arguments.hook or HOOK_POINTS
     if arguments.quick:
-        arguments.train, arguments.heldout, arguments.steps = 96, 16, 4
+        arguments.train, arguments.heldout, arguments.steps = 96, 16, [4, 8]
         arguments.keep = Path(tempfile.mkdtemp())
         hook_points = hook_points[-1:]
     slips = not arguments.plain
@@ -127,12 +155,12 @@ def main() -> None:
     bases, excesses = [], []
     for hook_point in hook_points:
         kept = Kept(folder / hook_point)
-        found = bases_at(model, halves, hook_point, kept, arguments.steps)
+        found = bases_at(model, halves, hook_point, kept, arguments.trainings, arguments.steps)
         bases.append(found)
         width = found["pca A"].width
         shown = {n: b for n, b in found.items() if n.startswith("trained") or n == "pca A"}
         curves = kept.curves(
-            f"curves {arguments.steps}",
+            " ".join(["curves", *arguments.trainings, *map(str, arguments.steps)]),
             lambda shown=shown, place=hook_point, width=width: wpca.ablation_curves(
                 model,
                 heldout,
@@ -145,7 +173,11 @@ def main() -> None:
         excesses.append({n: curves.relative_excess(n, to="pca A") for n in shown})
     ranks = [i * width // 8 for i in range(1, 5)]
     lines = [
-        *(row for side in ("encoder", "decoder") for row in overlaps(bases, ranks, side)),
+        *(
+            row
+            for side in ("encoder", "decoder")
+            for row in overlaps(bases, ranks, arguments.steps, side)
+        ),
         "| trained basis | excess relative to PCA |",
         "|---|---:|",
         *(
@@ -154,14 +186,15 @@ def main() -> None:
             if n != "pca A"
         ),
         "",
-        f"{'Noisy stories' if slips else 'Plain stories'}, {', '.join(hook_points)}; {arguments.steps} "
-        f"steps of 16 stories; {middle} stories in each half.",
+        f"{'Noisy stories' if slips else 'Plain stories'}, {', '.join(hook_points)}; "
+        f"{' or '.join(map(str, arguments.steps))} steps of 16 stories; {middle} stories in each half.",
         "",
         made_on(),
     ]
     print("\n".join(lines))
     if arguments.out:
-        write_between_marks(arguments.out, "stability" if slips else "stability of plain", lines)
+        mark = arguments.mark or ("stability" if slips else "stability of plain")
+        write_between_marks(arguments.out, mark, lines)
 
 
 if __name__ == "__main__":

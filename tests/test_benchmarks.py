@@ -88,6 +88,20 @@ def test_bases(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("script", "mark", "n_tables"),
+    [("stability", "stability", 3), ("training_text", "training text", 1)],
+)
+def test_trainings(tmp_path, script, mark, n_tables):
+    page = tmp_path / "page.md"
+    page.write_text(f"Before.\n\n<!-- {mark} -->\n\nold\n\n<!-- end of {mark} -->\n\nAfter.\n")
+    run(f"{script}.py", "--quick", "--out", page)
+    text = page.read_text()
+    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
+    assert len(re.findall(r"^\|---", text, re.MULTILINE)) == n_tables
+    assert all(float(share) > 0 for share in re.findall(r"\d\.\d\d", text))
+
+
 def test_svd():
     *_, row = run("svd.py", "--exactly", "3 × 2 × 4", "--seconds", 0.2).splitlines()
     name, shape, *_, reconstruction, orthogonality = row.strip("| ").split(" | ")
