@@ -242,14 +242,14 @@ def test_cards_tell_the_facts_of_the_stories(steps, tmp_path):
 
 def test_cards_compare_with_another_basis_and_show_prompts(steps, tmp_path):
     basis, other = (steps / "bases" / f"{POINT}.{m}.safetensors" for m in ("pca", "metric-fisher"))
-    texts = ["The cat sat", "Once upon a time"]
+    texts = ["Long ago, Sam", "Once upon a time"]
     prompts = [part for text in texts for part in ("--prompt", text)]
     works(
         "cards", basis, "-n", "2", "--compare", other, *prompts, "--no-ablation", *FEW,
         "--out", tmp_path / "cards",
     )  # fmt: skip
     found = json.loads((tmp_path / "cards" / "cards.json").read_text())
-    assert found["compared"] == f"metric_pca(fisher) at {POINT}"
+    assert found["compared"] == "metric_pca(fisher)"
     for card in found["components"]:
         cosine = wpca.Basis.load(basis).decoder[card["component"]] @ (
             torch.nn.functional.normalize(wpca.Basis.load(other).decoder, dim=1).mT
