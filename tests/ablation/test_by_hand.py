@@ -12,6 +12,8 @@ import tl_weighted_pca as wpca
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = ["GPT2", "GPTJ", "Llama", "Olmo2", "gpt2", "gemma2"]
+# Seen to hold at every hook point; of the families not named here some fail, and why is not known yet.
+MORE = ["Apertus", "Cohere", "GPTBigCode", "GPTNeoX", "Glm", "Mamba", "Mixtral", "Phi3", "Qwen3Moe"]
 FROM = 2
 """The first position that is ablated."""
 
@@ -40,7 +42,7 @@ def ablated(f, basis, k):
     return torch.cat([f[:, :FROM], reconstructed(f[:, FROM:], basis, k)], 1)
 
 
-@families.sweep(*QUICK)
+@families.sweep(*QUICK, more=MORE)
 def test_it_is_a_hook_by_hand_and_edits_what_the_gradient_is_of(family):
     model, tokens, chance = families.built(family), families.tokens(4), random.Random(family)
     names = families.sound(family, families.distinct(model))
