@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tl_weighted_pca import toy as toy
     from tl_weighted_pca.public import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = ("dictionary", "embedded", "plots", "toy")
 """Subpackages that users reach as attributes, without importing them."""
