@@ -45,8 +45,8 @@ class Origin:
 def mark_origin(dataset: Any, source: str, tokenizer: Any = None) -> Any:
     """The Hugging Face data set, which notes its file and the vocabulary of its tokenizer from then on.
 
-    The note stays whatever is selected, filtered or mapped later; tensors and what `to_iterable_dataset` gives
-    (which keeps the features alone) have none.
+    The note stays whatever is selected, filtered or mapped later. Tensors have none, nor has what
+    `to_iterable_dataset` gives, which keeps the features alone.
     """
     about = [dataset.info.description or "", f"{_SOURCE}{' '.join(source.split())}"]
     if digest := vocabulary_of(tokenizer):
