@@ -94,8 +94,8 @@ def basis(
 
     METHOD of 'metric' is metric-OBJECTIVE: 'metric-fisher' is in the Fisher
     metric, 'metric-loss' in that of the data's labels. Of a folder with several
-    objectives, each method that uses gradients gives a basis for each. Only 'path',
-    'joint' and 'trained' need the model and the data, once more; their
+    objectives, each method that uses gradients gives a basis for each. Only
+    'path', 'joint' and 'trained' need the model and the data, once more; their
     --positions and --outliers are by default those of the moments. 'trained'
     needs many tokens: raise --max-tokens.
 
