@@ -27,6 +27,7 @@ ODD = [
 
 COMMANDS = [
     "collect", "basis", "ablate", "cards", "ansatz", "dictionary", "info", "svd", "interaction", "map",
+    "demo",
 ]  # fmt: skip
 
 
@@ -111,19 +112,7 @@ class World:
     def call(self) -> list[str]:
         """A command line."""
         choice, chance = self.random.choice, self.random.random
-        name = choice(
-            [
-                "collect",
-                "basis",
-                "ablate",
-                "cards",
-                "ansatz",
-                "dictionary",
-                "info",
-                "svd",
-                "interaction",
-            ]
-        )
+        name = choice(COMMANDS)
         line: list[object] = [name]
         files = self.tensors | self.folders
         few = ["--max-tokens", "300", "--no-progress", "--batch-size", "8"]
@@ -159,6 +148,18 @@ class World:
             return ["info", str(self.pick(files, 0.4))]
         elif name == "map":
             line += ["--hook", POINT, "--shares", "0.5,1", "--heldout-tokens", "200", *few]
+        elif name == "demo":
+            line += [
+                "--stories",
+                "24",
+                "--heldout",
+                "8",
+                "--steps",
+                "1",
+                "--ranks",
+                "8,64",
+                "--no-progress",
+            ]
         elif name == "interaction":
             line += [
                 "--hook",
@@ -170,7 +171,7 @@ class World:
                 *few,
             ]
         if (
-            name in ("collect", "ablate", "cards", "ansatz", "dictionary", "interaction")
+            name in ("collect", "ablate", "cards", "ansatz", "dictionary", "interaction", "map")
             and chance() < 0.6
         ):
             line += ["--dataset", self.pick(self.texts)]
