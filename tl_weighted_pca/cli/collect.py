@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -28,6 +29,31 @@ from tl_weighted_pca.cli.text_options import DataOptions
 if TYPE_CHECKING:
     from tl_weighted_pca.moments.collection import Collection
     from tl_weighted_pca.runs.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class SumsOptions:
+    """How moments are summed."""
+
+    PANEL: ClassVar = "Sums"
+
+    sums_dtype: Annotated[
+        Literal["float64", "float32"],
+        typer.Option(help="Of the sums; float32 halves their memory, for batches of 1,024 tokens."),
+    ] = "float64"
+    sums_device: Annotated[
+        Literal["cpu"] | None,
+        typer.Option(help="'cpu' spares a GPU's memory; by default beside the activations."),
+    ] = None
+    precision: Annotated[
+        Literal["highest", "tf32"],
+        typer.Option(help="Of the products: float32, or TF32 on a GPU: three digits, faster."),
+    ] = "highest"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As `wpca.collect` takes them."""
+        return vars(self).copy()
 
 
 @command()
@@ -56,18 +82,7 @@ def collect(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Use less memory, for one more forward pass.")
     ] = False,
-    sums_dtype: Annotated[
-        Literal["float64", "float32"],
-        typer.Option(help="Of the sums; float32 halves their memory, for batches of 1,024 tokens."),
-    ] = "float64",
-    sums_device: Annotated[
-        Literal["cpu"] | None,
-        typer.Option(help="'cpu' spares a GPU's memory; by default beside the activations."),
-    ] = None,
-    precision: Annotated[
-        Literal["highest", "tf32"],
-        typer.Option(help="Of the products: float32, or TF32 on a GPU: three digits, faster."),
-    ] = "highest",
+    sums: SumsOptions,
     plan: Annotated[
         bool,
         typer.Option(
@@ -109,12 +124,11 @@ def collect(
     if resume:
         output.stop_if_done()
     statistics: dict[str, Any] = {"row_metric": row_metric, "per_head": per_head}
-    sums: dict[str, Any] = {"sums_dtype": sums_dtype, "sums_device": sums_device}
     chosen: Any = {name.value: objective(name, samples, seed) for name in names}
     if plan:
         show_plan(
             source, text, hook, {} if plain else chosen, how.batch_size, recompute,
-            statistics, sums | {"precision": precision},
+            statistics, sums.options,
         )  # fmt: skip
         return
     rank = processes.rank()
@@ -135,10 +149,9 @@ def collect(
             objective=None if plain else chosen,
             max_tokens=max_tokens,
             recompute=recompute,
-            precision=precision,
             checkpoint=partial_of(output.out) / checkpoint if checkpoint_every else None,
             checkpoint_every=checkpoint_every or 1,
-            **statistics | sums | how.options | {"progress": how.progress and rank == 0},
+            **statistics | sums.options | how.options | {"progress": how.progress and rank == 0},
         )
         collections = found if isinstance(found, dict) else {"none": found}
         with processes.together():

@@ -156,9 +156,8 @@ def train_dictionary(
     size = recipe.batch_size
     capacity = max(1, min(buffer_tokens, n_steps * size) // size) * size
     done = size * trainer.step_number
-    bar = progress_bar("Training", "tok", n_steps * size, progress, initial=done)
     blocks = shuffled_blocks(stream, capacity, recipe.seed, place)
-    with bar:
+    with progress_bar("Training", "tok", n_steps * size, progress, initial=done) as bar:
         for place in _train(trainer, blocks, bar):
             if checkpoint is not None and trainer.step_number:
                 _write(checkpoint, trainer, units, place, run)
