@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from bases import FLOORED, summary, table
 from helpers.kept import Kept
-from helpers.page import folded, made_on, shown, write_after_mark
+from helpers.page import folded, made_on, shown, write_after_mark, write_between_marks
 
 import tl_weighted_pca as wpca
 
@@ -150,6 +150,7 @@ def bases_at(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the tables here, as Markdown")
+    parser.add_argument("--section", type=Path, help="write them into this page, between marks")
     parser.add_argument("--picture", type=Path, help="write the picture of the last layer here")
     parser.add_argument("--train", type=int, default=313, help="sequences to make bases from")
     parser.add_argument("--path", type=int, default=20, help="of these, for path_metric")
@@ -230,8 +231,11 @@ def main() -> None:
         "to ablate on."
     )
     print("\n".join([*summary(means), "", said]))
+    written = [*summary(means), "", said, *lines, "", made_on()]
     if arguments.out:
-        write_after_mark(arguments.out, [*summary(means), "", said, *lines, "", made_on()])
+        write_after_mark(arguments.out, written)
+    if arguments.section:
+        write_between_marks(arguments.section, "real", written[1:])
 
 
 if __name__ == "__main__":
