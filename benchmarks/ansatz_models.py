@@ -86,7 +86,7 @@ def networks(keep: Path | None, stories: int) -> list[Network]:
         ]
     found += [Network("x²", f"seed {seed}", partial(_square, seed)) for seed in range(3)]
     for slips in (False, True):
-        name = "with slips" if slips else "stories"
+        name = "noisy stories" if slips else "plain stories"
         found.append(Network("embedded GPT", name, partial(_embedded, slips, stories)))
     training = None if keep is None else keep / "training"
     for folder in sorted(training.glob("step-*")) if training and training.exists() else []:

@@ -19,7 +19,7 @@ from tl_weighted_pca.bases.names import display_name
         ("trained", "trained basis"),
         ("random", "random"),
         ("metric_pca(fisher)", "Fisher-metric PCA"),
-        ("metric_pca(empirical)", "metric_pca(empirical)"),
+        ("metric_pca(empirical)", "metric PCA, empirical Fisher"),
         ("optimize_basis", "trained basis"),
         ("path to glory", "path to glory"),
         ("PCA, uncentred", "PCA, uncentred"),

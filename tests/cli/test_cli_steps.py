@@ -232,7 +232,7 @@ def test_cards_tell_the_facts_of_the_stories(steps, tmp_path):
         "cards", steps / "bases" / f"{POINT}.pca.safetensors", "-n", "3", "--max-tokens", "6000",
         "--no-progress", "--out", tmp_path / "cards",
     )  # fmt: skip
-    assert "3 cards of pca" in shown
+    assert "3 cards of PCA" in shown
     page = (tmp_path / "cards" / "cards.html").read_text()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     assert "https://" not in page.split("<body")[0]

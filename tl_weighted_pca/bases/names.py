@@ -17,6 +17,7 @@ _NAMES = {
     "gradient_pca": "gradient PCA",
     "metric_pca": "metric PCA",
     "metric_pca(fisher)": "Fisher-metric PCA",
+    "metric_pca(empirical)": "metric PCA, empirical Fisher",
     "metric_pca(path)": "path-metric PCA",
     "joint_pca": "joint PCA",
     "optimize_basis": "trained basis",

@@ -54,6 +54,7 @@ def cards(
     """
     from tl_weighted_pca import embedded
     from tl_weighted_pca.bases.basis import Basis
+    from tl_weighted_pca.bases.names import display_name
     from tl_weighted_pca.feature_cards import cards as feature_cards
     from tl_weighted_pca.support.files import write_text_atomically
 
@@ -90,7 +91,7 @@ def cards(
         if found.ablations is not None:
             report_left_out(found.ablations.left_out, run)
         show(
-            f"{len(found)} cards of {found.method} at {found.hook_point}, "
+            f"{len(found)} cards of {display_name(found.method)} at {found.hook_point}, "
             f"from {found.n_tokens:,} tokens.",
             highlight=False,
         )

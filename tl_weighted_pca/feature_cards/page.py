@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.feature_cards import page_parts as parts
 from tl_weighted_pca.feature_cards.card_set import FeatureCards
 from tl_weighted_pca.feature_cards.facts import SIGNIFICANT
@@ -84,6 +85,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         number=parts.number, decimals=parts.decimals, visible=visible, bars=parts.bars,
         line=parts.line, most_of=parts.most_of, words=parts.words, telling=parts.telling,
+        method=display_name,
     )  # fmt: skip
     environment.globals["SIGNIFICANT"] = SIGNIFICANT
     return environment
