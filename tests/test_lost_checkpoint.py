@@ -56,7 +56,7 @@ def lost(path):
     """The error of a call, which leaves its model as it was, and says what cannot be written."""
 
     def call(model, function, *args, **options):
-        flags = {name: (p.requires_grad, p.clone()) for name, p in model.named_parameters()}
+        flags = {name: (p.requires_grad, p.clone(), p.grad) for name, p in model.named_parameters()}
         model.train()
         with pytest.raises(OSError, match="Cannot write") as caught:
             function(model, *args, **options)
@@ -64,7 +64,7 @@ def lost(path):
         model.eval()
         for name, p in model.named_parameters():
             assert p.requires_grad == flags[name][0] and torch.equal(p, flags[name][1])
-            assert p.grad is None
+            assert p.grad is flags[name][2]
         assert not any(point.fwd_hooks for point in model.hook_dict.values())
         assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
         assert not list(path.parent.parent.rglob("*.tmp"))

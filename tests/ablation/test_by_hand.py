@@ -20,8 +20,6 @@ MORE = [
     "GPTBigCode",
     "GPTNeoX",
     "Glm",
-    "Mamba",
-    "Mixtral",
     "Phi3",
     "Qwen3Moe",
 ]

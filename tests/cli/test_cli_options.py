@@ -81,15 +81,22 @@ CASES = [
         [
             "collect", *COUNTED, "--hook", POINT, "--objective", "fisher", "--objective", "logits",
             "--samples", "3", "--row-metric", "diagonal", "--per-head", "--recompute",
-            "--checkpoint-every", "7", "--seed", "11",
+            "--checkpoint-every", "7", "--seed", "11", "--sums-dtype", "float32", "--sums-device", "cpu",
+            "--precision", "tf32",
         ],
         "streaming.one_pass:collect",
         {
             **WHOLE, "hook_points": [POINT], "row_metric": "diagonal", "per_head": True,
-            "recompute": True, "checkpoint_every": 7,
+            "recompute": True, "checkpoint_every": 7, "sums_dtype": "float32", "sums_device": "cpu",
+            "precision": "tf32",
             "objective": "{'fisher': sampled_token_loss(n_samples=3, seed=11), "
             "'logits': logit_probe(n_probes=3, seed=11)}",
         },
+    ),
+    (
+        ["collect", "--plan", "--hook", POINT, "--batch-size", "3", "--context-length", "9"],
+        "streaming.plan:plan",
+        {"shape": (3, 9)},
     ),
     ([*BASIS, "--method", "pca"], "bases.principal_components:pca", {"center": False}),
     ([*BASIS, "--method", "weighted"], "bases.principal_components:weighted_pca", {"center": False}),

@@ -507,7 +507,7 @@ def test_a_file_whose_header_lost_its_contents_is_one_sentence(steps, tmp_path, 
 
 def test_info_tells_checkpoints_and_dictionaries(tmp_path, best_model, tokens):
     path = tmp_path / "c.safetensors"
-    wpca.collect(best_model, tokens, POINT, checkpoint=path, progress=False)
+    wpca.collect(best_model, tokens, POINT, batch_size=8, checkpoint=path, progress=False)
     shown = works("info", path)
     assert "a checkpoint of `collect`" in shown and "batches done │ 2" in shown
     wpca.dictionary.SparseAutoencoder(4, 9).save(tmp_path / "d.safetensors")

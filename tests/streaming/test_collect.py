@@ -256,7 +256,9 @@ def test_collections_of_different_positions_do_not_merge(best_model, tokens):
     options = {"objective": None, "progress": False}
     whole = wpca.collect(best_model, tokens, HOOK, **options)
     late = wpca.collect(best_model, tokens, HOOK, positions=slice(1, None), **options)
-    with pytest.raises(ValueError, match=r"at positions=None and positions=slice\(1, None, None\)"):
+    with pytest.raises(
+        ValueError, match=r"with positions=None and positions=slice\(1, None, None\)"
+    ):
         whole + late
     plain = wpca.Collection(dict(whole))  # of unknown positions
     assert (plain + late)[HOOK].n_tokens == whole[HOOK].n_tokens + late[HOOK].n_tokens

@@ -44,7 +44,7 @@ class Collection(Mapping[str, Moments]):
             ) from None
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("require", *(field.name for field in dataclasses.fields(Moments))):
+        if hasattr(Moments, name) or name in Moments.__dataclass_fields__:
             raise AttributeError(
                 f"A Collection has the moments of several hook points, and no {name!r}: take one, such as "
                 f"collection[{next(iter(self), '')!r}]."
