@@ -197,6 +197,11 @@ CASES = [
         },
     ),
     (
+        ["dictionary", *SLICED, "--features", "8", "--kind", "attribution_topk", "--top", "3"],
+        "dictionary:train_dictionary",
+        {**ARRIVED, "max_tokens": None, "kind": "attribution_topk", "k": 3},
+    ),
+    (
         [
             "dictionary", *SLICED, "--features", "8", "--n-tokens", "1024", "--start", "BASIS",
             "--heldout", "HELDOUT",
