@@ -67,6 +67,18 @@ def test_the_graph_grows_with_the_batch_and_shrinks_when_computed_again():
     assert late < again < small and none == 0
 
 
+def test_the_tensors_that_pass_are_left_as_they_were(bridge):
+    """One may be a buffer of the model's."""
+    passed = []
+    point = bridge.hook_dict[NAMES[0]]
+    handle = point.register_forward_hook(lambda module, inputs, output: passed.extend(inputs))
+    try:
+        plan(bridge, asked(), (2, 8))
+    finally:
+        handle.remove()
+    assert passed and not any(tensor.is_leaf and tensor.requires_grad for tensor in passed)
+
+
 def test_a_configuration_that_is_not_there():
     with pytest.raises(ValueError, match="Cannot load the model '/nowhere'"):
         load_unweighted("/nowhere")

@@ -21,6 +21,7 @@ from tl_weighted_pca.models.recompute import SecondRun, recomputed
 from tl_weighted_pca.moments.packed import packed_size
 from tl_weighted_pca.moments.running_sums import home_of
 from tl_weighted_pca.moments.statistics import as_rows, kept_moments
+from tl_weighted_pca.streaming.graph import Graph
 from tl_weighted_pca.streaming.one_pass import collect
 from tl_weighted_pca.streaming.request import Asked
 
@@ -90,13 +91,14 @@ def _run(
     kept: dict[int, tuple[torch.device, int]] = {}
     inside: list[bool] = []
     graded = {name for name, each in asked.items() if each.gradients}
+    started = Graph(copies=False)
 
     def see(name: str, tensor: Tensor) -> Tensor | None:
         conversion = getattr(points[name], "hook_conversion", None)
         shown = tensor if conversion is None else conversion.convert(tensor)
         check_activation(name, shown, *tokens.shape)
         shapes[name] = shown.detach()
-        return tensor.requires_grad_().view_as(tensor) if name in graded else None
+        return started.view(tensor) if name in graded else None
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -119,6 +121,7 @@ def _run(
             logits = run_model(model, tokens, None)
             loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
     finally:
+        started.end()
         for handle in handles:
             handle.remove()
     for name in asked:
