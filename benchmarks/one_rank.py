@@ -101,18 +101,7 @@ def main() -> None:
     stories = wpca.embedded.stories("train", arguments.train, slips=slips)
     heldout = wpca.embedded.stories("heldout", arguments.heldout, slips=slips)
     kept = Kept(arguments.keep / ("one-rank-slips" if slips else "one-rank-plain"))
-    m = kept.collection(
-        "collect",
-        lambda: wpca.collect(
-            model,
-            stories,
-            HOOK_POINT,
-            objective=wpca.sampled_token_loss(2),
-            statistics=["activation", "gradient"],
-            batch_size=32,
-            progress=False,
-        ),
-    )[HOOK_POINT]
+    m = kept.moments("collect", model, stories, HOOK_POINT)
     found = trained(model, stories, wpca.metric_pca(m), rank, arguments.steps, kept)
     bases = {name: basis.truncate(rank) for name, (basis, _, _) in found.items()}
     curves = wpca.ablation_curves(

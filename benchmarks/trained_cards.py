@@ -39,18 +39,7 @@ def main() -> None:
     stories = wpca.embedded.stories("train", arguments.train, slips=True)
     heldout = wpca.embedded.stories("heldout", arguments.heldout, slips=True)
     kept = Kept(arguments.keep / "trained-cards")
-    m = kept.collection(
-        "collect",
-        lambda: wpca.collect(
-            model,
-            stories,
-            HOOK_POINT,
-            objective=wpca.sampled_token_loss(2),
-            statistics=["activation", "gradient"],
-            batch_size=32,
-            progress=False,
-        ),
-    )[HOOK_POINT]
+    m = kept.moments("collect", model, stories, HOOK_POINT)
     trained = kept.basis(
         f"trained {arguments.steps}",
         lambda: wpca.optimize_basis(

@@ -35,18 +35,7 @@ def first_tokens(stories: Any, n_tokens: int) -> Any:
 
 def bases_of(model: Any, stories: Any, steps: int, kept: Kept, key: str) -> dict[str, wpca.Basis]:
     """PCA, Fisher-metric PCA and the basis trained from it, of some stories."""
-    m = kept.collection(
-        f"collect {key}",
-        lambda: wpca.collect(
-            model,
-            stories,
-            HOOK_POINT,
-            objective=wpca.sampled_token_loss(2),
-            statistics=["activation", "gradient"],
-            batch_size=32,
-            progress=False,
-        ),
-    )[HOOK_POINT]
+    m = kept.moments(f"collect {key}", model, stories, HOOK_POINT)
     bases = {"pca": wpca.pca(m), "fisher": wpca.metric_pca(m)}
     bases["trained"] = kept.basis(
         f"trained {key}",

@@ -30,6 +30,16 @@ class Kept:
         """The moments of that name."""
         return self._made(name, make, wpca.Collection.load, lambda stats, file: stats.save(file))
 
+    def moments(self, name: str, model: Any, stories: Any, hook_point: str) -> wpca.Moments:
+        """Moments at one hook point, for PCA and for Fisher-metric PCA."""
+        return self.collection(
+            name,
+            lambda: wpca.collect(
+                model, stories, hook_point, objective=wpca.sampled_token_loss(2),
+                statistics=["activation", "gradient"], batch_size=32, progress=False,
+            ),
+        )[hook_point]  # fmt: skip
+
     def curves(self, name: str, make: Callable[[], wpca.AblationCurves]) -> wpca.AblationCurves:
         """The ablation curves of that name."""
 
