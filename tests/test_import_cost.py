@@ -6,35 +6,30 @@ import sys
 
 import pytest
 
-# CPU time: a busy machine makes others wait, and this process no slower by much.
+# CPU time, as a share of what TransformerLens takes in the same process: the machine drops out.
 MEASURE = """
 import json, sys, time
+start = time.process_time()
 import transformer_lens
-before, start = set(sys.modules), time.process_time()
+theirs, before = time.process_time() - start, set(sys.modules)
 import tl_weighted_pca
 tl_weighted_pca.collect  # the first name that is used brings the public ones
-seconds = time.process_time() - start
-print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+ours = time.process_time() - start - theirs
+print(json.dumps([ours / theirs, sorted(set(sys.modules) - before)]))
 """
 
 
 @pytest.fixture(scope="module")
 def cost():
-    """CPU seconds, the best of up to five runs, and the modules imported."""
-    best = None
-    for _ in range(5):
-        run = subprocess.run(
-            [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
-        )
-        seconds, modules = json.loads(run.stdout.splitlines()[-1])
-        best = (min(seconds, best[0]) if best else seconds, modules)
-        if best[0] < 0.2:
-            break
-    return best
+    """CPU time over TransformerLens's, and the modules imported."""
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_it_adds_under_a_fifth_of_a_second(cost):
-    assert cost[0] < 0.2
+def test_it_adds_little_to_importing_transformer_lens(cost):
+    assert cost[0] < 0.15  # 0.03 on TransformerLens 3.9, 0.06 on 4.3
 
 
 def test_it_brings_nothing_that_only_some_need(cost):

@@ -1,7 +1,6 @@
 """Training on a model's stream: resume, memory of the stream, units, throughput; and evaluation."""
 
 import math
-import time
 from dataclasses import replace
 
 import pytest
@@ -341,35 +340,3 @@ def test_evaluation_sums_in_float64_off_a_device_that_has_none():
 
     assert torch.equal(_wide(OnMPS()), torch.ones(2).double())
     assert _wide(torch.ones(2, device="meta")).device.type == "meta"
-
-
-@pytest.mark.slow
-def test_throughput_is_at_least_half_of_the_parts(best_model):
-    """The issue's criterion: half the speed of the collector and the autoencoder taken together."""
-    from tl_weighted_pca import embedded
-
-    data = embedded.stories("train", 150).select_columns("input_ids")
-    moments = wpca.collect(best_model, data, HOOK, positions=POSITIONS, progress=False)[HOOK]
-    recipe = Recipe(attribution=0.05, batch_size=256)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        ratios = []
-        for _ in range(3):  # the machine may be busy: the best of three
-            began = time.perf_counter()
-            stream = wpca.stream_pairs(best_model, data, HOOK, positions=POSITIONS, batch_size=32)
-            rows = torch.cat([pairs[HOOK].rows()[0] for pairs in stream])
-            autoencoder = SparseAutoencoder(64, 192, "prolu_ste")
-            for x in rows.split(256):
-                autoencoder.zero_grad()
-                (x - autoencoder(x)).square().sum().backward()
-            parts = (time.perf_counter() - began) / len(rows)
-            began = time.perf_counter()
-            train_dictionary(
-                best_model, data, HOOK, recipe, n_features=192, n_tokens=len(rows), moments=moments,
-                kind="prolu_ste", positions=POSITIONS, buffer_tokens=2**12, progress=False,
-            )  # fmt: skip
-            ratios.append(parts / ((time.perf_counter() - began) / len(rows)))
-    finally:
-        torch.set_num_threads(threads)
-    assert max(ratios) > 0.5
