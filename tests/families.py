@@ -145,10 +145,11 @@ def built(family: str, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def sweep(*quick: str, more: Sequence[str] | None = None) -> Callable[[Callable], Callable]:
-    """A test of every family that the installed TransformerLens has, or of a few more; slow but for some."""
+    """A test of every family that the installed TransformerLens has, or of a few more; quick for some."""
     wanted = (*BRIDGED, *HOOKED) if more is None else (*quick, *more)
     names = [name for name in wanted if len(KINDS) > 1 or name in BRIDGED]
-    marked = [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
+    whole = (pytest.mark.slow, pytest.mark.sweep)
+    marked = [pytest.param(n, marks=() if n in quick else whole) for n in names]
     return pytest.mark.parametrize("family", marked)
 
 
