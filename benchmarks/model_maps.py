@@ -29,7 +29,7 @@ from tl_weighted_pca import embedded
 STREAM = [f"blocks.{layer}.hook_resid_post" for layer in range(4)]
 OUTPUTS = [f"blocks.{layer}.hook_{part}_out" for layer in range(4) for part in ("attn", "mlp")]
 SHARES = [0.25, 0.5, 0.75]
-"""Of the width, kept at several hook points together."""
+"""Of the width, kept at several hook points together, and in SmolLM2-135M's map."""
 SEEDS = 2
 """Of predictions, with 8 labels a position each: how much they differ is their sampling error."""
 
@@ -77,11 +77,11 @@ def the_map(at: Subject) -> Iterator[str]:
 def together(at: Subject) -> Iterator[str]:
     rows = []
     for what, places in at.places.items():
+        both = at.curves(
+            {n: {s: of[s] for s in places} for n, of in at.found.bases.items()}, ranks=SHARES
+        )
         for name in at.found.names:
-            bases = {name: {s: at.found.bases[name][s] for s in places}}
-            for share, excess in zip(
-                SHARES, at.curves(bases, ranks=SHARES).excess(name), strict=True
-            ):
+            for share, excess in zip(SHARES, both.excess(name), strict=True):
                 alone = [
                     curves.excess(name)[curves.ranks.index(round(share * curves.width))]
                     for curves in map(at.found.__getitem__, places)
@@ -96,20 +96,17 @@ def allocated(at: Subject) -> Iterator[str]:
     rows = []
     for what, places in at.places.items():
         bases = {s: at.found.bases["fisher"][s] for s in places}
-        for share in SHARES:
-            total = sum(round(share * basis.width) for basis in bases.values())
-            ranks = wpca.allocate_ranks(bases, total=total)
-            equal, mine = (
-                at.curves({"equal": bases}, ranks=[one], score="kl") for one in (share, ranks)
-            )
-            assert equal.ranks == mine.ranks
-            both = equal.per_sequence | {"mine": mine.per_sequence["equal"]}
-            curves = dataclasses.replace(equal, per_sequence=both)
-            ratio = curves.relative_excess("mine", to="equal", ranks=curves.ranks)
-            measured = (number(curves.excess(name)[0]) for name in both)
-            rows.append(
-                [what, share, *measured, interval(ratio), ", ".join(map(str, ranks.values()))]
-            )
+        totals = [sum(round(share * b.width) for b in bases.values()) for share in SHARES]
+        ranks = [wpca.allocate_ranks(bases, total=total) for total in totals]
+        equal, mine = (at.curves({"equal": bases}, ranks=r, score="kl") for r in (SHARES, ranks))
+        assert equal.ranks == mine.ranks
+        both = equal.per_sequence | {"mine": mine.per_sequence["equal"]}
+        curves = dataclasses.replace(equal, per_sequence=both)
+        for i, share in enumerate(SHARES):
+            ratio = curves.relative_excess("mine", to="equal", ranks=curves.ranks[i : i + 1])
+            measured = (number(curves.excess(name)[i]) for name in both)
+            components = ", ".join(map(str, ranks[i].values()))
+            rows.append([what, share, *measured, interval(ratio), components])
     head = "ablated together | share kept in all | KL, equal shares | KL, allocated | ratio | ranks"
     yield from table(head, rows)
 
@@ -118,16 +115,21 @@ def sequential(at: Subject) -> Iterator[str]:
     """Fisher-metric bases, each of activations with the earlier hook points ablated."""
     rows = []
     for what, places in at.places.items():
-        for share in SHARES:
+        independent = {name: {s: of[s] for s in places} for name, of in at.found.bases.items()}
+        for share in SHARES[1:]:
             found = wpca.sequential_bases(at.model, at.train, places, share, **at.options)
-            plain = {s: at.found.bases["fisher"][s] for s in places}
-            bases = {"independent": plain, "sequential": found}
+            bases = independent | {"sequential": found}
             curves = at.curves(bases, ranks=[share], score="kl")
-            ratio = curves.relative_excess("sequential", to="independent", ranks=curves.ranks)
+            ratios = (
+                interval(curves.relative_excess("sequential", to=name, ranks=curves.ranks))
+                for name in independent
+            )
             measured = (number(curves.excess(name)[0]) for name in bases)
-            rows.append([what, share, *measured, interval(ratio)])
-    head = "ablated together | share kept | KL, independent | KL, sequential | ratio"
-    yield from table(head, rows)
+            rows.append([what, share, *measured, *ratios])
+    names = [*map(shown, at.found.names)]
+    head = " | ".join(f"KL, {name}" for name in [*names, "sequential"])
+    over = " | ".join(f"sequential over {name}" for name in names)
+    yield from table(f"ablated together | share kept | {head} | {over}", rows)
 
 
 def fills(at: Subject) -> Iterator[str]:
@@ -229,10 +231,10 @@ def embedded_subject(slips: bool, n_train: int, n_heldout: int, keep: Path) -> S
 
 
 def real_subject(n_train: int, n_heldout: int, quick: bool, keep: Path) -> Subject:
-    """SmolLM2-135M on sequences of 256 tokens of Python's manual, the first position left out."""
+    """SmolLM2-135M on sequences of 64 tokens of Python's manual, the first position left out."""
     from real_model import sequences, smollm2
 
-    length, n_hook_points = (32, 3) if quick else (256, 30)
+    length, n_hook_points = (32, 3) if quick else (64, 30)
     model = smollm2()
     train, heldout = sequences(model.tokenizer, length)
     train, heldout = train[:n_train], heldout[:n_heldout]
@@ -241,7 +243,7 @@ def real_subject(n_train: int, n_heldout: int, quick: bool, keep: Path) -> Subje
     options: dict[str, Any] = {"positions": slice(1, None), "batch_size": 2, "progress": False}
     folder = keep / f"real {n_train} {n_heldout} {n_hook_points}"
     found = wpca.dimension_map(
-        model, train, stream, heldout=heldout, checkpoint=folder,
+        model, train, stream, heldout=heldout, shares=SHARES, checkpoint=folder,
         checkpoint_every=1, **options | {"progress": True},
     )  # fmt: skip
     return Subject("SmolLM2-135M", model, train, heldout, {"stream": stream}, options, found)
