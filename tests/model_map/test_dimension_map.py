@@ -1,9 +1,13 @@
 """The map of a model: its curves are those of each hook point alone, in one pass, resumable."""
 
+import dataclasses
+import itertools
+
 import matplotlib
 import pytest
 import torch
 from conftest import KINDS
+from live_bytes import LiveBytes
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
@@ -70,6 +74,31 @@ def test_one_pass_collects_and_one_ablates(stories, heldout_stories):
     # 24 stories collected and 12 ablated; ahead of collecting two short passes that see who reads what,
     # and ahead of both one batch, and two for each hook point, that try an ablation there.
     assert len(runs) == 24 / 4 + 12 / 4 + 2 + 1 + 2 * 4
+
+
+def test_memory_is_flat_in_tokens(best_model, tokens):
+    """From batch to batch no byte more is held; of what was ablated each sequence's scores alone."""
+    live = LiveBytes()
+
+    class Watched:
+        """Five batches; of the last pass, what the work on each held at most."""
+
+        def __iter__(self):
+            self.most = []
+            for i in range(5):
+                live.most = live.now
+                yield tokens.roll(i, 0)
+                self.most.append(live.most)
+
+    train, heldout = Watched(), Watched()
+    with live:
+        wpca.dimension_map(best_model, train, STREAM, heldout=heldout, shares=[0.5], **QUIET)
+    of_batch = tokens.numel() * 64 * 4  # an activation
+    first, *later = train.most
+    assert len(later) == 4 and set(later) == {later[0]} and first > 4 * of_batch
+    grown = [b - a for a, b in itertools.pairwise(heldout.most)]
+    scores = (4 * 2 + 3) * 8 * len(tokens)  # hook points and bases; baseline, count, index
+    assert len(grown) == 4 and max(grown[1:]) <= scores < of_batch / 4
 
 
 def test_saved_and_loaded_it_says_the_same(found, tmp_path):
@@ -188,3 +217,11 @@ def test_the_picture_has_a_panel_a_basis_and_a_line_a_kind(found):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "stream", "attn.hook_z", "mlp.hook_post",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"tolerance": 0.0}, {"shares": [1.0]}, {"tolerance": 99.0}])
+def test_any_map_has_a_picture(found, change):
+    """Also where nothing is lost, or no loss allowed, which have no logarithm."""
+    dims = dataclasses.replace(found, **change)
+    dims.plot().canvas.draw()
+    assert len(dims.plot(interactive=True).layout.shapes) == 2 * len(PLACES)
