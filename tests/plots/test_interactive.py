@@ -156,6 +156,23 @@ def test_a_map_is_of_the_excess(curves):
     assert list(heats[0].x) == ["0", "1/8", "1/2", "1"]
 
 
+def test_a_map_has_the_contour_of_the_png():
+    """In columns from the middle of the first, a line for each row: up to the first share that is enough."""
+    still, shapes = mapped().plot(), mapped().plot(interactive=True).layout.shapes
+    panels = [ax for ax in still.axes if ax.get_title()]
+    coloured = [
+        line for ax in panels for line in ax.lines if line.get_color() not in ("black", "white")
+    ]
+    expected = [x - 0.5 for line in coloured for x in line.get_xdata()[::2]]
+    assert [shape.x0 for shape in shapes] == [shape.x1 for shape in shapes]
+    assert [shape.x0 for shape in shapes] == pytest.approx(expected)
+    assert [(s.y0, s.y1) for s in shapes] == [(i - 0.5, i + 0.5) for i in range(6)] * len(NAMES)
+    for i, name in enumerate(NAMES):
+        for shape, rank in zip(shapes[6 * i :], mapped().smallest_ranks(name).values(), strict=False):
+            column = [0, 8, 32, 64].index(rank)
+            assert column - 1 < shape.x0 <= column
+
+
 def test_features_name_their_strongest_partners():
     made = graph()
     (here, there) = [trace for trace in made.plot(interactive=True).data if trace.mode == "markers"]

@@ -19,7 +19,7 @@ from tl_weighted_pca.bases.names import display_name
 from tl_weighted_pca.model_map.dimensions import DimensionMap, layer_and_kind
 from tl_weighted_pca.support.figure import SEQUENCE, new_figure
 from tl_weighted_pca.support.interactive import explorable
-from tl_weighted_pca.support.panel import Grid, Line, Panel
+from tl_weighted_pca.support.panel import Grid, Panel
 
 _LINES = ("#ffffff", "#ff5d00", "#ff9ecb", "#00e5ff", "#ffe14d")
 """Of the contours: they must show on dark and on light."""
@@ -46,18 +46,21 @@ def plot_dimension_map(
     names = dimensions.names if names is None else list(names)
     rows = sorted(dimensions, key=lambda s: _order(dimensions).index(layer_and_kind(s)[1]))
     values = {name: _excess(dimensions, name, rows) for name in names}
-    highest = max(float(v.max()) for v in values.values())
-    lowest = min(dimensions.tolerance / 100, highest / 10)
-    highest = max(highest, 2 * lowest)
+    # No excess, and a tolerance of none, have no logarithm.
+    highest = max(1e-6, *(float(v.max()) for v in values.values()))
+    lowest = min(max(dimensions.tolerance, highest / 10) / 100, highest / 10)
     shares = [_share(share) for share in dimensions.shares]
     unit = next(iter(dimensions.values())).unit
     if interactive:
         across = "share of the width kept"
         panels = [
             Panel(
-                across, "hook point", _crossings(dimensions, found, rows),
-                Grid(torch.tensor(found), rows, shares, f"excess {unit}", lowest, highest, True, True),
-                title=display_name(name),
+                across, "hook point", title=display_name(name),
+                grid=Grid(
+                    torch.tensor(found), rows, shares, f"excess {unit}", lowest, highest, True, True,
+                    [_crossing(row, dimensions.tolerance) - 0.5 for row in found],
+                    f"excess of {dimensions.tolerance:g} nats",
+                ),
             )
             for name, found in values.items()
         ]  # fmt: skip
@@ -112,24 +115,14 @@ def _contours(ax: Axes, values: np.ndarray, rows: Sequence[str], tolerance: floa
         ax.axhline(first, color="white", linewidth=2)
 
 
-def _crossings(dimensions: DimensionMap, values: np.ndarray, rows: Sequence[str]) -> list[Line]:
-    """A mark on the smallest share of each row that is within the tolerance."""
-    enough = [np.flatnonzero(row <= dimensions.tolerance) for row in values]
-    at = [(int(found[0]), row) for found, row in zip(enough, rows, strict=True) if len(found)]
-    look = {"color": _LINES[1], "marker": "o", "linestyle": "", "markersize": 6}
-    shares = [_share(dimensions.shares[i]) for i, _ in at]
-    name = f"within {dimensions.tolerance:g} nats"
-    return [Line(shares, [row for _, row in at], name, look, quiet=True)]
-
-
 def _crossing(values: np.ndarray, tolerance: float) -> float:
     """The column, from 0.5 on, at which a row first falls to the tolerance."""
     below = np.flatnonzero(values <= tolerance)
     if not len(below):
         return len(values)
     i = int(below[0])
-    if i == 0:
-        return 0.5
+    if i == 0 or tolerance <= 0:
+        return max(i, 0.5)
     high, low = math.log(values[i - 1]), math.log(max(values[i], tolerance * 1e-3))
     return i - 0.5 + (high - math.log(tolerance)) / (high - low)
 

@@ -59,6 +59,12 @@ def explorable(panels: Sequence[Panel], *, title: str = "", columns: int = 0) ->
             kinds = [_axis_of(names) for names in (panel.grid.columns, panel.grid.rows)]
             figure.update_xaxes(type=kinds[0], **at)
             figure.update_yaxes(type=kinds[1], autorange="reversed", **at)
+            for y, x in enumerate(panel.grid.contour):
+                figure.add_shape(
+                    type="line", x0=x, x1=x, y0=y - 0.5, y1=y + 0.5, line={"color": "#ff5d00", "width": 3},
+                    name=panel.grid.contour_name, legendgroup=panel.grid.contour_name,
+                    showlegend=i == y == 0, **at,
+                )  # fmt: skip
         for line in panel.lines:
             figure.add_traces(_traces(line, panel, first=line.name not in named), **_each(line, at))
             named.add(line.name)

@@ -57,6 +57,9 @@ class Grid:
     log: bool = False
     reverse: bool = False
     """Dark for the highest."""
+    contour: Sequence[float] = ()
+    """Where it crosses each row, in columns from the middle of the first."""
+    contour_name: str = ""
 
 
 @dataclass(frozen=True)
