@@ -182,7 +182,7 @@ def slips():
 
 
 def expected_squares(model, data, cuts, step=0.02):
-    """½ Σ_t Var_p(J_t δ) by basis and rank, and sequence: E over labels of (Σ g·δ)², by central differences."""
+    """½ Σ_t Var_p(J_t δ) by cut and sequence: E over labels of (Σ g·δ)², by central differences."""
     found, order = [], []
     for batch in batches(data, 20):
         mask = torch.ones(batch.inputs.shape).bool() if batch.mask is None else batch.mask

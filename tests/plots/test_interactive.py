@@ -168,7 +168,9 @@ def test_a_map_has_the_contour_of_the_png():
     assert [shape.x0 for shape in shapes] == pytest.approx(expected)
     assert [(s.y0, s.y1) for s in shapes] == [(i - 0.5, i + 0.5) for i in range(6)] * len(NAMES)
     for i, name in enumerate(NAMES):
-        for shape, rank in zip(shapes[6 * i :], mapped().smallest_ranks(name).values(), strict=False):
+        for shape, rank in zip(
+            shapes[6 * i :], mapped().smallest_ranks(name).values(), strict=False
+        ):
             column = [0, 8, 32, 64].index(rank)
             assert column - 1 < shape.x0 <= column
 
