@@ -12,6 +12,21 @@ CHROMIUM = (
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
 
+SCREENS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+
+
+def too_wide(page):
+    """How many pixels must be scrolled sideways."""
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+def on_each_screen(page):
+    """Show a page at each width and in each scheme."""
+    for width, scheme in SCREENS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        yield width, scheme
+
 
 @pytest.fixture(scope="session")
 def browser():

@@ -23,6 +23,7 @@ import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
 from tl_weighted_pca.cli.processes import share
 from tl_weighted_pca.data.batches import batches
+from tl_weighted_pca.feature_cards import page as cards_page
 from tl_weighted_pca.runs.manifest import read_manifest
 
 
@@ -227,7 +228,8 @@ def test_moments_without_gradients_make_the_bases_that_need_none(tmp_path):
     assert result.exit_code == 1 and "no weighted statistics" in plain(result.output)
 
 
-def test_cards_tell_the_facts_of_the_stories(steps, tmp_path):
+def test_cards_tell_the_facts_of_the_stories(steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(cards_page, "ON_ONE_PAGE", 2)
     shown = works(
         "cards", steps / "bases" / f"{POINT}.pca.safetensors", "-n", "3", "--max-tokens", "6000",
         "--no-progress", "--out", tmp_path / "cards",
@@ -236,6 +238,8 @@ def test_cards_tell_the_facts_of_the_stories(steps, tmp_path):
     page = (tmp_path / "cards" / "cards.html").read_text()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     assert "https://" not in page.split("<body")[0]
+    whole = (tmp_path / "cards" / "cards_whole.html").read_text()
+    assert (page.count("<article"), whole.count("<article")) == (0, 3)
     facts = pd.read_csv(tmp_path / "cards" / "facts.csv")
     assert set(facts["fact"]) <= set(embedded.FACTS) and facts["eta_squared"].between(0, 1).all()
 
@@ -260,6 +264,7 @@ def test_cards_compare_with_another_basis_and_show_prompts(steps, tmp_path):
         )
     said = ["".join(prompt["tokens"]) for prompt in found["prompts"]]
     assert all(text in told for text, told in zip(texts, said, strict=True))
+    assert not (tmp_path / "cards" / "cards_whole.html").exists()
     page = (tmp_path / "cards" / "cards.html").read_text()
     assert "Compared with <code>metric_pca(fisher)" in page and page.count('by token">') == 2
     assert {str(basis), str(other)} <= set(read_manifest(tmp_path / "cards")["inputs"])

@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
+from in_browser import SCREENS, on_each_screen, too_wide
 
 import tl_weighted_pca as wpca
+from tl_weighted_pca.feature_cards.page import prompt_page
 
-SCREENS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 HOOK = "blocks.2.hook_resid_post"
 
 
@@ -37,10 +38,6 @@ def see(visit, tmp_path):
 def open_all(page):
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     page.wait_for_function("!document.querySelector('[data-t]')")
-
-
-def too_wide(page):
-    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
@@ -262,6 +259,24 @@ def test_prompts_are_chosen_from_a_field(see, made):
     assert text.startswith(f"{view.labels[i]} {effect:+.2f}".replace("-", "−"))
 
 
+def test_a_prompt_has_a_page_of_its_own(visit, made, nasty, tmp_path):
+    for i, cards in enumerate((made, nasty)):
+        path = tmp_path / f"{i}.html"
+        path.write_text(prompt_page(cards.prompts[0]), encoding="utf-8")
+        page = visit(path)
+        for _ in on_each_screen(page):
+            assert too_wide(page) <= 0
+            assert page.locator(".prompt tbody tr:visible").count() == len(cards.prompts[0].tokens)
+        assert page.complaints == []
+
+
+def test_axe_has_no_serious_findings_in_a_prompt(visit, made, tmp_path, axe):
+    (tmp_path / "prompt.html").write_text(prompt_page(made.prompts[0]), encoding="utf-8")
+    page = visit(tmp_path / "prompt.html", bypass_csp=True)
+    for _ in on_each_screen(page):
+        assert axe(page) == []
+
+
 def test_it_works_without_script(see, made):
     page = see(made, java_script_enabled=False)
     assert page.locator("article:visible").count() == 4
@@ -300,14 +315,16 @@ def test_past_64_there_is_an_index_and_one_file_a_component(best_model, heldout,
     folder = tmp_path / "many_components"
     assert len(list(folder.iterdir())) == 66
     assert (tmp_path / "many.html").stat().st_size < 200_000
-    page = visit(tmp_path / "many.html", 390)
-    assert too_wide(page) <= 0
+    page = visit(tmp_path / "many.html")
+    for _ in on_each_screen(page):
+        assert too_wide(page) <= 0
     assert page.locator("table.overview tbody tr").count() == 66
     page.fill("#search", made[65].promoted[0][0])
     page.click("table.overview tbody tr[data-card=c65] a")
     assert page.inner_text("h1") == "Component 65"
     assert page.locator(".contexts [data-z]").count() > 0
-    assert too_wide(page) <= 0
+    for _ in on_each_screen(page):
+        assert too_wide(page) <= 0
     page.click("nav a[rel=prev]")
     assert page.inner_text("h1") == "Component 64"
     page.click("nav a >> nth=0")

@@ -115,6 +115,18 @@ class TestJoint:
         one, two = (wpca.joint_pca(m, parts, max_pairs=1000, steps=20) for _ in range(2))
         assert torch.equal(one.encoder, two.encoder)
 
+    def test_n_components_cuts_it(self, data):
+        m, f, g = data
+        whole, two = (
+            wpca.joint_pca(m, [as_pairs(f, g)], steps=20, shrinkage=0.1, n_components=k)
+            for k in (None, 2)
+        )
+        assert whole.method == two.method == "joint_pca" and len(two) == 2 < len(whole)
+        assert two.encoder.equal(whole.encoder[:, :2]) and two.decoder.equal(whole.decoder[:2])
+        with pytest.warns(UserWarning, match="there is nothing to gain"):
+            start = wpca.joint_pca(m, [as_pairs(f, g)], steps=5, shrinkage=1.0, n_components=2)
+        assert len(start) == 2
+
     def test_wrong_input(self, data):
         m, f, g = data
         with pytest.raises(ValueError, match="expected numbers between 0 and 1"):

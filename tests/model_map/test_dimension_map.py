@@ -7,12 +7,14 @@ import matplotlib
 import pytest
 import torch
 from conftest import KINDS
+from in_browser import on_each_screen, too_wide
 from live_bytes import LiveBytes
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
 from tl_weighted_pca.model_map import measurement
 from tl_weighted_pca.model_map.dimensions import layer_and_kind
+from tl_weighted_pca.model_map.page import page as map_page
 
 STREAM = "blocks.*.hook_resid_post"
 PLACES = ["blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.2.mlp.hook_post"]
@@ -225,3 +227,32 @@ def test_any_map_has_a_picture(found, change):
     dims = dataclasses.replace(found, **change)
     dims.plot().canvas.draw()
     assert len(dims.plot(interactive=True).layout.shapes) == 2 * len(PLACES)
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_its_page_opens_offline_and_fits(found, visit, tmp_path, interactive):
+    hostile = "<script>alert(1)</script>"
+    text = map_page(found, hostile, interactive=interactive)
+    (tmp_path / "map.html").write_text(text, encoding="utf-8")
+    page = visit(tmp_path / "map.html")
+    picture = page.locator(".main-svg" if interactive else "img").first
+    for _ in on_each_screen(page):
+        picture.wait_for()
+        assert picture.bounding_box()["height"] > 100
+        assert too_wide(page) <= 0
+    assert page.inner_text("h1") == hostile
+    rank = found.smallest_ranks("pca")[PLACES[0]]
+    assert page.locator("tbody tr").first.locator("td").nth(1).inner_text() == (
+        f"{rank:.0f} [{rank.low:.0f}, {rank.high:.0f}]"
+    )
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_axe_has_no_serious_findings_in_its_page(found, visit, axe, tmp_path, interactive):
+    text = map_page(found, "A map", interactive=interactive)
+    (tmp_path / "map.html").write_text(text, encoding="utf-8")
+    page = visit(tmp_path / "map.html", bypass_csp=True)
+    page.wait_for_selector(".main-svg" if interactive else "img")
+    for _ in on_each_screen(page):
+        assert axe(page) == []

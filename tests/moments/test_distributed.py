@@ -167,7 +167,8 @@ F += 100
 share = shard(F)
 acc, rows = wpca.MomentAccumulator("gradient"), share.rows(len(F))
 acc.update(F[rows.start:rows.stop], G[rows.start:rows.stop])
-wpca.Collection({"x": acc.result()}).all_reduce().save(f"{out}.{rank}")
+told = {"outliers": 9.0, "left_out": {"x": {"7": rank + 1, str(rank): 1}}}
+wpca.Collection({"x": acc.result()}, told).all_reduce().save(f"{out}.{rank}")
 """
 
 DIES = """
@@ -235,6 +236,8 @@ def test_the_same_pairs_give_the_same_moments(tmp_path, world_size):
     for rank in range(world_size):
         total = wpca.Collection.load(tmp_path / f"out.{rank}")
         assert close(total, wpca.Collection({"x": whole}), 1e-6)
+        once = {str(each): 1 for each in range(world_size)}
+        assert total.settings["left_out"] == {"x": {"7": sum(range(world_size + 1)), **once}}
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import FEW, POINT, plain, run, works
+from in_browser import on_each_screen, too_wide
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.ablation.curves import AblationCurves
@@ -188,13 +189,11 @@ def test_features_name_their_strongest_partners():
 def test_each_opens_offline_and_fits(visit, both, tmp_path):
     name, _, figure = both
     save_page(figure, tmp_path / f"{name}.html")
-    page = visit(tmp_path / f"{name}.html", 1280)
-    for width, scheme in ((1280, "light"), (390, "dark")):
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=scheme)
+    page = visit(tmp_path / f"{name}.html")
+    for _ in on_each_screen(page):
         page.wait_for_selector(".main-svg")
         assert page.locator(".plotly-graph-div .main-svg").first.bounding_box()["height"] > 200
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert too_wide(page) <= 0
     assert page.complaints == []
 
 

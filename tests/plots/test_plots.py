@@ -164,8 +164,8 @@ def test_two_bases_show_their_components_and_their_overlap_beside_chance(stats):
             wpca.subspace_overlap(a, b, 20, side=side).tolist()
         )
         assert dict(lines(curve))["by chance, j / d"] == [j / 64 for j in range(1, 21)]
-    assert heat.get_ylabel() == f"component of PCA at {PLACES[1]}"
-    assert heat.get_xlabel() == f"component of metric PCA, empirical Fisher at {PLACES[1]}"
+    assert heat.get_ylabel() == f"component of PCA\nat {PLACES[1]}"
+    assert heat.get_xlabel() == f"component of metric PCA, empirical Fisher\nat {PLACES[1]}"
     # Components are counted from one: the first cell lies around (1, 1).
     assert heat.images[0].get_extent() == [0.5, 20.5, 20.5, 0.5]
 

@@ -6,14 +6,15 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 from command_line import plain, run, works
+from in_browser import SCREENS
 from sample_cards import NASTY
 
 import tl_weighted_pca as wpca
+from tl_weighted_pca.feature_cards import page as cards_page
 from tl_weighted_pca.runs.manifest import read_manifest, sha256
 from tl_weighted_pca.runs.run_folder import RunFolder
 
 HOOK = "blocks.2.hook_resid_post"
-SCREENS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,27 @@ def test_an_index_of_cards_says_where_their_pages_are(tmp_path):
         (folder / "cards_components").mkdir()
         for i in range(3):
             (folder / "cards_components" / f"component-{i}.html").write_text("x")
-    assert "The 3 components&#39; own pages are in many" in wpca.report(tmp_path / "many").to_html()
+    html = wpca.report(tmp_path / "many").to_html()
+    assert "Not on this page: the 3 components&#39; own pages" in html
+    assert (
+        f"They are in {tmp_path / 'many' / 'cards_components'}; open cards.html beside it." in html
+    )
+
+
+def test_many_cards_are_all_in_it(visit, story_cards, tmp_path, monkeypatch):
+    monkeypatch.setattr(cards_page, "ON_ONE_PAGE", 3)
+    with RunFolder(tmp_path / "many", ["cards"]) as folder:
+        story_cards.save(folder / "cards.html")
+        (folder / "cards_whole.html").write_text(story_cards.to_html(), encoding="utf-8")
+    assert len(list((tmp_path / "many" / "cards_components").iterdir())) == 4
+    wpca.report(tmp_path / "many").save(tmp_path / "report.html")
+    (tmp_path / "many").rename(tmp_path / "elsewhere")
+    page = visit(tmp_path / "report.html", 390)
+    assert "Not on this page" not in page.content()
+    frame = page.frames[1]
+    frame.click("table.overview a >> nth=3")
+    frame.wait_for_selector("#c3 > details[open]")
+    assert page.complaints == []
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.ablation.bootstrap import Estimate, estimate, interval, resamples
-from tl_weighted_pca.bases.names import display_name
+from tl_weighted_pca.bases.names import display_names
 from tl_weighted_pca.support.notebook import sparkline, summary
 from tl_weighted_pca.support.whole_numbers import checked_counts
 
@@ -72,16 +72,11 @@ class AblationCurves:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the mean excess of each basis over the ranks, and the curves."""
+        labels = display_names(self.per_sequence)
         rows: dict[str, object] = {f"unablated {self.unit}": f"{self.baseline:.4f}"}
         if len(self.ranks) > 1:
-            rows |= {
-                f"mean excess of {display_name(name)}": self.area(name)
-                for name in self.per_sequence
-            }
-        excess = {
-            display_name(n): [s - self.baseline for s in scores]
-            for n, scores in self.scores.items()
-        }
+            rows |= {f"mean excess of {labels[name]}": self.area(name) for name in labels}
+        excess = {labels[n]: [s - self.baseline for s in of] for n, of in self.scores.items()}
         span = f"ranks {min(self.ranks)} to {max(self.ranks)} of {self.width}"
         rows["ranks"] = f"{span}, {len(self.counts)} sequences"
         picture = sparkline(excess, f"Excess by rank, logarithmic, {span}")

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tl_weighted_pca.ablation.bootstrap import Estimate
 from tl_weighted_pca.ablation.curves import AblationCurves
-from tl_weighted_pca.bases.names import display_name
+from tl_weighted_pca.bases.names import display_name, display_names
 from tl_weighted_pca.support.figure import canvas, styles
 from tl_weighted_pca.support.interactive import explorable
 from tl_weighted_pca.support.panel import Line, Panel
@@ -102,7 +102,7 @@ def plot_ablation_curves(
 
 
 def _labels(curves: AblationCurves, names: Mapping[str, str] | None) -> dict[str, str]:
-    return dict(names or {name: display_name(name) for name in curves.per_sequence})
+    return dict(names or display_names(curves.per_sequence))
 
 
 def _lines(

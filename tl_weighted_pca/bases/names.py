@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 _NAMES = {
     "pca": "PCA",
     "weighted": "weighted PCA",
@@ -34,3 +37,10 @@ def display_name(name: str) -> str:
     if name not in _NAMES and method in _NAMES and objective in _OBJECTIVES:
         return f"{_NAMES[method]}, {objective}"
     return _NAMES.get(name, name)
+
+
+def display_names(names: Iterable[str]) -> dict[str, str]:
+    """What each of several is shown as; keys that would read alike stay as they are."""
+    shown = {name: display_name(name) for name in names}
+    often = Counter(shown.values())
+    return {name: label if often[label] == 1 else name for name, label in shown.items()}

@@ -136,8 +136,8 @@ def _pair(
         ax, beside = figure.subplots(1, 2, width_ratios=(1.15, 1))
     assert heat.grid is not None
     _heat(ax, heat.grid.values, heat.grid.name, chance=None, x_from=1, y_from=heat.grid.rows[0])
-    ax.set_xlabel(heat.x)
-    ax.set_ylabel(heat.y)
+    ax.set_xlabel(heat.x.replace(" at ", "\nat "))  # in one line it would be wider than the axes
+    ax.set_ylabel(heat.y.replace(" at ", "\nat "))
     if alone:
         if title is not None:
             ax.set_title(title)

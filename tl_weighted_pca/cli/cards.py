@@ -43,7 +43,8 @@ def cards(
 
     On the embedded model's stories also which fact of a story it tells. The page
     is one file, cards.html, that opens offline (past 64 components an index of
-    one file a component); cards.csv and cards.json hold its numbers.
+    one file a component, and cards_whole.html has all of them for a report);
+    cards.csv and cards.json hold its numbers.
 
     \b
     Examples:
@@ -56,6 +57,7 @@ def cards(
     from tl_weighted_pca.bases.basis import Basis
     from tl_weighted_pca.bases.names import display_name
     from tl_weighted_pca.feature_cards import cards as feature_cards
+    from tl_weighted_pca.feature_cards.page import ON_ONE_PAGE
     from tl_weighted_pca.support.files import write_text_atomically
 
     with output.folder() as run:
@@ -83,6 +85,8 @@ def cards(
             **how.options,
         )
         found.save(run / "cards.html")
+        if len(found) > ON_ONE_PAGE:
+            write_text_atomically(run / "cards_whole.html", found.to_html())
         found.to_pandas().to_csv(run / "cards.csv", index=False)
         write_text_atomically(run / "cards.json", found.to_json())
         facts = found.facts_to_pandas()

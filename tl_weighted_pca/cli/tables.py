@@ -48,7 +48,7 @@ def _cell(value: Any, digits: int) -> str:
 
 def ablation_table(curves: AblationCurves, *, to: str | None) -> Group:
     """Scores by rank and basis, the lowest in bold, then two summaries; the second one relative to `to`."""
-    from tl_weighted_pca.bases.names import display_name
+    from tl_weighted_pca.bases.names import display_name, display_names
 
     relative = (
         f" ratio: the excess over that of {display_name(to or '')}, geometric mean over ranks d/8 to "
@@ -60,10 +60,10 @@ def ablation_table(curves: AblationCurves, *, to: str | None) -> Group:
         collapse_padding=True,
         pad_edge=False,
     )
-    names = list(curves.per_sequence)
+    names = display_names(curves.per_sequence)
     shown.add_column("kept", justify="right", no_wrap=True, min_width=len("ratio"))
-    for name in names:
-        shown.add_column(escape(_narrow(display_name(name))), justify="right", overflow="fold")
+    for label in names.values():
+        shown.add_column(escape(_narrow(label)), justify="right", overflow="fold")
     for i, rank in enumerate(curves.ranks):
         scores = [curves.scores[name][i] for name in names]
         lowest = f"{min(scores):.3f}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from tl_weighted_pca.bases.names import display_name
+from tl_weighted_pca.bases.names import display_name, display_names
 from tl_weighted_pca.runs.manifest import sha256
 from tl_weighted_pca.support.notebook import sparkline
 
@@ -193,7 +193,10 @@ def _curves(path: Path) -> Iterator[Part]:
             "lowest in bold."
         )
         yield Part(
-            f"Node ablation at {place}", note, ["Kept", *map(display_name, map(str, names))], rows
+            f"Node ablation at {place}",
+            note,
+            ["Kept", *display_names(map(str, names)).values()],
+            rows,
         )
 
 
@@ -202,9 +205,15 @@ def _nats(x: float) -> str:
 
 
 def _cards(folder: Path, names: Sequence[str]) -> Part:
-    apart = sum(name.startswith("cards_components/") for name in names)
-    note = f"The {apart} components' own pages are in {folder.name} and not here." if apart else ""
-    html = (folder / "cards.html").read_text(encoding="utf-8")
+    whole = "cards_whole.html" in names  # where cards.html is an index of files beside it
+    apart = 0 if whole else sum(name.startswith("cards_components/") for name in names)
+    note = (
+        f"Not on this page: the {apart} components' own pages, to which the links lead. They are in "
+        f"{folder / 'cards_components'}; open cards.html beside it."
+        if apart
+        else ""
+    )
+    html = (folder / ("cards_whole.html" if whole else "cards.html")).read_text(encoding="utf-8")
     # Within a frame, links to a card would lead to the page around it.
     html = re.sub("(?i)<head>", '<head>\n<base href="about:srcdoc">', html, count=1)
     return Part("Feature cards", note, page=html)
