@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from helpers.expected_square import expected_square
 from helpers.page import folded, made_on, shown, write_between_marks
+from helpers.sequential_bases import sequential_bases
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
@@ -117,7 +118,7 @@ def sequential(at: Subject) -> Iterator[str]:
     for what, places in at.places.items():
         independent = {name: {s: of[s] for s in places} for name, of in at.found.bases.items()}
         for share in SHARES[1:]:
-            found = wpca.sequential_bases(at.model, at.train, places, share, **at.options)
+            found = sequential_bases(at.model, at.train, places, share, batch_size=20)
             bases = independent | {"sequential": found}
             curves = at.curves(bases, ranks=[share], score="kl")
             ratios = (

@@ -95,7 +95,6 @@ USES = {
     "principal_angles": lambda s: wpca.principal_angles(s.pca, s.oblique, 3),
     "random_basis": lambda s: wpca.random_basis(s.m),
     "sampled_token_loss": lambda s: s.seen(s.fisher),
-    "sequential_bases": lambda s: wpca.sequential_bases(s.model, s.tokens, [HERE, THERE], 8, **QUIET),
     "shard": lambda s: wpca.collect(s.model, wpca.shard(s.tokens, rank=0, world_size=2), HERE, **QUIET),
     "stream_pairs": lambda s: [pair[HERE].gradients for pair in s.pairs()],
     "subspace_overlap": lambda s: wpca.subspace_overlap(s.pca, s.oblique, 3),

@@ -24,7 +24,7 @@ from tl_weighted_pca.interaction import (
     interaction_edges,
     local_interaction_basis,
 )
-from tl_weighted_pca.model_map import DimensionMap, dimension_map, sequential_bases
+from tl_weighted_pca.model_map import DimensionMap, dimension_map
 from tl_weighted_pca.models import Run
 from tl_weighted_pca.moments import (
     Collection,
@@ -84,7 +84,6 @@ __all__ = [
     "random_basis",
     "report",
     "sampled_token_loss",
-    "sequential_bases",
     "shard",
     "stream_pairs",
     "subspace_overlap",

@@ -2,6 +2,5 @@
 
 from tl_weighted_pca.model_map.dimensions import DimensionMap
 from tl_weighted_pca.model_map.measurement import dimension_map
-from tl_weighted_pca.model_map.sequential import sequential_bases
 
-__all__ = ["DimensionMap", "dimension_map", "sequential_bases"]
+__all__ = ["DimensionMap", "dimension_map"]
