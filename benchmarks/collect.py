@@ -194,13 +194,13 @@ def kronfluence_table(shape: dict[str, int], n: int, length: int, rounds: int) -
     if importlib.util.find_spec("kronfluence") is None:
         print("kronfluence is missing, so its comparison is left out: pip install kronfluence\n")
         return
-    from helpers.kronfluence_covariance import LinearBlocks, covariance_fit
+    from helpers.kronfluence_covariance import LinearBlocks, covariance_fit, our_fit
 
     print(
         f"Second moments a second against kronfluence's covariance fit: {n}×{length} tokens, the inputs "
         f"and output gradients of the {2 * shape['n_layers']} linear maps of {shape['n_layers']} MLP "
-        "blocks. `exactly these` is two runs of collect, activations at the inputs and gradients at "
-        "the outputs; `one pass` keeps both at both sides, twice as many moments.\n"
+        "blocks. `exactly these` keeps activations at the inputs and gradients at the outputs; `at both "
+        "sides` keeps both at both, twice as many moments.\n"
     )
     sizes = shape["d_model"], shape["n_layers"], shape["d_vocab"]
     model = LinearBlocks(*sizes)
@@ -208,32 +208,28 @@ def kronfluence_table(shape: dict[str, int], n: int, length: int, rounds: int) -
     options = {"batch_size": n, "progress": False}
     before, after = model.points("in"), model.points("out")
 
-    def exactly_these() -> list[Any]:
-        return [
-            wpca.collect(model, tokens, before, objective=None, **options),
-            wpca.collect(model, tokens, after, statistics="gradient", **options),
-        ]
+    exactly_these = our_fit(model, tokens)
 
-    def one_pass() -> Any:
+    def at_both_sides() -> Any:
         kept = ("activation", "gradient")
         return wpca.collect(model, tokens, before + after, statistics=kept, **options)
 
     fit = covariance_fit(LinearBlocks(*sizes), tokens)
     _, theirs = fit()
-    mine = exactly_these()[1]
+    mine = exactly_these()
     for name in after:  # the same numbers, or there is nothing to compare
         g = theirs["gradient_covariance"][name.removesuffix("_out")].double()
         error = (mine[name].gradient.second - g).norm() / g.norm()
         if error > 1e-4:
             sys.exit(f"The two sides differ at {name} by {float(error):.1e}.")
-    split, whole, fitted = alternate([exactly_these, one_pass, fit], rounds)
+    split, whole, fitted = alternate([exactly_these, at_both_sides, fit], rounds)
     counts = [2 * len(after), 4 * len(after), 2 * len(after)]
     rates = [
         [count / second for second in seconds]
         for count, seconds in zip(counts, (split, whole, fitted), strict=True)
     ]
     table(
-        ["", "exactly these", "one pass", "kronfluence"],
+        ["", "exactly these", "at both sides", "kronfluence"],
         [
             ["moments a second", *(f"{statistics.median(rate):.1f}" for rate in rates)],
             ["to kronfluence", *(ratio_of_rates(rate, rates[2]) for rate in rates[:2]), "1"],

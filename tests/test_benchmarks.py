@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import KINDS
 
 from tl_weighted_pca import embedded
 from tl_weighted_pca.embedded.score import score
@@ -149,3 +150,21 @@ def test_maps_of_a_model(tmp_path):
     assert len(kl) == 2 and float(kl[0][0]) > float(kl[-1][0]) > 0
     assert (tmp_path / "images" / "model_map_gpt2-slips.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(kept.glob("*.md"))) == 2  # what is done is kept
+
+
+@pytest.mark.skipif(len(KINDS) < 2, reason="TransformerLens 4 has no HookedTransformer")
+def test_the_page_of_a_gpu_is_written_whole_by_a_cpu(tmp_path):
+    page = tmp_path / "gpu.md"
+    run("gpu.py", "--quick", "--device", "cpu", "--seconds", 1e6, "--out", page)
+    text = page.read_text()
+    assert text.startswith("# On a GPU\n\nNo GPU: ") and "Failed" not in text
+    tables = dict(re.findall(r"^## (.+?)\n(.+?)(?=^## |\Z)", text, re.M | re.S))
+    assert len(tables) == 9
+    rows = {name: re.findall(r"^\| (?!---)(.+) \|$", t, re.M)[1:] for name, t in tables.items()}
+    errors = [float(x) for row in rows["Moments"] for x in row.split(" | ")[2:5]]
+    assert len(errors) == 24 and max(errors) < 1e-6
+    assert all("0e+00" in row.split(" | ")[4] for row in rows["Options"][:4])
+    counts = {"Collecting": 2, "SVD": 2, "Options": 8, "TF32 and conclusions": 4, "Bases": 2}
+    assert {name: len(rows[name]) for name in counts} == counts
+    assert len(rows["A trained basis and a dimension map"]) == 2
+    assert "*Left out" in tables["SmolLM2-135M"]

@@ -17,12 +17,17 @@ GPT2 = dict(d_model=768, n_layers=12, n_heads=12, d_vocab=50257, n_ctx=1024)
 SMALL = dict(d_model=256, n_layers=4, n_heads=4, d_vocab=5000, n_ctx=1024)
 
 
-def build(shape: dict[str, int]) -> HookedTransformer:
-    """A model of that shape with random weights, seeded."""
+def build(shape: dict[str, int], device: str | None = None) -> HookedTransformer:
+    """A model of that shape with random weights, seeded; on TransformerLens's own choice of device."""
     torch.manual_seed(0)
     width = shape["d_model"]
     config = HookedTransformerConfig(
-        d_head=width // shape["n_heads"], d_mlp=4 * width, act_fn="gelu_new", seed=0, **shape
+        d_head=width // shape["n_heads"],
+        d_mlp=4 * width,
+        act_fn="gelu_new",
+        seed=0,
+        device=device,
+        **shape,
     )
     return HookedTransformer(config)
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformer_lens.hook_points import HookPoint
 
+import tl_weighted_pca as wpca
+
 try:  # where TransformerLens 4 has it, and late releases of 3
     from transformer_lens.HookedRootModule import HookedRootModule
 except ImportError:
@@ -82,10 +84,23 @@ class NextToken(Task):
         self.model = model
 
 
+def our_fit(model: LinearBlocks, tokens: Tensor) -> Callable[[], wpca.Collection]:
+    """A call that collects the same moments, and no others, in one pass over one batch."""
+    before, after = model.points("in"), model.points("out")
+    kept = dict.fromkeys(before, "activation") | dict.fromkeys(after, "gradient")
+
+    def fit() -> wpca.Collection:
+        options = {"batch_size": len(tokens), "progress": False}
+        return wpca.collect(model, tokens, before + after, statistics=kept, **options)
+
+    return fit
+
+
 def covariance_fit(model: LinearBlocks, tokens: Tensor) -> Callable[[], Any]:
     """A call that fits kronfluence's covariance matrices to one batch."""
     task = NextToken(model)
-    prepared, state = prepare_model(model, task), State(cpu=True)
+    prepared = prepare_model(model, task)
+    state = State(cpu=next(model.parameters()).is_cpu)
     loader = DataLoader(TensorDataset(tokens), batch_size=len(tokens))
     arguments = FactorArguments(use_empirical_fisher=True)
 

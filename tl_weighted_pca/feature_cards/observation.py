@@ -15,6 +15,7 @@ from tl_weighted_pca.feature_cards.facts import FactSums
 from tl_weighted_pca.feature_cards.histogram import HistogramSums
 from tl_weighted_pca.feature_cards.neighbours import CrossSums, nearest
 from tl_weighted_pca.feature_cards.token_sample import TokenSample
+from tl_weighted_pca.streaming.sink import counted_sum
 
 
 class Latest:
@@ -25,7 +26,12 @@ class Latest:
         self._mask: Tensor | None = None
 
     def begin(
-        self, activations: Tensor, mask: Tensor | None = None, *, gradients_to_come: int = 0
+        self,
+        activations: Tensor,
+        mask: Tensor | None = None,
+        n_tokens: int | None = None,
+        *,
+        gradients_to_come: int = 0,
     ) -> None:
         self.activations, self._mask = activations, mask
 
@@ -35,7 +41,7 @@ class Latest:
     def check(self) -> list[Tensor]:
         x, mask = self.activations, self._mask
         assert x is not None
-        return [(x if mask is None else x[mask]).float().sum()]
+        return [counted_sum(x, mask)]
 
     def commit(self) -> None:
         """Nothing to do: `taken` follows."""

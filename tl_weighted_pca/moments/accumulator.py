@@ -19,7 +19,7 @@ from tl_weighted_pca.moments.row_metric import (
     row_metric_name,
     weighted_sums,
 )
-from tl_weighted_pca.moments.running_sums import Precision, Sums, home_of, products_in
+from tl_weighted_pca.moments.running_sums import Precision, Sums, all_finite, home_of, products_in
 from tl_weighted_pca.moments.second_moment import Moments, Provenance, SecondMoment
 from tl_weighted_pca.moments.statistics import STATISTICS, as_rows, checked_statistics, kept_moments
 
@@ -105,10 +105,13 @@ class MomentAccumulator:
         self,
         activations: Float[Tensor, "batch pos *head d"],
         mask: Bool[Tensor, "batch pos"] | None = None,
+        n_tokens: int | None = None,
         *,
         gradients_to_come: int = 0,
     ) -> None:
-        """Take the activations of a batch; `gradients_to_come` says how often `gradient` will follow.
+        """Take a batch's activations.
+
+        The mask counts `n_tokens` positions, and `gradient` will follow `gradients_to_come` times.
 
         Raises:
             ValueError: if the width differs from that of earlier batches.
@@ -120,7 +123,10 @@ class MomentAccumulator:
                 f"The mask is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape "
                 f"{tuple(activations.shape[:2])}, True where a position counts."
             )
-        n_tokens = n_sequences * n_positions if mask is None else int(mask.sum())
+        if mask is None:
+            n_tokens = n_sequences * n_positions
+        elif n_tokens is None:
+            n_tokens = int(mask.sum())
         self._counts = (n_tokens, n_sequences)
         if self.shift is None:
             if n_tokens == 0:
@@ -231,7 +237,7 @@ class MomentAccumulator:
             self.begin(activations, mask, gradients_to_come=0 if gradients is None else 1)
             if gradients is not None:
                 self.gradient(gradients)
-            if not all(bool(torch.isfinite(scalar)) for scalar in self.check()):
+            if not all_finite(self.check()):
                 raise NonFiniteError(
                     "The activations or gradients of this batch hold NaN or infinity."
                 )

@@ -12,7 +12,7 @@ neither.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -155,6 +155,14 @@ class Sums:
         self._lent = True
         here = shift.to(self.weight.device, copy=True)
         return SecondMoment(self.weight.clone(), self.first.clone(), self.second, here)
+
+
+def all_finite(scalars: Sequence[Tensor]) -> bool:
+    """Whether all are, asked of each device once."""
+    on: dict[torch.device, list[Tensor]] = {}
+    for scalar in scalars:
+        on.setdefault(scalar.device, []).append(scalar)
+    return all(bool(torch.stack(each).isfinite().all()) for each in on.values())
 
 
 def _pinned(tensor: Tensor) -> Tensor:

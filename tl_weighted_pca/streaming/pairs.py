@@ -24,6 +24,7 @@ from tl_weighted_pca.objectives.losses import (
     objective_name,
 )
 from tl_weighted_pca.streaming.recorder import Recorder
+from tl_weighted_pca.streaming.sink import counted_sum
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 
@@ -118,7 +119,12 @@ class _PairSink:
     gradients: list[Tensor] = field(default_factory=list)
 
     def begin(
-        self, activations: Tensor, mask: Tensor | None = None, *, gradients_to_come: int = 0
+        self,
+        activations: Tensor,
+        mask: Tensor | None = None,
+        n_tokens: int | None = None,
+        *,
+        gradients_to_come: int = 0,
     ) -> None:
         self.activations, self.mask, self.gradients = activations, mask, []
 
@@ -128,8 +134,7 @@ class _PairSink:
     def check(self) -> list[Tensor]:
         assert self.activations is not None
         kept = [self.activations, *self.gradients]
-        # In float32: a sum of many finite float16 numbers need not be one.
-        return [(x if self.mask is None else x[self.mask]).float().sum() for x in kept]
+        return [counted_sum(x, self.mask) for x in kept]
 
     def commit(self) -> None:
         """Nothing to do: `taken` reads it."""

@@ -28,6 +28,7 @@ from tl_weighted_pca.models.readers import Readers, find_readers
 from tl_weighted_pca.models.recompute import SecondRun
 from tl_weighted_pca.models.run import Run
 from tl_weighted_pca.moments.accumulator import NonFiniteError
+from tl_weighted_pca.moments.running_sums import all_finite
 from tl_weighted_pca.objectives.losses import Objective, checked_values, objective_name
 from tl_weighted_pca.streaming.counted import CountedPositions
 from tl_weighted_pca.streaming.firing import Site
@@ -261,8 +262,8 @@ class Recorder:
         assert gradient is not None
         self._sinks[name].gradient(self._cut(name, gradient)[0], key, scale)
 
-    def _cut(self, name: str, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tensor as [batch, pos, …] with the positions that count, and the mask of the rest."""
+    def _cut(self, name: str, tensor: Tensor) -> tuple[Tensor, Tensor | None, int | None]:
+        """As `CountedPositions.cut`."""
         assert self._batch is not None
         return self._counted.cut(name, tensor, self._batch)
 
@@ -275,18 +276,19 @@ class Recorder:
             )
 
     def _check_finite(self) -> None:
-        flags = {name: sink.check() for name, sink in self._sinks.items()}
-        for name, scalars in flags.items():
-            if scalars and not bool(torch.isfinite(torch.stack([s.sum() for s in scalars])).all()):
-                self._name_first_non_finite()
-                raise self._non_finite("gradients", name)
+        scalars = {name: sink.check() for name, sink in self._sinks.items()}
+        if all_finite([scalar for each in scalars.values() for scalar in each]):
+            return
+        self._name_first_non_finite()
+        name = next(name for name, each in scalars.items() if not all_finite(each))
+        raise self._non_finite("gradients", name)
 
     def _name_first_non_finite(self) -> None:
         """Raise for the first hook point, in the order of the pass, with a non-finite activation."""
         for name, site in self._sites.items():
             if name not in self._sinks:
                 continue
-            values, mask = self._cut(name, site.activations)
+            values, mask, _ = self._cut(name, site.activations)
             if not bool(torch.isfinite(values if mask is None else values[mask]).all()):
                 raise self._non_finite("activations", name)
 
