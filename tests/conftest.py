@@ -44,6 +44,24 @@ class TinyMLP(HookedRootModule):
         return self.hook_out(self.second(hidden))
 
 
+@pytest.fixture(
+    scope="session",
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+            ],
+        ),
+    ],
+)
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test runs: the same on a CPU, always, and on a GPU, where there is one."""
+    return request.param
+
+
 @pytest.fixture
 def one_thread():
     """Matrices as small as some tests' are slower on several threads."""

@@ -128,17 +128,16 @@ def collected(*statistics: str) -> Callable[[Subject, Batches], Call]:
     return side
 
 
-def collected_apart(s: Subject, batches: Batches) -> Call:
-    """Two runs, for exactly the moments that the others keep."""
+def collected_exactly(s: Subject, batches: Batches) -> Call:
+    """One pass, for exactly the moments that the others keep."""
     before, after = [m.before for m in s.maps], [m.after for m in s.maps]
+    kept = dict.fromkeys(before, "activation") | dict.fromkeys(after, "gradient")
 
     def call() -> Found:
-        data = list(batches)
-        inputs = wpca.collect(s.hooked, data, before, objective=None, progress=False)
-        outputs = wpca.collect(s.hooked, data, after, statistics="gradient", progress=False)
-        found: Found = {("activation", name): lambda x=x: _ours(x) for name, x in inputs.items()}
-        for name, x in outputs.items():
-            found["gradient", name] = lambda x=x: x.gradient.second / x.n_tokens
+        stats = wpca.collect(s.hooked, list(batches), [*kept], statistics=kept, progress=False)
+        found: Found = {("activation", name): lambda x=stats[name]: _ours(x) for name in before}
+        for name in after:
+            found["gradient", name] = lambda x=stats[name]: x.gradient.second / x.n_tokens
         return found
 
     return call
@@ -282,9 +281,9 @@ SIDES: dict[str, dict[str, Callable[[Subject, Batches], Call]]] = {
         "curvlinops, KFAC forward only": forward_only,
     },
     "both": {
-        "`collect`, activations and gradients": collected("activation", "gradient"),
+        "`collect`, just these moments": collected_exactly,
+        "`collect`, both at both sides": collected("activation", "gradient"),
         "`collect`, weighted moments too": collected("activation", "gradient", "weighted"),
-        "`collect` twice, just these moments": collected_apart,
         "hooks and `backward`": hooks_and_backward,
         "kronfluence": kronfluence,
         "curvlinops, KFAC": curvlinops,

@@ -20,6 +20,7 @@ from tl_weighted_pca import (
     weighted_pca,
 )
 from tl_weighted_pca.moments.accumulator import NonFiniteError
+from tl_weighted_pca.moments.packed import Packed, symmetric_product
 from tl_weighted_pca.moments.row_metric import row_metric_name
 
 
@@ -339,3 +340,15 @@ def test_no_batch_is_special(order, far, masked, metric):
         assert close(got, G, 1e-6)
         small, wanted = directions @ got @ directions, directions @ G @ directions
         assert torch.allclose(small, wanted, rtol=0, atol=1e-5 * float(wanted.diagonal().max()))
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_packed_sums_of_two_dtypes_add_as_whole_matrices_do(lead):
+    """Wider than the pieces in which they are converted, to the bit."""
+    X = torch.randn(*lead, 4, 400, generator=torch.Generator().manual_seed(0))
+    product = symmetric_product(X, X)
+    start = torch.full_like(product.flat, 1 / 3, dtype=torch.float64)
+    expected = Packed(start + product.flat.double(), 400).full()
+    added = Packed(start.clone(), 400).add_(product)
+    assert torch.equal(added.full(), expected)
+    torch.testing.assert_close(expected - 1 / 3, (X.mT @ X).double(), rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """A pass asks for a number as often with many hook points as with one: a GPU is waited for each time.
 
-Counted on the CPU, where the same operators run: those that bring a tensor's values, or a shape that depends
-on them, to Python.
+Counted are the operators that bring a tensor's values, or a shape that depends on them, to Python: on the CPU
+the same ones run.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of few tokens,
 
 
 class Waits(TorchDispatchMode):
-    """Counts them, boolean masks as indices too."""
+    """Counts them, boolean masks as indices and copies to the CPU too."""
 
     def __init__(self):
         super().__init__()
@@ -33,9 +33,11 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         masks = args[1] if function is aten.index.Tensor else ()
         by_mask = any(mask is not None and mask.dtype == torch.bool for mask in masks)
-        if function in WAITS or by_mask:
+        result = function(*args, **(kwargs or {}))
+        fetched = function is aten._to_copy.default and result.is_cpu and not args[0].is_cpu
+        if function in WAITS or by_mask or fetched:
             self.found[str(function)] += 1
-        return function(*args, **(kwargs or {}))
+        return result
 
 
 def per_batch(run, batches):
@@ -47,6 +49,11 @@ def per_batch(run, batches):
             run(some)
         counts.append(waits.found)
     return counts[1] - counts[0]
+
+
+@pytest.fixture(scope="module")
+def lent(device):
+    return wpca.embedded.load_model().to(device)
 
 
 @pytest.fixture(scope="module", params=["whole", "padded"])
@@ -71,25 +78,25 @@ def batches(request, tokens):
     ],
     ids=lambda options: ", ".join(options) or "defaults",
 )
-def test_collect_waits_as_often_for_many_hook_points_as_for_one(best_model, batches, options):
+def test_collect_waits_as_often_for_many_hook_points_as_for_one(lent, batches, options):
     def run(hook_points):
-        return lambda data: wpca.collect(best_model, data, hook_points, progress=False, **options)
+        return lambda data: wpca.collect(lent, data, hook_points, progress=False, **options)
 
     one, many = (per_batch(run(hook_points), batches) for hook_points in (ONE, MANY))
     assert one.total() > 0  # the finite check, at least
     assert many == one
 
 
-def test_pairs_wait_as_often_for_many_hook_points_as_for_one(best_model, batches):
+def test_pairs_wait_as_often_for_many_hook_points_as_for_one(lent, batches):
     def run(hook_points):
-        return lambda data: list(wpca.stream_pairs(best_model, data, hook_points))
+        return lambda data: list(wpca.stream_pairs(lent, data, hook_points))
 
     one, many = (per_batch(run(hook_points), batches) for hook_points in (ONE, MANY))
     assert many == one
 
 
-def test_an_accumulator_waits_once_a_batch():
-    accumulator, (F, g) = wpca.MomentAccumulator(), torch.randn(2, 3, 5, 8)
+def test_an_accumulator_waits_once_a_batch(device):
+    accumulator, (F, g) = wpca.MomentAccumulator(), torch.randn(2, 3, 5, 8, device=device)
     accumulator.update(F, g)
     with Waits() as waits:
         accumulator.update(F, g)

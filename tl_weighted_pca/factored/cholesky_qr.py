@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tl_weighted_pca.factored.device_rule import rule_for
+
 # Cholesky-QR is used up to this κ: the loss of orthogonality is then 2⁻²⁵, under float32's rounding.
 _SAFE_CONDITION = 2.0**14
 # Up to this ‖D R⁻¹‖_F = κ / √m the last product is in float32, which rounds a vector of U by 2⁻²⁴ as much.
@@ -45,12 +47,14 @@ def orthonormalise(X: Tensor, exact: bool) -> Frame:
 
 
 def gram(X: Tensor) -> Tensor:
-    """XᵀX in float64 [n, m, m]: lower triangle only, which is all that Cholesky reads.
+    """XᵀX in float64 [n, m, m]: at least its lower triangle, which is all that Cholesky reads.
 
     Products of float32 are of few rows each and summed in float64. Where their own rounding doesn't average
     out is for `gram_svd.py` to see.
     """
     m, dtype = X.shape[-1], torch.float64
+    if rule_for(X).gram_at_once:
+        return X.mT @ X if X.dtype == dtype else _gram_at_once(X)
     G = X.new_zeros(X.shape[0], m, m, dtype=dtype)
     few = X.new_zeros(X.shape[0], m, m)
     for rows in X.split(_ROWS if X.dtype != dtype else max(X.shape[-2], 1), dim=-2):
@@ -59,6 +63,14 @@ def gram(X: Tensor) -> Tensor:
             torch.bmm(rows[..., i:j].mT, rows[..., :j], out=few[:, i:j, :j])
         G += few
     return G
+
+
+def _gram_at_once(X: Tensor) -> Tensor:
+    """The same by one product of all runs of rows, the last run apart."""
+    n = X.shape[-2] // _ROWS
+    whole, last = X.split([n * _ROWS, X.shape[-2] - n * _ROWS], dim=-2)
+    runs = whole.unflatten(-2, (n, _ROWS))
+    return (runs.mT @ runs).sum(-3, dtype=torch.float64) + last.mT @ last
 
 
 def _cholesky(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,11 +38,10 @@ from torch import Tensor
 
 from tl_weighted_pca.factored.as_html import spectrum_table
 from tl_weighted_pca.factored.cholesky_qr import float32_products_are_exact, orthonormalise
+from tl_weighted_pca.factored.device_rule import rule_for
 from tl_weighted_pca.factored.gram_svd import EIGH_RANGE, rotations
 from tl_weighted_pca.factored.near_equal import near_equal
 
-# Bytes of a piece of the batch: enough to make calls worth it, little enough to stay in cache.
-_PIECE_BYTES = 8 * 2**20
 # Below this many multiplications in AᵀA and BBᵀ the steps of this cost more than they save.
 _SMALL = 2**20
 # Above this many, pieces of the batch are worth threads of their own.
@@ -88,8 +87,7 @@ def decompose(A: Tensor, B: Tensor) -> SVD:
 
     What is repeated along a leading dimension (stride 0) is computed once.
     """
-    if A.is_mps:  # has no float64
-        return SVD(*(X.to(A.device) for X in decompose(A.cpu(), B.cpu())))
+    home, rule = A.device, rule_for(A)
     l, m, r = *A.shape[-2:], B.shape[-1]
     batch: tuple[int, ...] = ()
     n = 1
@@ -101,6 +99,8 @@ def decompose(A: Tensor, B: Tensor) -> SVD:
     if work * l * r == 0:
         k = min(l, m, r)
         return SVD(A.new_empty(*batch, l, k), A.new_empty(*batch, k), A.new_empty(*batch, k, r))
+    if A.is_mps or work < rule.least_work:  # MPS has no float64
+        A, B = A.cpu(), B.cpu()
     if min(l, r) <= 1.25 * m or l * r <= 40:
         # The product is as small as its factors, or too small for anything else to pay.
         result = _from_product(A, B)
@@ -108,6 +108,8 @@ def decompose(A: Tensor, B: Tensor) -> SVD:
         result = _by_householder(A, B)
     else:
         result = _by_products(A, B)
+    if result.S.device != home:
+        result = SVD(*(X.to(home) for X in result))
     if result.S.shape[:-1] != batch:
         result = SVD(*(X.expand(*batch, *X.shape[len(batch) :]) for X in result))
     return result
@@ -147,15 +149,16 @@ def _by_householder(A: Tensor, B: Tensor) -> SVD:
 
 
 def _by_products(A: Tensor, B: Tensor) -> SVD:
-    """By Gram matrices or Cholesky-QR, for float32, in pieces of the batch that stay in cache."""
+    """By Gram matrices or Cholesky-QR, for float32, in pieces of the batch: see `device_rule.py`."""
     (l, m), r, batch = A.shape[-2:], B.shape[-1], broadcast_batch(A, B)
     A = A.expand(*batch, l, m).reshape(-1, l, m)
     B = B.expand(*batch, m, r).reshape(-1, m, r)
     n = A.shape[0]
     U, S, V_T = A.new_empty(n, l, m), A.new_empty(n, m), A.new_empty(n, m, r)
     exact = m >= 16 and float32_products_are_exact()
-    threads = torch.get_num_threads() if A.is_cpu and n * (l + r) * m**2 > _LARGE else 1
-    rounds = math.ceil(n / (threads * max(1, _PIECE_BYTES // (4 * m * (l + r)))))
+    rule = rule_for(A)
+    threads = torch.get_num_threads() if rule.threads and n * (l + r) * m**2 > _LARGE else 1
+    rounds = math.ceil(n / (threads * max(1, rule.piece_bytes // (4 * m * (l + r)))))
     step = math.ceil(n / (threads * rounds))  # as many pieces for each thread
 
     def decompose(part: slice) -> None:

@@ -54,7 +54,7 @@ def rotations(A: Tensor, B: Tensor) -> Rotations | None:
     H, b_squares, b_good = _gram(B.mT)
     K = L.mT @ (H.tril() + H.tril(-1).mT) @ L
     good &= b_good & K.sum((-2, -1)).isfinite()
-    K[~good] = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    K = torch.where(good[:, None, None], K, torch.eye(K.shape[-1], dtype=K.dtype, device=K.device))
     values, W = torch.linalg.eigh(K)
     S, W = values.flip(-1).sqrt(), W.flip(-1)
     X = torch.linalg.solve_triangular(L.mT, W, upper=True)

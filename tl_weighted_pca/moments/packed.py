@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_PIECE = 2**16
+"""Numbers that are converted at a time."""
+
 BLOCK = 192
 """Rows a strip. Files hold packed matrices, so that another number would be another format."""
 
@@ -64,8 +67,14 @@ class Packed:
         return torch.cat([strip.diagonal(dim1=-2, dim2=-1) for _, strip in self.strips()], -1)
 
     def add_(self, other: Packed) -> Packed:
-        """Add another, of any dtype, in place and without a copy of it in this one's."""
-        self.flat.add_(other.flat)
+        """Add another, of any dtype, in place and without a whole copy of it in this one's."""
+        if other.flat.dtype == self.flat.dtype or not self.flat.is_cpu:
+            self.flat.add_(other.flat)
+            return self
+        # torch converts number by number while it adds: four times as slow as to convert what fits the cache.
+        pieces = self.flat.view(-1).split(_PIECE), other.flat.flatten().split(_PIECE)
+        for mine, theirs in zip(*pieces, strict=True):
+            mine.add_(theirs.to(mine.dtype))
         return self
 
     def add_products_(
