@@ -22,6 +22,10 @@ class Setting:
 
     def __init__(self, model, tokens, folder):
         self.model, self.tokens, self.folder = model, tokens, folder
+        mask = torch.ones(4, 20, dtype=torch.bool)
+        mask[1, 15:] = mask[2, :6] = False
+        self.padded = [{"input_ids": tokens[:4], "attention_mask": mask}]
+        self.heads = torch.randn(3, 200, 64, generator=torch.Generator().manual_seed(0))
         self.fisher = wpca.sampled_token_loss()
         stats = wpca.collect(model, tokens, [HERE, THERE], objective=self.fisher, **QUIET)
         self.stats, self.m = stats, stats[HERE]
@@ -103,6 +107,19 @@ USES = {
     "use_linalg_svd": lambda s: s.switched(),
     "weighted_pca": lambda s: wpca.weighted_pca(s.m),
 }  # fmt: skip
+OPTIONS = {
+    "a mask, positions, outliers, a row metric": lambda s: wpca.collect(
+        s.model, s.padded, HERE, positions=[1, 3, -1], outliers=3.0, sums_dtype="float32", recompute=True,
+        row_metric=lambda F, g: g @ g.mT, **QUIET),
+    "KL, together, resampled": lambda s: wpca.ablation_curves(
+        s.model, s.padded, {"pca": s.layers}, ranks=[2], score="kl", fill="resample", outliers=5.0,
+        positions=slice(1, None), **QUIET).per_sequence,
+    "a basis for every rank": lambda s: wpca.optimize_basis(
+        s.model, s.tokens, s.oblique, steps=2, batch_size=3, **QUIET),
+    "cards beside others": lambda s: wpca.cards(
+        s.model, s.tokens, s.oblique.truncate(2), compare=s.pca, **QUIET).to_json(),
+    "a large SVD": lambda s: tuple(wpca.svd(s.heads, s.heads.mT)),
+}  # fmt: skip
 NO_TENSORS = {"NonFiniteError", "Run", "report"}
 
 
@@ -115,12 +132,13 @@ def test_every_public_name_is_used_here():
     assert set(USES) | NO_TENSORS == set(wpca.__all__)
 
 
-@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("name", [*USES, *OPTIONS])
 def test_the_default_device_changes_nothing(setting, name):
     warnings.simplefilter("ignore")
-    expected = USES[name](setting)
+    use = (USES | OPTIONS)[name]
+    expected = use(setting)
     with torch.device("meta"):
-        found = USES[name](setting)
+        found = use(setting)
     for a, b in zip(parts(found), parts(expected), strict=True):
         if isinstance(a, torch.Tensor):
             assert a.device.type == "cpu"
