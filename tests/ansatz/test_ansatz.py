@@ -6,8 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-import transformers
-from conftest import KINDS
 from fancy_einsum import einsum
 from formulas import cosine, next_token_losses, outer_products
 
@@ -414,44 +412,3 @@ def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match="at least an input and an output"):
         HookedMLP([3])
     assert isinstance(weights[0], Weight)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_encoder_and_a_decoder_are_refused_in_a_sentence(kind, best_model, tmp_path):
-    """T5 and its like: two stacks of blocks, so that layer 0 is no one's."""
-    if kind == "HookedTransformer":
-        from transformer_lens import HookedEncoderDecoder, HookedTransformerConfig
-
-        config = HookedTransformerConfig(
-            n_layers=2, d_model=16, n_ctx=32, d_head=4, n_heads=4, d_mlp=24, d_vocab=50, act_fn="relu",
-            normalization_type="RMS", positional_embedding_type="relative_positional_bias",
-            relative_attention_max_distance=128, relative_attention_num_buckets=32, device="cpu",
-            attention_dir="bidirectional", decoder_start_token_id=0,
-        )  # fmt: skip
-        model = HookedEncoderDecoder(config, tokenizer=best_model.tokenizer)
-    else:
-        from transformer_lens.model_bridge import TransformerBridge
-
-        config = transformers.T5Config(
-            vocab_size=50,
-            d_model=16,
-            d_kv=4,
-            d_ff=24,
-            num_layers=2,
-            num_heads=4,
-            decoder_start_token_id=0,
-        )
-        t5 = transformers.T5ForConditionalGeneration(config)
-        t5.save_pretrained(tmp_path)
-        model = TransformerBridge.boot_transformers(
-            str(tmp_path),
-            hf_model=t5,
-            tokenizer=best_model.tokenizer,
-            device="cpu",
-            dtype=torch.float32,
-        )
-    with pytest.raises(
-        TypeError, match=r"of one stack of blocks \(no encoder and decoder\)"
-    ) as caught:
-        feature_ansatz(model, torch.arange(3, 9)[None], progress=False)
-    assert "\n" not in str(caught.value)

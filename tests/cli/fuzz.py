@@ -27,7 +27,7 @@ ODD = [
 
 COMMANDS = [
     "collect", "basis", "ablate", "cards", "ansatz", "dictionary", "info", "svd", "interaction", "map",
-    "demo",
+    "demo", "report",
 ]  # fmt: skip
 
 
@@ -146,6 +146,8 @@ class World:
             line += ["--heldout", self.pick(self.texts)] if chance() < 0.3 else []
         elif name == "info":
             return ["info", str(self.pick(files, 0.4))]
+        elif name == "report":
+            line += [self.pick(self.folders | self.tensors) for _ in range(choice([1, 1, 2]))]
         elif name == "map":
             line += ["--hook", POINT, "--shares", "0.5,1", "--heldout-tokens", "200", *few]
         elif name == "demo":

@@ -22,6 +22,7 @@ from tl_weighted_pca.ablation.curves import AblationCurves
 from tl_weighted_pca.cli import app
 from tl_weighted_pca.cli.console import show
 from tl_weighted_pca.cli.errors import OneSentenceGroup
+from tl_weighted_pca.cli.in_options import in_options
 from tl_weighted_pca.cli.tables import ablation_table, table
 from tl_weighted_pca.runs.manifest import read_manifest
 
@@ -123,6 +124,37 @@ def failing(error):
 def test_an_error_is_told_on_one_line_as_it_is(error, told):
     result = failing(error)
     assert (result.exit_code, result.stderr, result.stdout) == (1, f"Error: {told}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pass outliers=20 to leave such positions out, or choose positions=.",
+         "pass --outliers 20 to leave such positions out, or choose --positions."),
+        ("positions=slice(9, None, None) selects no token", "--positions 9: selects no token"),
+        ("positions=slice(None, -1, 2) selects no token", "--positions :-1:2 selects no token"),
+        ("raise batch_size, or leave sums_dtype at 'float64'.",
+         "raise --batch-size, or leave --sums-dtype at 'float64'."),
+        ("for sums_dtype='float32' or sums_device='cpu'.",
+         "for --sums-dtype float32 or --sums-device cpu."),
+        ("recompute=True works block by block", "--recompute works block by block"),
+        ("outliers is 0.5; expected a number above 1, such as 10.0",
+         "--outliers is 0.5; expected a number above 1, such as 10.0"),
+        # Of functions, of the library alone, and no argument at all.
+        ("ask with ablation_curves(…, positions=slice(1, None))",) * 2,
+        ("set the recipe's batch_size, or statistics='activation'",) * 2,
+        ("There is no file /a/max_tokens/positions=1.txt, and none batch_size.txt",) * 2,
+        ("these positions and that model is another",) * 2,
+    ],
+)  # fmt: skip
+def test_arguments_are_told_as_options(text, told):
+    assert in_options(text, get_command(app).commands["collect"].params) == told
+
+
+def test_memory_that_is_short_says_what_the_library_advises(tmp_path, monkeypatch):
+    monkeypatch.setattr("tl_weighted_pca.moments.memory.free_memory", lambda device: 10)
+    told = run("collect", *FEW, "--out", tmp_path / "run").stderr
+    assert "ask for fewer hook points" in told and "or for --sums-dtype float32" in told
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("other")])

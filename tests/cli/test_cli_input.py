@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 from command_line import FEW, POINT, plain, run, works
+from matplotlib.figure import Figure
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.cli import app
@@ -132,6 +133,21 @@ def test_a_file_that_is_none_of_ours(tmp_path, made, name, content, words):
     assert {path.name for path in tmp_path.iterdir()} <= {"x.safetensors"}
 
 
+@pytest.mark.parametrize("name", [*READING_FILES, "report", "--dataset"])
+def test_a_picture(tmp_path, name):
+    """Which lies beside what is meant, in every run folder."""
+    picture = tmp_path / "picture.png"
+    Figure(figsize=(1, 1)).savefig(picture)
+    line = {"report": ["report", "FILE"], "--dataset": ["collect", "--dataset", "FILE"]}
+    line = [picture if part == "FILE" else part for part in (READING_FILES | line)[name]]
+    out = [] if name == "info" else ["--out", tmp_path / "out"]
+    told = refused([*line, *out], "picture.png")
+    assert any(
+        words in told for words in ("safetensors file", "is a file: pass a folder", "ends in .png")
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
 @pytest.mark.parametrize("name", [*READING_FILES, "--dataset"])
 def test_a_pipe_is_not_waited_for(tmp_path, name):
     """Opening one that nobody writes to takes for ever."""
@@ -250,7 +266,7 @@ def test_a_disk_that_is_full(tmp_path):
         (["basis", "MOMENTS", "--method", "ica"], 2, "ica"),
         (["ablate", "BASIS", "--ranks", "80"], 1, "ranks [80] are outside 0..64"),
         (["ablate", "BASIS", "BASIS"], 1, "Two bases at blocks.2.hook_resid_post are called 'pca'"),
-        (["dictionary", "--n-tokens", "10"], 1, "n_tokens is 10, less than one batch"),
+        (["dictionary", "--n-tokens", "10"], 1, "--n-tokens is 10, less than one batch"),
         (["cards", "BASIS", "-n", "0"], 2, "-n"),
         (["cards", "FOLDER"], 1, "is a folder: pass one of the files in it"),
         (["dictionary", "--start", "FOLDER"], 1, "is a folder: pass one of the files in it"),

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_weighted_pca.support.randomness import seeded
+
 _RESAMPLES = 1000
 
 
@@ -45,9 +47,7 @@ def resamples(counts: Float[Tensor, " sequence"], seed: int) -> Float[Tensor, "s
 @lru_cache(maxsize=1)  # one set of curves asks for it once a basis, or a component
 def _bootstrap(n: int, seed: int) -> Float[Tensor, "sequence resample"]:
     """How often each of n sequences appears in each of the samples of n."""
-    drawn = torch.randint(
-        n, (n, _RESAMPLES), generator=torch.Generator().manual_seed(seed), device="cpu"
-    )
+    drawn = torch.randint(n, (n, _RESAMPLES), generator=seeded(seed), device="cpu")
     one = torch.ones((), dtype=torch.float64, device="cpu").expand(drawn.shape)
     return torch.zeros(n, _RESAMPLES, dtype=torch.float64, device="cpu").scatter_add_(0, drawn, one)
 

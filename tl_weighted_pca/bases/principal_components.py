@@ -19,6 +19,7 @@ from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.bases.metric import Metric, checked_place, fisher_metric, require_gradient
 from tl_weighted_pca.moments.row_metric import ROW_METRICS
 from tl_weighted_pca.moments.second_moment import Moments
+from tl_weighted_pca.support.randomness import seeded
 
 Center = bool | Literal["row_metric"] | Tensor
 """True: the token mean. False: none. "row_metric": its own mean b/c. Or a vector [d]."""
@@ -181,7 +182,7 @@ def random_basis(
     """
     mu = _center(moments, center)
     covariance = moments.require("activation").about(mu).cpu() / moments.n_tokens
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     gaussian = torch.randn(covariance.shape, generator=generator, dtype=torch.float64, device="cpu")
     axes, upper = torch.linalg.qr(gaussian)
     # The signs that make the distribution uniform (Mezzadri 2007).

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tl_weighted_pca.cli.console import tell
+from tl_weighted_pca.cli.in_options import in_options
 
 DEBUG = "tl_weighted_pca.debug"
 """Where the context keeps whether `--debug` was given, before the command or after it."""
@@ -50,13 +51,19 @@ class OneSentenceGroup(TyperGroup):
         except (ValueError, TypeError, OSError, ImportError) as error:
             if ctx.meta.get(DEBUG):
                 raise
-            tell(sentence(error))
+            tell(self._said(ctx, error))
             raise typer.Exit(1) from error
         except (MemoryError, RuntimeError) as error:
             if ctx.meta.get(DEBUG) or not _is_of_memory(error):
                 raise
-            tell("There is not enough memory for this: try a smaller --batch-size.")
+            # What this package says of it says what to do; torch and numpy have kinds of their own.
+            said = type(error) is MemoryError and str(error) and self._said(ctx, error)
+            tell(said or "There is not enough memory for this: try a smaller --batch-size.")
             raise typer.Exit(1) from error
+
+    def _said(self, ctx: Any, error: BaseException) -> str:
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        return in_options(sentence(error), command.params if command else ())
 
 
 def sentence(error: BaseException) -> str:

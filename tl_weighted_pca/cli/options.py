@@ -16,6 +16,7 @@ import typer
 from tl_weighted_pca.cli import processes
 from tl_weighted_pca.cli.console import show, tell
 from tl_weighted_pca.cli.errors import ARGUMENTS
+from tl_weighted_pca.cli.in_options import in_options
 
 if TYPE_CHECKING:
     from tl_weighted_pca.data.positions import Positions
@@ -154,7 +155,7 @@ class OutputOptions:
         try:
             with warnings.catch_warnings():
                 # A warning is for the user; where in the code it was is not.
-                warnings.showwarning = _noted  # type: ignore[assignment]
+                warnings.showwarning = self._noted  # type: ignore[assignment]
                 with run:
                     yield run
         except BaseException:
@@ -165,6 +166,10 @@ class OutputOptions:
         names = sorted(run.manifest["outputs"])
         written = ", ".join(names) if len(names) < 5 else f"{len(names)} files"
         show(f"Written to {self.out}: {written}.", highlight=False, markup=False)
+
+    def _noted(self, message: Any, category: Any, *place: Any) -> None:
+        if issubclass(category, UserWarning):
+            tell(in_options(str(message), self.context.command.params), head="Note")
 
     def refuse(self, names: Iterable[str], reason: str) -> None:
         """Refuse those of some options that the command line has."""
@@ -231,11 +236,6 @@ def _inputs(settings: dict[str, Any]) -> list[Path]:
         if name != "out":
             found += [each for each in some if isinstance(each, Path)]
     return found
-
-
-def _noted(message: Any, category: Any, *place: Any) -> None:
-    if issubclass(category, UserWarning):
-        tell(str(message), head="Note")
 
 
 def existing(path: Path) -> Path:

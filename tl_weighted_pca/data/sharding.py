@@ -8,6 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from tl_weighted_pca.support.whole_numbers import checked_count
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -58,7 +60,8 @@ def shard(data: Any, *, rank: int | None = None, world_size: int | None = None) 
         raise ValueError("Pass both rank and world_size, or neither.")
     if rank is None or world_size is None:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if running() else (0, 1)
-    if not 0 <= rank < world_size:
+    world_size = checked_count("world_size", world_size)
+    if not 0 <= checked_count("rank", rank, least=0) < world_size:
         raise ValueError(
             f"rank is {rank} of world_size {world_size}; expected 0..{world_size - 1}."
         )

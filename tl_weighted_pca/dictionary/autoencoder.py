@@ -17,6 +17,7 @@ from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.dictionary.prolu import GradientRule, prolu
 from tl_weighted_pca.moments.second_moment import Provenance
 from tl_weighted_pca.support.files import reading, write_atomically
+from tl_weighted_pca.support.randomness import seeded
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 _FORMAT = "tl_weighted_pca.SparseAutoencoder/1"
@@ -75,9 +76,7 @@ class SparseAutoencoder(nn.Module):
         self.unit = 1.0
         """The unit in which the straight-through rule measures m; of no effect on values."""
         self.provenance = provenance or Provenance()
-        decoder = torch.randn(
-            n_features, width, generator=torch.Generator().manual_seed(seed), device="cpu"
-        )
+        decoder = torch.randn(n_features, width, generator=seeded(seed), device="cpu")
         decoder /= decoder.norm(dim=1, keepdim=True)
         # Half of the features fire at first; in this proportion the sum of them has the size of x.
         encoder = decoder.T * min(1.0, 2 * width / n_features)
@@ -229,13 +228,14 @@ class SparseAutoencoder(nn.Module):
         return f"width={self.width}, n_features={self.n_features}, kind={self.kind!r}{k}, tied={self.tied}"
 
 
-def check_settings(kind: str, n_features: int, k: int | None = None) -> None:
-    """Raise ValueError for another `kind`, less than one feature, or a k that does not fit them."""
+def check_settings(kind: str, n_features: int, k: int | None = None, **counts: Any) -> None:
+    """Raise ValueError for another `kind`, a k that does not fit, and fewer than one of what is counted."""
     if kind not in get_args(Kind):
         raise ValueError(
             f"kind is {kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}."
         )
-    checked_count("n_features", n_features)
+    for name, count in {"n_features": n_features, **counts}.items():
+        checked_count(name, count)
     if (kind == "attribution_topk") != (k is not None):
         raise ValueError(
             f"kind is {kind!r} and k is {k}: 'attribution_topk' needs k, the number of features at a token, "

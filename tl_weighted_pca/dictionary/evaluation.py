@@ -116,7 +116,7 @@ def evaluate_dictionary(
     own = sums["dictionary"]
     if not own.n_tokens:
         raise ValueError(
-            f"positions={positions!r} selects no token of the data: choose others, or None for all."
+            f"positions={positions!r} selects no token of the data: choose others, or leave positions out."
         )
     if own.variance <= 0:
         raise ValueError(

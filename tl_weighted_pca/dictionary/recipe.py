@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, largest
 from tl_weighted_pca.moments.second_moment import Moments
+from tl_weighted_pca.support.whole_numbers import checked_count
 
 Penalty = Literal["l1", "sqrt", "log"]
 """What is summed over features: |v|, √|v| or log(1 + |v|/0.03). The last two punish one large value
@@ -82,6 +83,8 @@ class Recipe:
                     f"{name} is {getattr(self, name)}; expected a share of the steps, 0 to 1."
                 )
         positive = (self.learning_rate, self.batch_size, self.resample_times, self.unit)
+        for name in ("batch_size", "resample_times", "seed"):
+            checked_count(name, getattr(self, name), least=0)
         if not all(value > 0 for value in positive):
             raise ValueError(
                 f"learning_rate={self.learning_rate}, batch_size={self.batch_size}, "

@@ -72,8 +72,8 @@ class PairStream:
                 place = Place(place.epoch, number + 1)
             if not found:
                 raise ValueError(
-                    f"positions={self.positions!r} selects no token of the data: choose others, or None "
-                    "for all."
+                    f"positions={self.positions!r} selects no token of the data: choose others, or leave "
+                    "positions out."
                 )
             if is_one_shot(self.data):
                 return

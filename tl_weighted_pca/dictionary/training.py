@@ -104,13 +104,13 @@ def train_dictionary(
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
     hook_point = resolve_one(model, hook_point)
+    check_settings(kind, n_features, k, n_tokens=n_tokens, buffer_tokens=buffer_tokens)
     n_steps = n_tokens // recipe.batch_size
     if n_steps < 1:
         raise ValueError(
             f"n_tokens is {n_tokens}, less than one batch of {recipe.batch_size} tokens: train on more, "
             "or set the recipe's batch_size."
         )
-    check_settings(kind, n_features, k)
     gradients = recipe.needs_gradients(kind)
     objective = checked_objective(objective)
     what = objective_name(objective) if gradients else ""

@@ -120,8 +120,8 @@ def stories(split: Split = "train", n: int | None = None, *, slips: bool = False
     """
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}: there are 'train' and 'heldout'")
-    if n is not None and n < 1:
-        raise ValueError(f"n must be a positive number of stories, not {n}")
+    if n is not None and not (hasattr(n, "__index__") and n >= 1):
+        raise ValueError(f"n must be a whole and positive number of stories, not {n!r}")
     from datasets import Dataset
 
     rows = list(islice(stream(split, slips), SIZES[split] if n is None else n))

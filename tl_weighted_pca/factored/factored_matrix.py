@@ -125,7 +125,7 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
         Raises ValueError unless 0 ≤ k ≤ min(l, m, r). Source: Eckart and Young 1936.
         """
         U, S, V_T = self.svd()
-        if not 0 <= k <= S.shape[-1]:
+        if not (hasattr(k, "__index__") and 0 <= k <= S.shape[-1]):
             raise ValueError(
                 f"truncate({k}) of a matrix with {S.shape[-1]} singular values: choose k from 0 to "
                 f"{S.shape[-1]}."

@@ -134,7 +134,7 @@ def cards(
                 bar.advance(batch)
     if not seen.n_tokens:
         raise ValueError(
-            f"positions={positions!r} selects no token of the data: choose others, or None for all."
+            f"positions={positions!r} selects no token of the data: choose others, or leave positions out."
         )
     logits, notes = _direct_logits(model, place, components, n_promoted, text)
     compared = "" if compare is None else _title(compare, there, basis, place)

@@ -32,6 +32,7 @@ from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.moments.second_moment import Moments, Provenance
 from tl_weighted_pca.streaming.pairs import Pairs
+from tl_weighted_pca.support.randomness import seeded
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 SHRINKAGES = (0.1, 0.3, 0.5, 0.8, 0.95)
@@ -92,6 +93,7 @@ def joint_pca(
     start = metric_pca(moments, center=center)
     if start.per_head:
         raise ValueError("These moments are per head; a joint basis is of one space at a time.")
+    start.check_rank(start.n_components if n_components is None else n_components)
     # What is trained here needs a graph, and float32.
     with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
         F, G = _sampled(_of_one_place(pairs, moments, start), max_pairs, seed)
@@ -173,7 +175,7 @@ def _sampled(
     pairs: Iterable[Pairs], max_pairs: int, seed: int
 ) -> tuple[Float[Tensor, "pairs d"], Float[Tensor, "pairs d"]]:
     """A uniform sample of (f, g) pairs, in random order: those with the smallest random keys."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     kept: tuple[Tensor, Tensor, Tensor] | None = None
     for batch in pairs:
         activations, gradients = batch.rows()
@@ -246,7 +248,7 @@ class _Coordinates:
     ) -> Tensor:
         n = len(self.x[rows])
         first = rows.start or 0
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         # Adam moves each of d² entries by about this, however weak its gradient: rows grow by noise, and the
         # more the wider the space.
         most = min(0.01, 0.64 / self.used)

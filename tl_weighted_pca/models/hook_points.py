@@ -25,7 +25,7 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
     several aliases of one hook point (TransformerBridge has many) takes the first of them.
 
     Raises:
-        TypeError: if the model has no hook points, or a name is not a string.
+        TypeError: if the model has no hook points, or an encoder and a decoder, or a name is not a string.
         ValueError: for a name that the model does not have, or a glob that matches none, with the nearest
             names that it has.
     """
@@ -34,6 +34,14 @@ def resolve(model: Any, hook_points: NamesFilter) -> list[str]:
         raise TypeError(
             f"The model is a {type(model).__name__}, which has no hook points; expected a "
             "HookedTransformer, a TransformerBridge or another HookedRootModule."
+        )
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    if getattr(config, "is_encoder_decoder", False) or "HookedEncoderDecoder" in kinds:
+        # TransformerLens's bridge feeds both the same tokens, where it runs such a model at all.
+        raise TypeError(
+            "The model has an encoder and a decoder, and data of one sequence a row do not say what the "
+            "decoder is fed; expected a model of one stack of blocks."
         )
     if callable(hook_points):
         names = _selected(known, hook_points)

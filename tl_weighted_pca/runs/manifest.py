@@ -47,6 +47,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError as error:
+        raise ValueError(f"{folder} is a file: pass a folder that this program made.") from error
     except FileNotFoundError as error:
         raise ValueError(
             f"The folder {folder} has no {MANIFEST}: pass a folder that this program made."

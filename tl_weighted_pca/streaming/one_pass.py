@@ -171,7 +171,8 @@ def collect(  # type: ignore[misc]
                 bar.advance(batch)
             if not is_share(data) and not gathered.n_tokens:  # nothing to keep
                 raise ValueError(
-                    f"positions={positions!r} selects no token of the data: choose others, or None for all."
+                    f"positions={positions!r} selects no token of the data: choose others, or leave "
+                    "positions out."
                 )
             if file is not None:
                 file.finish()

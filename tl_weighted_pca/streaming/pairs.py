@@ -106,7 +106,7 @@ def stream_pairs(
         yield found
     if not (n_tokens or skip or is_share(data)):
         raise ValueError(
-            f"positions={positions!r} selects no token of the data: choose others, or None for all."
+            f"positions={positions!r} selects no token of the data: choose others, or leave positions out."
         )
 
 

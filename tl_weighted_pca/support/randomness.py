@@ -10,6 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_weighted_pca.support.whole_numbers import checked_count
+
+
+def seeded(seed: int) -> torch.Generator:
+    """torch's generator on the CPU, from a seed; raises ValueError for one that is no whole number."""
+    return torch.Generator("cpu").manual_seed(checked_count("seed", seed, least=-(2**63)))
+
 
 def uniform(*counters: Int[Tensor, "..."] | int) -> Float[Tensor, "..."]:
     """Uniform on [0, 1), float64, one for each combination of the broadcast counters."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tl_weighted_pca.models.weights import Weight
+from tl_weighted_pca.support.randomness import seeded
+from tl_weighted_pca.support.whole_numbers import checked_counts
 
 try:  # where TransformerLens 4 has it, and late releases of 3
     from transformer_lens.HookedRootModule import HookedRootModule
@@ -45,10 +47,10 @@ class HookedMLP(HookedRootModule):
         scale: float = 1.0,
         seed: int = 0,
     ) -> None:
-        if len(widths) < 2:
+        if len(checked_counts("widths", widths, 1)) < 2:
             raise ValueError(f"widths is {list(widths)}; expected at least an input and an output.")
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         self.layers = nn.ModuleList()
         for l, (d_in, d_out) in enumerate(pairwise(widths)):
             initial = torch.randn(d_in, d_out, generator=generator) * scale * (2 / d_in) ** 0.5

@@ -10,9 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_weighted_pca.support.randomness import seeded
+from tl_weighted_pca.support.whole_numbers import checked_count
+
 
 def modular_addition(p: int = 31) -> tuple[Float[Tensor, "p² 2p"], Int[Tensor, "p²"]]:
     """All pairs (a, b) as two one-hot vectors side by side, and the labels (a + b) mod p."""
+    checked_count("p", p)
     a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
     return torch.cat([F.one_hot(a, p), F.one_hot(b, p)], 1).float(), (a + b) % p
 
@@ -21,9 +25,9 @@ def low_rank_regression(
     n: int = 2000, width: int = 32, *, seed: int = 0
 ) -> tuple[Float[Tensor, "n width"], Float[Tensor, "n 1"]]:
     """Gaussian x and y = u₁·x u₂·x + ½ (u₃·x)² − ½, for orthonormal u: only three directions matter."""
-    if width < 3:
-        raise ValueError(f"width is {width}; expected at least 3, the directions that matter.")
-    generator = torch.Generator().manual_seed(seed)
+    checked_count("n", n)
+    checked_count("width", width, least=3)  # the directions that matter
+    generator = seeded(seed)
     x = torch.randn(n, width, generator=generator)
     u = torch.linalg.qr(torch.randn(width, 3, generator=generator)).Q
     z = x @ u
@@ -62,7 +66,8 @@ def train(
     Returns:
         The mean loss over all examples at the end.
     """
-    generator = torch.Generator().manual_seed(seed)
+    steps = checked_count("steps", steps)
+    generator = seeded(seed)
     steps_of = optimizer(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps_of, steps)
     labels = not targets.is_floating_point()
