@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -144,10 +144,9 @@ def built(family: str, dtype: torch.dtype = torch.float64) -> Any:
         return bridged(family, dtype)
 
 
-def sweep(*quick: str, more: Sequence[str] | None = None) -> Callable[[Callable], Callable]:
-    """A test of every family that the installed TransformerLens has, or of a few more; quick for some."""
-    wanted = (*BRIDGED, *HOOKED) if more is None else (*quick, *more)
-    names = [name for name in wanted if len(KINDS) > 1 or name in BRIDGED]
+def sweep(*quick: str) -> Callable[[Callable], Callable]:
+    """A test of every family that the installed TransformerLens has; quick for some."""
+    names = [name for name in (*BRIDGED, *HOOKED) if len(KINDS) > 1 or name in BRIDGED]
     whole = (pytest.mark.slow, pytest.mark.sweep)
     marked = [pytest.param(n, marks=() if n in quick else whole) for n in names]
     return pytest.mark.parametrize("family", marked)
