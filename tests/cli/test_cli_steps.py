@@ -613,7 +613,7 @@ def test_a_run_that_is_cut_short_goes_on_to_the_same_bits(tmp_path, how):
     refused = run(*line, cut)
     assert refused.exit_code == 1 and "--resume to go on" in plain(refused.output)
     other = run(*line, cut, "--resume", "--batch-size", "5")
-    assert other.exit_code == 1 and "batch_size=4, but this run has batch_size=5" in plain(
+    assert other.exit_code == 1 and "--batch-size 4, but this run has --batch-size 5" in plain(
         other.output
     )
     assert checkpoint.exists()
