@@ -46,8 +46,8 @@ class Budget:
                 )
         if self._known == self._n:
             told = ", ".join(f"{in_bytes(n)} on {place}" for place, n in self._sums.items())
-            points = "1 hook point takes" if self._n == 1 else f"{self._n} hook points take"
-            self._tell(f"The sums at {points} {told}.")
+            points = "1 hook point" if self._n == 1 else f"{self._n} hook points"
+            self._tell(f"The sums at {points} take {told}.")
 
 
 def free_memory(device: torch.device) -> int | None:
