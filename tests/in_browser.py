@@ -16,8 +16,13 @@ SCREENS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
 def too_wide(page):
-    """How many pixels must be scrolled sideways."""
-    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    """How many pixels must be scrolled sideways, once the page has had time to follow its window."""
+    for _ in range(50):
+        over = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        if over <= 0:
+            break
+        page.wait_for_timeout(100)  # ms
+    return over
 
 
 def on_each_screen(page):

@@ -54,14 +54,13 @@ def basis(best_model):
         lambda t5, name, basis: wpca.path_metric(t5, X, basis),
         lambda t5, name, basis: wpca.cards(t5, X, basis, hook_point=name, anywhere=True),
         lambda t5, name, basis: wpca.dimension_map(t5, X, name, heldout=X),
-        lambda t5, name, basis: wpca.sequential_bases(t5, X, name, ranks=1),
         lambda t5, name, basis: wpca.local_interaction_basis(t5, X, name),
         lambda t5, name, basis: wpca.dictionary.train_dictionary(t5, X, name, n_features=8, n_tokens=4096),
         lambda t5, name, basis: wpca.feature_ansatz(t5, X),
     ],
     ids=[
         "collect", "activations", "stream_pairs", "ablation_curves", "optimize_basis", "path_metric", "cards",
-        "dimension_map", "sequential_bases", "local_interaction_basis", "train_dictionary", "feature_ansatz",
+        "dimension_map", "local_interaction_basis", "train_dictionary", "feature_ansatz",
     ],
 )  # fmt: skip
 def test_is_refused(t5, basis, use):
