@@ -61,14 +61,12 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 360], ids=["desktop", "phone"])
-def test_pages_typeset_their_mathematics_complain_of_nothing_and_fetch_nothing(site, width):
-    playwright = pytest.importorskip("playwright.sync_api")
+def test_pages_typeset_their_mathematics_complain_of_nothing_and_fetch_nothing(
+    site, browser, width
+):
     (home, pages), formulas = site, 0
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = chromium.new_page(viewport={"width": width, "height": 800})
+    with browser.new_page(viewport={"width": width, "height": 800}) as page:
         complaints: list[str] = []
         page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -93,5 +91,4 @@ def test_pages_typeset_their_mathematics_complain_of_nothing_and_fetch_nothing(s
             assert wide <= 0, f"{path} is wider than the screen"
             assert complaints == [], f"{path}: {complaints}"
             formulas += marked
-        chromium.close()
     assert formulas > 100
