@@ -1,4 +1,4 @@
-"""Command lines made at random, and what must hold of each: `python tests/cli/fuzz.py 300`."""
+"""Command lines made at random, and what must hold of each: `PYTHONPATH=tests python tests/cli/fuzz.py 300`."""
 
 from __future__ import annotations
 
