@@ -1,4 +1,7 @@
-"""Command lines made at random, and what must hold of each: `PYTHONPATH=tests python tests/cli/fuzz.py 300`."""
+"""Command lines made at random, and what must hold of each.
+
+PYTHONPATH=tests python tests/cli/fuzz.py 300
+"""
 
 from __future__ import annotations
 
