@@ -3,11 +3,9 @@
     python benchmarks/model_maps.py --train 200 --heldout 40 --out docs/model_maps.md
     python benchmarks/model_maps.py --real --quick     # SmolLM2-135M; see real_model.py
 
-On the embedded models: the map of the stream, attention and MLP outputs; ablating all of them together beside
-the sum of one at a time; ranks by `allocate_ranks` beside equal shares; sequential bases beside independent
-ones; what stands in for what is ablated; the loss that is predicted beside the measured one; and what a map
-costs beside its parts. On SmolLM2-135M the first three, of its 30 layers' stream. What is done is kept in a
-folder, so that a run that was cut off goes on.
+On the embedded models: the map of stream and outputs; all ablated together beside the sum of one at a time;
+`allocate_ranks` beside equal shares; sequential bases beside independent ones; what stands in for what is
+ablated; predicted beside measured loss; a map's cost. On SmolLM2-135M's stream the first three. Resumable.
 """
 
 from __future__ import annotations

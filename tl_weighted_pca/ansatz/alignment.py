@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_weighted_pca.bases.overlap import subspace_angles
+from tl_weighted_pca.support.randomness import seeded
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 Square = Float[Tensor, "d d"]
@@ -127,7 +128,7 @@ def replaced_cosine(
     that a weight *unrelated to its gradients* would show: high wherever K is nearly tight.
     """
     singular = torch.linalg.svdvals(matrix)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     values = []
     for _ in range(draws):
         gaussian = torch.randn(

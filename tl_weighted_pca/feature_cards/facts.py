@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_weighted_pca.support.randomness import seeded
+
 _POSITIONS, _KINDS = "fact_positions", "fact_kinds"
 """Columns that say where in a sequence which fact is recalled, as `embedded.stories` has them."""
 
@@ -223,7 +225,7 @@ class _Cell:
 
     def dealt(self, seed: int) -> Float[Tensor, "deals n"]:
         """η² with the fact's values dealt out anew among the sequences."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         return torch.stack(
             [
                 self.column.share_explained(
