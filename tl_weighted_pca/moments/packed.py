@@ -71,7 +71,7 @@ class Packed:
         if other.flat.dtype == self.flat.dtype or not self.flat.is_cpu:
             self.flat.add_(other.flat)
             return self
-        # torch converts number by number while it adds: four times as slow as to convert what fits the cache.
+        # torch converts number by number while it adds, which is slower than to convert what fits the cache.
         pieces = self.flat.view(-1).split(_PIECE), other.flat.flatten().split(_PIECE)
         for mine, theirs in zip(*pieces, strict=True):
             mine.add_(theirs.to(mine.dtype))
