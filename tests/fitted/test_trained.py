@@ -69,6 +69,29 @@ class TestBottleneck:
                     slow = slow + coordinate * basis.decoder[component]
                 torch.testing.assert_close(got[i, position], slow)
 
+    def test_equal_steps_in_all_entries_change_the_excess_by_a_known_share_at_every_rank(self):
+        """2δ² Σ_{p≤k} 1/p, of white activations and the loss ½ Σ_j Λ_j e_j²."""
+        d, step = 9, 1e-3
+        eye, falls = torch.eye(d).double(), 0.5 ** torch.arange(d).double()
+        start = wpca.Basis(eye, eye, torch.zeros(d).double(), falls, falls.sum(), "made")
+        nested = NestedBottleneck(start, torch.ones(d).double(), torch.zeros(()).double())
+        nested.even_out(falls)
+
+        def excess(moves):
+            nested.parameters["moves"] = moves
+            E, D, _ = nested.factors()
+            left = torch.stack([eye - E[:, :k] @ D[:k] for k in range(1, d)])
+            return 0.5 * (left.square() * falls).sum((1, 2))
+
+        before, change = excess(0 * eye), 0
+        for p in range(d):
+            for q in range(d):
+                move = torch.zeros(d, d).double()
+                move[p, q] = step
+                change = change + (excess(move) + excess(-move)) / 2 - before
+        harmonic = (1 / torch.arange(1, d).double()).cumsum(0)
+        torch.testing.assert_close(change / before, 2 * step**2 * harmonic, rtol=1e-4, atol=0)
+
     def test_heads_and_vectors(self):
         parts = [a_basis(seed=seed) for seed in range(2)]
         names = ("encoder", "decoder", "center", "eigenvalues", "total")
@@ -372,6 +395,16 @@ class TestOneRank:
         data = [{"input_ids": tokens, "attention_mask": single}] * 4
         with pytest.raises(ValueError, match="held-out batches have no token to predict"):
             wpca.optimize_basis(best_model, data, wpca.pca(moments), 8, loss="loss", progress=False)
+
+    def test_a_batch_with_nothing_to_predict_is_no_step(self, best_model, stories, moments):
+        rows = torch.tensor([ids[:24] for ids in stories["input_ids"] if len(ids) >= 24])
+        whole = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in rows.split(8)]
+        single = torch.zeros_like(rows[:8])
+        single[:, 0] = 1  # one real token each
+        data = [*whole, {"input_ids": rows[:8], "attention_mask": single}]
+        start, options = wpca.metric_pca(moments), {"steps": 30, "loss": "loss", "seed": 1}
+        found = wpca.optimize_basis(best_model, data, start, 8, progress=False, **options)
+        assert not torch.equal(found.encoder, start.truncate(8).encoder)
 
     def test_kl_too(self, best_model, stories, moments):
         start = wpca.metric_pca(moments)

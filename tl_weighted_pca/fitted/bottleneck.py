@@ -81,8 +81,8 @@ class NestedBottleneck(Bottleneck):
         self._encoder = (encoder / spread[..., None, :]).to(like)
         self._decoder = (decoder * spread[..., None]).to(like)
         self._center = start.center.to(like)
-        # One step of Adam moves A by a spectral norm of about 2·lr·√d.
-        self.rate, self.clip = 0.5 / max(1, self.used), None
+        # A step of Adam in all entries at random has a spectral norm of some 2·lr·√d.
+        self.rate, self.clip = 0.24 / max(1, self.used) ** 0.5, None
         self._eye = torch.eye(self.used, dtype=like.dtype, device=like.device)
         self._scale = torch.ones_like(self._eye)
         moves = self._eye.expand(*start.encoder.shape[:-2], -1, -1)
@@ -92,14 +92,17 @@ class NestedBottleneck(Bottleneck):
         }
 
     def even_out(self, falls: Float[Tensor, " used"]) -> None:
-        """S_pq = min(1, √(Λ_p/Λ_q)), Λ twice the start's fall in excess with each component.
+        """S_pq = min(1, √(Λ_p/Λ_q)) / √min(p, q), Λ twice the start's fall in excess with each component.
 
-        B_pq = δ adds δE_p to E_q and takes δD_q from D_p. At a rank k between, q ≤ k < p, what is ablated
-        then has δ²Λ_q more excess, which may be many times all that it had, Σ_{i>k} Λ_i. So scaled, equal
-        steps in all entries change the excess by about the same ratio at every rank.
+        B_pq = ±δ adds ±δE_p to E_q and takes it from D_p. At the ranks k between, what is ablated has more
+        excess by δ²Λ_q where q ≤ k < p, which may be many times all that it had, ½ Σ_{i>k} Λ_i, and by
+        δ²Λ_q where p ≤ k < q. So scaled, random steps in all entries change the excess at rank k by the
+        share 2δ² Σ_{p≤k} 1/p, which hardly depends on the rank or the width; without the root, by 2kδ².
         """
         root = falls.to(self._scale).clamp(min=torch.finfo(self._scale.dtype).tiny).sqrt()
+        place = torch.arange(1, self.used + 1).to(root)
         self._scale = (root[:, None] / root).clamp(max=1.0)
+        self._scale /= torch.minimum(place[:, None], place).sqrt()
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         inner = self._eye + self._scale * self.parameters["moves"]

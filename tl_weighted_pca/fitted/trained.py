@@ -92,7 +92,8 @@ def optimize_basis(
         loss: "kl" (Kullback-Leibler divergence from the unablated model), "loss" (next-token loss) or a
             callable: as the score of `ablation_curves`.
         steps: batches to train on.
-        lr: Adam's first step size, in whitened coordinates; by default 0.5/d. It falls to zero as a cosine.
+        lr: Adam's first step size, in whitened coordinates; by default 0.24/√d. It falls to zero as a
+            cosine.
         positions: where the bottleneck applies.
         outliers: leave as they are also positions whose norm in the unablated run exceeds so many medians
             of their own sequence, as for `collect`.

@@ -151,12 +151,15 @@ class Training:
         except torch.linalg.LinAlgError:
             self._diverged(number, "E is singular")
             return
-        total = self._processes.added_up(torch.stack([loss.detach(), terms.sum()]))
-        if not bool(total.isfinite().all()):
-            self._diverged(number, f"the {self._scorer.unit} is {float(total[0])}")
+        sums = torch.stack([loss.detach(), terms.sum()])
+        total, n = self._processes.added_up(sums).tolist()  # a GPU is waited for once a step
+        if not math.isfinite(total):
+            self._diverged(number, f"the {self._scorer.unit} is {total}")
+            return
+        if not n:  # nothing to predict in this batch
             return
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = self._processes.added_up(gradient) / float(total[1])
+            parameter.grad = self._processes.added_up(gradient) / n
         if self.bottleneck.clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.bottleneck.clip)
         for group in self.optimiser.param_groups:
