@@ -1,17 +1,17 @@
-"""Dictionaries on the embedded model: is ProLU better than ReLU, and does λ_a make features act sparsely?
+"""Dictionaries on the embedded model: ours beside SAELens's, and does λ_a make features act sparsely?
 
-    python benchmarks/dictionary.py frontier attribution off helps --out results.jsonl
-    python benchmarks/dictionary.py references --out results.jsonl    # needs the extra [sae]
+    python benchmarks/dictionary.py rates --validation --seeds 0 --out rates.jsonl
+    python benchmarks/dictionary.py frontier attribution off helps references --out results.jsonl
     python benchmarks/dictionary_report.py results.jsonl --pictures docs/images
     python benchmarks/dictionary.py throughput
 
-`frontier` trains ReLU, ProLU-STE and ProLU-ReLU at five λ₁ and three seeds; `attribution` varies λ_a
-alone, to be set against the same kind's frontier at equal loss recovered; `off` is the recipe of
-`attribution` without λ_a, its λ₁ varied; `helps` changes one part of that recipe at a time;
-`references` trains attribution_topk, and SAELens's TopK, BatchTopK, JumpReLU and standard SAEs;
-`throughput` times training against its parts. Activations and gradients are cached once. Results are
-kept run by run: a run that stopped goes on. Settings were chosen with `--validation`, which scores on
-stories of the training split that no run is trained on.
+`rates` tries step sizes for every kind, on stories of the training split that no run is trained on
+(`--validation`); the others take the best of them. `frontier` trains ReLU, ProLU-STE and ProLU-ReLU at
+five λ₁ and three seeds; `attribution` varies λ_a alone; `off` is the recipe of `attribution` without
+λ_a, its λ₁ varied; `helps` changes one part of that recipe at a time; `references` trains SAELens's
+TopK, BatchTopK, JumpReLU and standard SAEs (extra [sae]); `throughput` times training against its
+parts. Activations and gradients are cached once. Results are kept run by run: a run that stopped goes
+on.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from dictionary_references import LEVELS, Reference, reference
+from dictionary_references import LEVELS, RATE_THERE, Reference, reference
 from helpers.page import made_on
 
 import tl_weighted_pca as wpca
@@ -49,12 +49,14 @@ LAMBDA_1 = {
     "prolu_ste": (0.01, 0.03, 0.06, 0.12, 0.25),
     "prolu_relu": (0.008, 0.013, 0.02, 0.03, 0.045),
 }
-TOP = (5, 10, 20)
-"""k of attribution_topk."""
+RATES = (0.001, 0.003, 0.01, 0.02, 0.03)
+"""Step sizes to choose from."""
+RATE = {"relu": 0.01, "prolu_ste": 0.003, "prolu_relu": 0.003}
+"""The best of them."""
 LAMBDA_A = (0.0001, 0.0002, 0.0005, 0.001, 0.002)
 RECIPE = {"penalty": "log", "sparsity": 0.004, "unexplained": 0.02}
 """What λ_a is added to."""
-OFF = (0.0025, 0.004, 0.008, 0.016)
+OFF = (0.0015, 0.0025, 0.004, 0.008, 0.016)
 """λ₁ of that recipe without λ_a."""
 MIDDLE = 0.0005
 HELPS = {
@@ -112,7 +114,9 @@ class Bench:
             total, terms = torch.stack(Scorer("kl")(self.run, self.downstream.resume(edit))).sum(1)
         return float(total / terms)
 
-    def refer(self, kind: str, level: float, seed: int, batch_size: int) -> Reference:
+    def refer(
+        self, kind: str, level: float, seed: int, learning_rate: float, batch_size: int
+    ) -> Reference:
         generator = torch.Generator().manual_seed(seed)
 
         def draw() -> torch.Tensor:
@@ -122,15 +126,16 @@ class Bench:
         return reference(
             kind, level, draw, self.units.center, unit,
             features=self.features, steps=self.steps, batch_size=batch_size, seed=seed,
+            learning_rate=learning_rate,
         )  # fmt: skip
 
-    def train(self, kind: str, recipe: Recipe, k: int | None = None) -> SparseAutoencoder:
-        start = SparseAutoencoder(self.x.shape[1], self.features, kind, k=k, seed=recipe.seed)
+    def train(self, kind: str, recipe: Recipe) -> SparseAutoencoder:
+        start = SparseAutoencoder(self.x.shape[1], self.features, kind, seed=recipe.seed)
         trainer = Trainer(start, recipe, self.units, self.steps)
         generator = torch.Generator().manual_seed(recipe.seed)
         for _ in range(self.steps):
             rows = torch.randint(len(self.x), (recipe.batch_size,), generator=generator)
-            trainer.step(self.x[rows], self.g[rows] if recipe.needs_gradients(kind) else None)
+            trainer.step(self.x[rows], self.g[rows] if recipe.needs_gradients else None)
         return trainer.finished()
 
     def score(self, code) -> dict:
@@ -158,13 +163,25 @@ def plan(parts: list[str], kinds: list[str], seeds: list[int]) -> list[dict]:
     """What to train: part, kind, and what differs from the default recipe."""
     runs = []
     for seed in seeds:
+        theirs = [{"kind": k, "level": v, "seed": seed} for k, each in LEVELS.items() for v in each]
         if "references" in parts:
-            here = {"part": "references", "seed": seed}
-            often = {"resample": 0.9, "resample_times": 20}
-            runs += [here | often | {"kind": "attribution_topk", "k": k} for k in TOP]
-            runs += [here | {"kind": k, "level": v} for k, each in LEVELS.items() for v in each]
+            runs += [
+                {"part": "references", "learning_rate": RATE_THERE[r["kind"]]} | r for r in theirs
+            ]
+        if "rates" in parts:
+            ours = [
+                {"kind": kind, "seed": seed} | with_what
+                for kind in kinds
+                for with_what in (
+                    *({"sparsity": v} for v in LAMBDA_1[kind][1::2]),
+                    *(RECIPE | {"sparsity": v} for v in OFF[1::2]),
+                )
+            ]
+            runs += [
+                {"part": "rates", "learning_rate": v} | r for v in RATES for r in ours + theirs
+            ]
         for kind in kinds:
-            here = {"kind": kind, "seed": seed}
+            here = {"kind": kind, "seed": seed, "learning_rate": RATE[kind]}
             if "frontier" in parts:
                 runs += [{"part": "frontier"} | here | {"sparsity": v} for v in LAMBDA_1[kind]]
             if "attribution" in parts:
@@ -181,7 +198,7 @@ def plan(parts: list[str], kinds: list[str], seeds: list[int]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ["frontier", "attribution", "off", "helps", "references", "throughput"]
+    parts = ["rates", "frontier", "attribution", "off", "helps", "references", "throughput"]
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--kinds", nargs="+", choices=LAMBDA_1, default=list(LAMBDA_1))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
@@ -206,14 +223,14 @@ def main() -> None:
     if todo:
         bench = Bench(args.stories, args.heldout, args.features, args.steps, args.validation)
         for number, run in enumerate(todo, 1):
-            settings = {k: v for k, v in run.items() if k not in ("part", "kind", "name", "k")}
+            settings = {k: v for k, v in run.items() if k not in ("part", "kind", "name")}
             began = time.monotonic()
             if "level" in run:
-                trained = bench.refer(run["kind"], run["level"], run["seed"], args.batch_size)
+                trained = bench.refer(**settings, kind=run["kind"], batch_size=args.batch_size)
                 scores = bench.score(trained)
             else:
                 recipe = Recipe(**settings, batch_size=args.batch_size)
-                trained = bench.train(run["kind"], recipe, run.get("k"))
+                trained = bench.train(run["kind"], recipe)
                 negative = float((trained.biases < 0).float().mean())
                 scores = bench.score(trained) | {"negative": negative}
             if run["part"] == "frontier" and run["seed"] == 0:

@@ -10,12 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 LEVELS = {
-    "sae_lens batchtopk": (5, 10, 20),
-    "sae_lens jumprelu": (0.3, 0.1, 0.03),
-    "sae_lens topk": (5, 10, 20),
-    "sae_lens standard": (3.0, 1.5, 0.7),
+    "sae_lens batchtopk": (3, 5, 8, 12, 20),
+    "sae_lens jumprelu": (0.5, 0.3, 0.15, 0.08, 0.03),
+    "sae_lens topk": (3, 5, 8, 12, 20),
+    "sae_lens standard": (1.5, 0.8, 0.4, 0.2, 0.1),
 }
 """k, or the weight of the penalty."""
+RATE_THERE = {
+    "sae_lens batchtopk": 0.01,
+    "sae_lens jumprelu": 0.01,
+    "sae_lens topk": 0.003,
+    "sae_lens standard": 0.003,
+}
+"""The best step size of those tried."""
 
 
 class Reference:
@@ -48,6 +55,7 @@ def reference(
     steps: int,
     batch_size: int,
     seed: int,
+    learning_rate: float,
 ) -> Reference:
     """Train one on centred activations of unit root mean square, with the schedule that ours have."""
     from sae_lens import SAE
@@ -73,7 +81,7 @@ def reference(
     }
     sae = makers[kind.removeprefix("sae_lens ")]()
     config = SAETrainerConfig(
-        steps * batch_size, batch_size, lr=3e-3, lr_end=0.0, lr_warm_up_steps=steps // 50,
+        steps * batch_size, batch_size, lr=learning_rate, lr_end=0.0, lr_warm_up_steps=steps // 50,
         lr_decay_steps=3 * steps // 10, dead_feature_window=steps // 15,
     )  # fmt: skip
     SAETrainer(config, sae, iter(lambda: (draw() - center) / scale, None)).fit()

@@ -15,9 +15,23 @@ import torch
 from dictionary import HELPS, LAMBDA_1, LAMBDA_A, MIDDLE, SEEDS
 
 from tl_weighted_pca.dictionary import plot_biases
+from tl_weighted_pca.support.figure import PALETTE
 
 NAMES = {"relu": "ReLU", "prolu_ste": "ProLU-STE", "prolu_relu": "ProLU-ReLU"}
-COLORS = {"relu": "#bbbbbb", "prolu_ste": "#4477aa", "prolu_relu": "#ee6677"}
+FRONTIERS = {
+    "SAELens JumpReLU": {"kind": "sae_lens jumprelu"},
+    "SAELens TopK": {"kind": "sae_lens topk"},
+    "SAELens BatchTopK": {"kind": "sae_lens batchtopk"},
+    "ReLU, log penalty": {"part": "off", "kind": "relu"},
+    "ReLU": {"part": "frontier", "kind": "relu"},
+    "ProLU-STE": {"part": "frontier", "kind": "prolu_ste"},
+    "ProLU-ReLU": {"part": "frontier", "kind": "prolu_relu"},
+    "ReLU, log penalty and λ_a": {"part": "attribution", "kind": "relu"},
+    "SAELens standard": {"kind": "sae_lens standard"},
+}
+"""All ways to train a dictionary, each with several settings a seed; the first seven are drawn."""
+LOSSES = (0.95, 0.98, 0.99, 0.995)
+"""Of the loss recovered, at which they are compared."""
 
 
 class Results:
@@ -99,6 +113,18 @@ def frontier(results: Results) -> None:
         print(f"{name:12} {np.mean([r['negative'] for r in rows]):.0%}")
 
 
+def placed(results: Results) -> None:
+    """Every way to train, at the same loss recovered."""
+    for title, size in (("L0", l0), ("Attribution L0", holders)):
+        print(f"\n| {title} at loss recovered | " + " | ".join(map(str, LOSSES)) + " |")
+        print("|---" * (len(LOSSES) + 1) + "|")
+        for name, where in FRONTIERS.items():
+            at = 1 - np.array(LOSSES)
+            found = [along(results.of(seed=s, **where), lost, size, at) for s in SEEDS]
+            cells = ["{:.1f} ± {:.1f}".format(*interval(c)) for c in np.array(found).T]
+            print(f"| {name} | " + " | ".join("–" if "nan" in c else c for c in cells) + " |")
+
+
 def attribution(results: Results) -> None:
     print("\nFall of attribution L0 at equal loss recovered")
     print(f"{'':12}{'λ_a':>7}{'L0':>7}{'attr. L0':>10}{'recovered':>11}", end="")
@@ -152,12 +178,14 @@ def draw(results: Results, folder: Path) -> None:
     def by_seed(**where) -> list[list[dict]]:
         return [rows for s in SEEDS if (rows := results.of(seed=s, **where))]
 
-    fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-    for kind, name in NAMES.items():
-        line(ax, by_seed(part="frontier", kind=kind), "l0", name, COLORS[kind])
-    ax.set(xlabel="L0: features at a token", ylabel="1 − loss recovered")
-    ax.set_title("One line a seed; down and to the left is better", fontsize=10)
-    ax.legend(frameon=False)
+    fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), layout="constrained", sharey=True)
+    for ax, size in zip(axes, ("l0", "attribution_l0"), strict=True):
+        for (name, where), color in zip(FRONTIERS.items(), PALETTE, strict=False):
+            line(ax, by_seed(**where), size, name, color)
+    axes[0].set(xlabel="L0: features at a token", ylabel="1 − loss recovered")
+    axes[1].set(xlabel="attribution L0")
+    fig.suptitle("One line a seed; down and to the left is better", fontsize=10)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     fig.savefig(folder / "dictionary-frontier.png", dpi=150)
 
     kinds = [k for k in NAMES if results.of(part="attribution", kind=k)]
@@ -189,7 +217,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder for pictures")
     args = parser.parse_args()
     results = Results(args.results)
-    for part in (frontier, attribution, helps):
+    for part in (placed, frontier, attribution, helps):
         part(results)
     print(*results.made, sep="\n")
     if args.pictures:

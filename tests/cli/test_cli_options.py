@@ -197,11 +197,6 @@ CASES = [
         },
     ),
     (
-        ["dictionary", *SLICED, "--features", "8", "--kind", "attribution_topk", "--top", "3"],
-        "dictionary:train_dictionary",
-        {**ARRIVED, "max_tokens": None, "kind": "attribution_topk", "k": 3},
-    ),
-    (
         [
             "dictionary", *SLICED, "--features", "8", "--n-tokens", "1024", "--start", "BASIS",
             "--heldout", "HELDOUT",

@@ -322,19 +322,17 @@ class TestSAELens:
             ("prolu_ste", False),
             ("prolu_relu", False),
             ("prolu_ste", True),
-            ("attribution_topk", False),
         ],
     )
     def test_outputs_agree_and_files_load_there(self, kind, positive, tied, tmp_path):
         sae_lens = pytest.importorskip("sae_lens")
-        k = 3 if kind == "attribution_topk" else None
-        dictionary = randomized(kind, tied=tied, relu_where_positive=positive, k=k)
+        dictionary = randomized(kind, tied=tied, relu_where_positive=positive)
         dictionary.provenance = Provenance("embedded", "blocks.2.hook_resid_post")
         sae = to_sae_lens(dictionary)
         sae.save_model(tmp_path)
         x = torch.randn(40, 8)
         for theirs in (sae, sae_lens.SAE.load_from_disk(tmp_path)):
-            assert type(theirs) is (sae_lens.TopKSAE if k else sae_lens.JumpReLUSAE)
+            assert type(theirs) is sae_lens.JumpReLUSAE
             assert torch.allclose(theirs.encode(x), dictionary.encode(x), atol=1e-5)
             assert torch.allclose(theirs(x), dictionary(x), atol=1e-5)
             assert theirs.cfg.metadata.hook_name == "blocks.2.hook_resid_post"

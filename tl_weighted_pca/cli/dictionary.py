@@ -48,15 +48,9 @@ def dictionary(
         ),
     ] = None,
     kind: Annotated[
-        Literal["relu", "prolu_ste", "prolu_relu", "attribution_topk"],
-        typer.Option(
-            help="Activation function, and for ProLU the rule of its gradient; attribution_topk keeps the "
-            "--top features at a token, selected by attribution in training."
-        ),
+        Literal["relu", "prolu_ste", "prolu_relu"],
+        typer.Option(help="Activation function, and for ProLU the rule of its gradient."),
     ] = "prolu_relu",
-    top: Annotated[
-        int | None, typer.Option("--top", min=1, help="k of --kind attribution_topk.")
-    ] = None,
     sparsity: Annotated[float, typer.Option(min=0, help="λ₁: weight of the features f.")] = 0.1,
     attribution: Annotated[
         float, typer.Option(min=0, help="λ_a: weight of the attributions f (g·d).")
@@ -114,7 +108,7 @@ def dictionary(
         options = {k: v for k, v in how.options.items() if k != "progress"}
         moments = _moments(model, train, hook, run / "prepared.moments.safetensors", options)
         trained = train_dictionary(
-            model, train, hook, recipe, n_features=features, n_tokens=n_tokens, kind=kind, k=top, basis=basis,
+            model, train, hook, recipe, n_features=features, n_tokens=n_tokens, kind=kind, basis=basis,
             moments=moments, checkpoint=run / "checkpoint.safetensors", **how.options,
         )  # fmt: skip
         trained.save(run / "dictionary.safetensors")

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_weighted_pca.bases.basis import Basis
@@ -22,25 +22,22 @@ from tl_weighted_pca.support.whole_numbers import checked_count
 
 _FORMAT = "tl_weighted_pca.SparseAutoencoder/1"
 
-Kind = Literal["relu", "prolu_ste", "prolu_relu", "attribution_topk"]
-"""The activation function, and for ProLU the rule of its gradient; "attribution_topk" is ReLU of which
-the k largest at a token are kept, trained on those with the largest attributions (see `Recipe`)."""
+Kind = Literal["relu", "prolu_ste", "prolu_relu"]
+"""The activation function, and for ProLU the rule of its gradient."""
 
 
 class SparseAutoencoder(nn.Module):
     """f = φ((x − b_in) W_enc, b_enc),  x̂ = f W_dec + b_dec, with rows of W_dec of unit length.
 
-    φ(m, b) is ReLU(m + b), ProLU(m, b), or the k largest of ReLU(m + b) and zero elsewhere. With a tied
-    bias b_in = b_dec; an untied b_in is learned on its own, which matters to ProLU alone: its b_enc gates
-    and cannot shift.
+    φ(m, b) is ReLU(m + b) or ProLU(m, b). With a tied bias b_in = b_dec; an untied b_in is learned on its
+    own, which matters to ProLU alone: its b_enc gates and cannot shift.
 
     All is homogeneous: for activations measured in another unit, `in_units` gives the same map.
 
     Args:
         width: d, of the activations.
         n_features: m, of the dictionary.
-        kind: "relu", "prolu_ste", "prolu_relu" (see `prolu`) or "attribution_topk".
-        k: features at a token, for "attribution_topk" alone.
+        kind: "relu", "prolu_ste" or "prolu_relu" (see `prolu`).
         tied: whether b_in is b_dec.
         relu_where_positive: for ProLU, take ReLU(m + b) where the bias is positive.
         basis: start from its components, each in both signs, in descending order, as far as there are
@@ -49,8 +46,7 @@ class SparseAutoencoder(nn.Module):
         provenance: what the dictionary is of.
 
     Raises:
-        ValueError: for another `kind`, sizes below one, a k that is missing, too large or of no use, or a
-            basis of another width or per head.
+        ValueError: for another `kind`, sizes below one, or a basis of another width or per head.
     """
 
     def __init__(
@@ -59,7 +55,6 @@ class SparseAutoencoder(nn.Module):
         n_features: int,
         kind: Kind = "prolu_ste",
         *,
-        k: int | None = None,
         tied: bool = True,
         relu_where_positive: bool = False,
         basis: Basis | None = None,
@@ -67,10 +62,8 @@ class SparseAutoencoder(nn.Module):
         provenance: Provenance | None = None,
     ) -> None:
         super().__init__()
-        check_settings(kind, n_features, k)
-        checked_count("width", width)
+        check_settings(kind, n_features=n_features, width=width)
         self.kind: Kind = kind
-        self.k = k
         self.tied = tied
         self.relu_where_positive = relu_where_positive
         self.unit = 1.0
@@ -115,11 +108,6 @@ class SparseAutoencoder(nn.Module):
         Raises:
             ValueError: if x has another width.
         """
-        f = self.encode_all(x)
-        return f if self.k is None else f * largest(f, self.k)
-
-    def encode_all(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... features"]:
-        """`encode` before the k largest are chosen."""
         if x.shape[-1] != self.width:
             raise ValueError(
                 f"Activations of shape {tuple(x.shape)} do not fit this dictionary, which takes "
@@ -128,7 +116,7 @@ class SparseAutoencoder(nn.Module):
             )
         W, b, b_in = (p.to(x.device) for p in (self.W_enc, self.b_enc, self.b_in))
         m = (x.to(W) - b_in) @ W
-        if self.kind in ("relu", "attribution_topk"):
+        if self.kind == "relu":
             return torch.relu(m + b)
         rule: GradientRule = "ste" if self.kind == "prolu_ste" else "relu"
         u, positive = self.unit, self.relu_where_positive
@@ -212,7 +200,6 @@ class SparseAutoencoder(nn.Module):
             "width": self.width,
             "n_features": self.n_features,
             "kind": self.kind,
-            "k": self.k,
             "tied": self.tied,
             "relu_where_positive": self.relu_where_positive,
             "provenance": asdict(self.provenance),
@@ -221,33 +208,22 @@ class SparseAutoencoder(nn.Module):
     @classmethod
     def from_header(cls, header: dict[str, Any]) -> SparseAutoencoder:
         """A dictionary with these settings, its weights not yet set."""
-        return cls(**{**header, "provenance": Provenance(**header["provenance"])})
+        # Files of 0.2.0 have a k, which a kind of that version took.
+        settings = {name: value for name, value in header.items() if name != "k"}
+        return cls(**{**settings, "provenance": Provenance(**header["provenance"])})
 
     def extra_repr(self) -> str:
-        k = "" if self.k is None else f", k={self.k}"
-        return f"width={self.width}, n_features={self.n_features}, kind={self.kind!r}{k}, tied={self.tied}"
+        return f"width={self.width}, n_features={self.n_features}, kind={self.kind!r}, tied={self.tied}"
 
 
-def check_settings(kind: str, n_features: int, k: int | None = None, **counts: Any) -> None:
-    """Raise ValueError for another `kind`, a k that does not fit, and fewer than one of what is counted."""
+def check_settings(kind: str, **counts: Any) -> None:
+    """Raise ValueError for another `kind`, and for fewer than one of what is counted."""
     if kind not in get_args(Kind):
         raise ValueError(
             f"kind is {kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}."
         )
-    for name, count in {"n_features": n_features, **counts}.items():
+    for name, count in counts.items():
         checked_count(name, count)
-    if (kind == "attribution_topk") != (k is not None):
-        raise ValueError(
-            f"kind is {kind!r} and k is {k}: 'attribution_topk' needs k, the number of features at a token, "
-            "and no other kind takes one."
-        )
-    if k is not None and checked_count("k", k) > n_features:
-        raise ValueError(f"k is {k}; expected at most n_features, {n_features}.")
-
-
-def largest(f: Float[Tensor, "... features"], k: int) -> Bool[Tensor, "... features"]:
-    """Where the k largest of each row are."""
-    return torch.zeros_like(f, dtype=torch.bool).scatter(-1, f.topk(k, dim=-1).indices, True)
 
 
 def _from_basis(

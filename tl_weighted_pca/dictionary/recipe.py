@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.dictionary.autoencoder import Kind, SparseAutoencoder, largest
+from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 from tl_weighted_pca.moments.second_moment import Moments
 from tl_weighted_pca.support.whole_numbers import checked_count
 
@@ -30,14 +30,6 @@ class Recipe:
     any scale: activations are centred and scaled to E‖x‖² = 1, and attributions are divided by their
     unit. Source: Taggart 2024 for the first two terms; attribution dictionary learning (2024) for the
     last two, with p = |·|.
-
-    A dictionary of kind "attribution_topk" has a selection in the place of λ₁ and λ_a:
-
-        loss = ‖x − b_dec − Σ_{i ∈ S} f_i d_i‖² + (1 − β) Σ_{i ∈ U∖S} f_i² + λ_u (g·(x − x̂))²,
-
-    S the k features per token, over the batch, with the largest f_i ((1 − β) |g·d_i| + β), and U the k
-    with the largest f_i at each token, which are those that `encode` keeps. β falls from 1 to 0. The second
-    term silences what has activations and no effect. Source: gradient SAEs (2025) for S with β = 0.
     """
 
     sparsity: float = 0.1
@@ -59,8 +51,6 @@ class Recipe:
     """Tokens a step."""
     warmup: float = 0.1
     """The share of the steps in which λ₁, λ_a and λ_u rise from zero."""
-    mixed: float = 0.3
-    """For "attribution_topk", the share of the steps in which β falls."""
     decay: float = 0.3
     """The share of the steps, at the end, in which the learning rate falls to zero."""
     resample: float = 0.6
@@ -77,7 +67,7 @@ class Recipe:
         for name in ("sparsity", "attribution", "unexplained"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 0.")
-        for name in ("warmup", "mixed", "decay", "resample"):
+        for name in ("warmup", "decay", "resample"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; expected a share of the steps, 0 to 1."
@@ -97,10 +87,10 @@ class Recipe:
                 f"attribution_unit is {self.attribution_unit!r}; expected 'token' or 'stream'."
             )
 
-    def needs_gradients(self, kind: Kind) -> bool:
-        """Whether a term, or the selection, looks at gradients."""
-        selects = kind == "attribution_topk"
-        return selects or self.attribution > 0 or self.unexplained > 0
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a term looks at gradients."""
+        return self.attribution > 0 or self.unexplained > 0
 
     def learning_rate_at(self, done: float) -> float:
         """A short rise, a plateau, and a linear fall to zero; `done` is the share of the steps."""
@@ -111,10 +101,6 @@ class Recipe:
     def warm(self, done: float) -> float:
         """The factor of the λ's, rising from 0 to 1."""
         return min(1.0, done / self.warmup) if self.warmup else 1.0
-
-    def beta(self, done: float) -> float:
-        """β, falling from 1 to 0."""
-        return max(0.0, 1 - done / self.mixed) if self.mixed else 0.0
 
 
 _TINY = 1e-30
@@ -206,20 +192,13 @@ class Losses:
     sparsity: Float[Tensor, ""]
     attribution: Float[Tensor, ""]
     unexplained: Float[Tensor, ""]
-    unselected: Float[Tensor, ""]
-    """Σ_{i ∈ U∖S} f_i²."""
 
-    def total(self, recipe: Recipe, warm: float = 1.0, beta: float = 0.0) -> Float[Tensor, ""]:
+    def total(self, recipe: Recipe, warm: float = 1.0) -> Float[Tensor, ""]:
         """Their sum under a recipe, with λ's at the share `warm` of their height."""
-        return (
-            self.reconstruction
-            + warm
-            * (
-                recipe.sparsity * self.sparsity
-                + recipe.attribution * self.attribution
-                + recipe.unexplained * self.unexplained
-            )
-            + (1 - beta) * self.unselected
+        return self.reconstruction + warm * (
+            recipe.sparsity * self.sparsity
+            + recipe.attribution * self.attribution
+            + recipe.unexplained * self.unexplained
         )
 
 
@@ -228,29 +207,17 @@ def losses(
     x: Float[Tensor, "tokens d"],
     g: Float[Tensor, "tokens d"] | None,
     recipe: Recipe,
-    beta: float = 0.0,
 ) -> tuple[Losses, Float[Tensor, "tokens features"]]:
-    """The terms of a `Recipe` on activations and gradients as `Units` gives them, and the features, of
-    which those selected where the kind selects."""
-    f = dictionary.encode_all(x)
-    sparsity = attribution = unexplained = unselected = f.new_zeros(())
-    if dictionary.k is None:
-        sparsity = _penalised(f, recipe.penalty)
-        if g is not None and recipe.attribution > 0:
-            attribution = _penalised((f * (g @ dictionary.W_dec.T)).abs(), recipe.penalty)
-    else:
-        assert g is not None
-        with torch.no_grad():
-            ranked = f * ((1 - beta) * (g @ dictionary.W_dec.T).abs() + beta)
-            chosen = largest(ranked.flatten(), dictionary.k * len(f)).view_as(f)
-            passed_over = largest(f, dictionary.k) & ~chosen
-        unselected = (f * passed_over).square().sum(1).mean()
-        f = f * chosen
+    """The terms of a `Recipe` on activations and gradients as `Units` gives them, and the features."""
+    f = dictionary.encode(x)
+    attribution = unexplained = f.new_zeros(())
+    if g is not None and recipe.attribution > 0:
+        attribution = _penalised((f * (g @ dictionary.W_dec.T)).abs(), recipe.penalty)
     error = x - dictionary.decode(f)
     if g is not None and recipe.unexplained > 0:
         unexplained = (g * error).sum(1).square().mean()
     reconstruction = error.square().sum(1).mean()
-    return Losses(reconstruction, sparsity, attribution, unexplained, unselected), f
+    return Losses(reconstruction, _penalised(f, recipe.penalty), attribution, unexplained), f
 
 
 def _penalised(sizes: Float[Tensor, "tokens features"], penalty: Penalty) -> Float[Tensor, ""]:

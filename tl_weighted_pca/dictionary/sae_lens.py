@@ -10,14 +10,13 @@ from tl_weighted_pca.dictionary.autoencoder import SparseAutoencoder
 
 
 def to_sae_lens(dictionary: SparseAutoencoder) -> Any:
-    """The same map as a SAELens JumpReLU or TopK SAE, JumpReLU_θ(m) = m · H(m − θ) with m = x W_enc + b.
+    """The same map as a SAELens JumpReLU SAE, JumpReLU_θ(m) = m · H(m − θ) with m = x W_enc + b.
 
     With m = (x − b_in) W_enc, and so −b_in W_enc in SAELens's encoder bias:
 
         ProLU(m, b_enc)                     θ = max(0, −b_enc), nothing else in the encoder bias
         … with ReLU where b_enc > 0         θ = max(0, −b_enc), max(b_enc, 0) in the encoder bias
         ReLU(m + b_enc)                     θ = 0, b_enc in the encoder bias
-        … with the k largest kept           TopK, b_enc in the encoder bias
 
     Outputs agree to rounding. `to_sae_lens(d).save_model(folder)` writes files for
     `sae_lens.SAE.load_from_disk(folder)`. SAELens needs TransformerLens below 4. At a `hook_z` heads are
@@ -27,14 +26,13 @@ def to_sae_lens(dictionary: SparseAutoencoder) -> Any:
         dictionary: to convert; its weights are copied.
 
     Returns:
-        A `sae_lens.JumpReLUSAE`, or a `TopKSAE` for "attribution_topk", with the dictionary's dtype, device,
-        model and hook point.
+        A `sae_lens.JumpReLUSAE` with the dictionary's dtype, device, model and hook point.
 
     Raises:
         ImportError: where SAELens is not installed.
     """
     try:
-        from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
+        from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
         from sae_lens.saes.sae import SAEMetadata
     except ImportError as error:
         raise ImportError(
@@ -56,7 +54,7 @@ def to_sae_lens(dictionary: SparseAutoencoder) -> Any:
     with torch.no_grad():
         shift = -(dictionary.b_in @ dictionary.W_enc)
         bias = dictionary.b_enc
-        if dictionary.kind in ("relu", "attribution_topk"):
+        if dictionary.kind == "relu":
             shift, threshold = shift + bias, torch.zeros_like(bias)
         else:
             threshold = (-bias).clamp(min=0)
@@ -67,11 +65,8 @@ def to_sae_lens(dictionary: SparseAutoencoder) -> Any:
             "W_dec": weights,
             "b_enc": shift,
             "b_dec": dictionary.b_dec,
+            "threshold": threshold,
         }
-        if dictionary.k is None:
-            state["threshold"] = threshold
-            sae = JumpReLUSAE(JumpReLUSAEConfig(**settings))
-        else:
-            sae = TopKSAE(TopKSAEConfig(**settings, k=dictionary.k))
+        sae = JumpReLUSAE(JumpReLUSAEConfig(**settings))
         sae.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()})
     return sae

@@ -51,10 +51,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(done)
         with torch.enable_grad():
-            beta = recipe.beta(done)
-            terms, f = losses(dictionary, x, g, recipe, beta)
+            terms, f = losses(dictionary, x, g, recipe)
             self.optimizer.zero_grad(set_to_none=True)
-            terms.total(recipe, recipe.warm(done), beta).backward()
+            terms.total(recipe, recipe.warm(done)).backward()
         self._keep_to_sphere()
         self.optimizer.step()
         dictionary.normalize_decoder()
@@ -62,7 +61,7 @@ class Trainer:
             self.fired += (f > 0).sum(0)
             self.step_number += 1
             if self.step_number in self._resample_at:
-                self._resample(x, f, g)
+                self._resample(x, f)
                 self.fired.zero_()
         return terms
 
@@ -74,23 +73,17 @@ class Trainer:
         gradient -= (gradient * W).sum(1, keepdim=True) * W
 
     @torch.no_grad()
-    def _resample(
-        self, x: Float[Tensor, "tokens d"], f: Float[Tensor, "tokens features"], g: Tensor | None
-    ) -> None:
+    def _resample(self, x: Float[Tensor, "tokens d"], f: Float[Tensor, "tokens features"]) -> None:
         """Start features that have not fired again, on what is reconstructed worst.
 
-        A dead feature takes the direction of the error e of a token drawn in proportion to its squared
-        error, and the threshold zero. Where the kind selects by attribution, of the error's effect Q e,
-        with Q = E[g gᵀ] of the batch.
+        A dead feature takes the direction of the error of a token drawn in proportion to its squared
+        error, and the threshold zero.
         """
         dead = (self.fired == 0).nonzero().squeeze(1)
         if not len(dead):
             return
         dictionary = self.dictionary
         error = x - dictionary.decode(f)
-        if dictionary.k is not None:
-            assert g is not None
-            error = (error @ g.T) @ g / len(g)
         chances = error.square().sum(1).cpu().double()
         if float(chances.sum()) <= 0:
             return

@@ -50,7 +50,6 @@ def train_dictionary(
     n_features: int,
     n_tokens: int,
     kind: Kind = "prolu_relu",
-    k: int | None = None,
     tied: bool = True,
     relu_where_positive: bool = False,
     basis: Basis | None = None,
@@ -65,8 +64,8 @@ def train_dictionary(
     """argmin E[‖x − x̂‖² + λ₁ Σ_i p(f_i) + λ_a Σ_i p(a_i) + λ_u (g·(x − x̂))²] over dictionaries, by Adam.
 
     x are activations at the hook point and g the objective's gradients there, streamed from the model
-    into a shuffle buffer: memory is flat in `n_tokens`. Without λ_a, λ_u or a selection by attribution no
-    gradients are taken and the model runs only as far as the hook point. The terms and their units are
+    into a shuffle buffer: memory is flat in `n_tokens`. Without λ_a and λ_u no gradients are
+    taken and the model runs only as far as the hook point. The terms and their units are
     those of `Recipe`. Inference mode, if the caller is in it, is left for the duration.
 
     Args:
@@ -77,8 +76,7 @@ def train_dictionary(
         recipe: weights of the terms, and the schedule.
         n_features: m, of the dictionary.
         n_tokens: tokens to train on, which sets the length of the schedule.
-        kind: "relu", "prolu_ste", "prolu_relu" or "attribution_topk".
-        k: features at a token, for "attribution_topk" alone.
+        kind: "relu", "prolu_ste" or "prolu_relu".
         tied: whether the bias before the encoder is the decoder's.
         relu_where_positive: for ProLU, take ReLU where the bias is positive.
         basis: to start from, such as `pca` or `metric_pca` (see `SparseAutoencoder`).
@@ -104,14 +102,14 @@ def train_dictionary(
         NonFiniteError: on NaN or infinity, naming the hook point and the batch.
     """
     hook_point = resolve_one(model, hook_point)
-    check_settings(kind, n_features, k, n_tokens=n_tokens, buffer_tokens=buffer_tokens)
+    check_settings(kind, n_features=n_features, n_tokens=n_tokens, buffer_tokens=buffer_tokens)
     n_steps = n_tokens // recipe.batch_size
     if n_steps < 1:
         raise ValueError(
             f"n_tokens is {n_tokens}, less than one batch of {recipe.batch_size} tokens: train on more, "
             "or set the recipe's batch_size."
         )
-    gradients = recipe.needs_gradients(kind)
+    gradients = recipe.needs_gradients
     objective = checked_objective(objective)
     what = objective_name(objective) if gradients else ""
     provenance = made_at(model, hook_point, what)
@@ -121,7 +119,7 @@ def train_dictionary(
         _check_moments(moments, provenance)
     # What a checkpoint must agree with. The data itself is the user's word.
     run = {
-        "recipe": asdict(recipe), "n_features": n_features, "n_tokens": n_tokens, "kind": kind, "k": k,
+        "recipe": asdict(recipe), "n_features": n_features, "n_tokens": n_tokens, "kind": kind,
         "tied": tied, "relu_where_positive": relu_where_positive,
         "provenance": asdict(replace(provenance, weights="")),
         "positions": repr(positions), "batch_size": batch_size, "buffer_tokens": buffer_tokens,
@@ -142,7 +140,7 @@ def train_dictionary(
         units = Units.of(moments)
     units = units.to(device := device_of(model))
     dictionary = SparseAutoencoder(
-        len(units.center), n_features, kind, k=k, tied=tied, relu_where_positive=relu_where_positive,
+        len(units.center), n_features, kind, tied=tied, relu_where_positive=relu_where_positive,
         basis=basis, seed=recipe.seed, provenance=provenance,
     )  # fmt: skip
     if basis is not None:
