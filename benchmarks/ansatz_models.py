@@ -92,6 +92,7 @@ def networks(keep: Path | None, stories: int) -> list[Network]:
     for folder in sorted(training.glob("step-*")) if training and training.exists() else []:
         found.append(Network("embedded GPT", folder.name, partial(_trained, folder, stories)))
     found.append(Network("SmolLM2-135M", "all 30 layers", _smollm2))
+    found.append(Network("BERT encoder", "MiniLM, all 6 layers", _minilm))
     return found
 
 
@@ -178,6 +179,20 @@ def _smollm2() -> pd.DataFrame:
     model = smollm2()
     _, heldout = sequences(model.tokenizer, 128)
     return _table(model, heldout[:40], next_token_loss, batch_size=4, max_width=2048)
+
+
+def _minilm() -> pd.DataFrame:
+    """Its output is an embedding, and it has no loss of its own."""
+    from helpers.encoder import EmbeddingProbe, minilm
+    from real_model import sequences
+
+    model = minilm()
+    _, heldout = sequences(model.tokenizer, 128)
+    found = feature_ansatz(
+        model, heldout[:40], objective={"output": EmbeddingProbe()}, layers=list(range(6)),
+        batch_size=4, progress=False,
+    )  # fmt: skip
+    return found.to_pandas()
 
 
 def measured(keep: Path | None, families: Sequence[str], quick: bool, stories: int) -> pd.DataFrame:
