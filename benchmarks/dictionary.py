@@ -51,7 +51,7 @@ LAMBDA_1 = {
 }
 RATES = (0.001, 0.003, 0.01, 0.02, 0.03)
 """Step sizes to choose from."""
-RATE = {"relu": 0.01, "prolu_ste": 0.003, "prolu_relu": 0.003}
+RATE = {"relu": 0.02, "prolu_ste": 0.003, "prolu_relu": 0.003}
 """The best of them."""
 LAMBDA_A = (0.0001, 0.0002, 0.0005, 0.001, 0.002)
 RECIPE = {"penalty": "log", "sparsity": 0.004, "unexplained": 0.02}

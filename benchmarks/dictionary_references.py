@@ -20,7 +20,7 @@ RATE_THERE = {
     "sae_lens batchtopk": 0.01,
     "sae_lens jumprelu": 0.01,
     "sae_lens topk": 0.003,
-    "sae_lens standard": 0.003,
+    "sae_lens standard": 0.02,
 }
 """The best step size of those tried."""
 
