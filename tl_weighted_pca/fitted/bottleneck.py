@@ -100,7 +100,7 @@ class NestedBottleneck(Bottleneck):
         share 2δ² Σ_{p≤k} 1/p, which hardly depends on the rank or the width; without the root, by 2kδ².
         """
         root = falls.to(self._scale).clamp(min=torch.finfo(self._scale.dtype).tiny).sqrt()
-        place = torch.arange(1, self.used + 1).to(root)
+        place = torch.arange(1, self.used + 1, dtype=root.dtype, device=root.device)
         self._scale = (root[:, None] / root).clamp(max=1.0)
         self._scale /= torch.minimum(place[:, None], place).sqrt()
 
