@@ -6,7 +6,7 @@
     python benchmarks/dictionary.py throughput
 
 `rates` tries step sizes for every kind, on stories of the training split that no run is trained on
-(`--validation`); the others take the best of them. `frontier` trains ReLU, ProLU-STE and ProLU-ReLU at
+(`--validation`); the others take `RATE`. `frontier` trains ReLU, ProLU-STE and ProLU-ReLU at
 five λ₁ and three seeds; `attribution` varies λ_a alone; `off` is the recipe of `attribution` without
 λ_a, its λ₁ varied; `helps` changes one part of that recipe at a time; `references` trains SAELens's
 TopK, BatchTopK, JumpReLU and standard SAEs (extra [sae]); `throughput` times training against its
@@ -52,7 +52,7 @@ LAMBDA_1 = {
 RATES = (0.001, 0.003, 0.01, 0.02, 0.03)
 """Step sizes to choose from."""
 RATE = {"relu": 0.02, "prolu_ste": 0.003, "prolu_relu": 0.003}
-"""The best of them."""
+"""Those of the tables; `rates` shows how the others compare."""
 LAMBDA_A = (0.0001, 0.0002, 0.0005, 0.001, 0.002)
 RECIPE = {"penalty": "log", "sparsity": 0.004, "unexplained": 0.02}
 """What λ_a is added to."""

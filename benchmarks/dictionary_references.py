@@ -22,7 +22,7 @@ RATE_THERE = {
     "sae_lens topk": 0.003,
     "sae_lens standard": 0.02,
 }
-"""The best step size of those tried."""
+"""Step sizes of the tables."""
 
 
 class Reference:

@@ -1,6 +1,7 @@
 """Tables and pictures of what `benchmarks/dictionary.py` measured.
 
     python benchmarks/dictionary_report.py results.jsonl --pictures docs/images
+    python benchmarks/dictionary_report.py rates.jsonl
 
 Dictionaries are compared at equal loss recovered, or at equal L0, along straight lines between the runs
 of one seed on logarithmic axes; differences are then averaged over seeds, with 95% t-intervals.
@@ -125,6 +126,21 @@ def placed(results: Results) -> None:
             print(f"| {name} | " + " | ".join("–" if "nan" in c else c for c in cells) + " |")
 
 
+def rates(results: Results) -> None:
+    """L0 at 0.98 of the loss recovered, by step size, between the two or three settings of each."""
+    rows = results.of(part="rates")
+    kinds = sorted({(r["kind"], r.get("penalty", "")) for r in rows})
+    tried = sorted({r["learning_rate"] for r in rows})
+    print("\n| L0 at 0.98, by step size | " + " | ".join(map(str, tried)) + " |")
+    print("|---" * (len(tried) + 1) + "|")
+    for kind, penalty in kinds:
+        mine = [r for r in rows if (r["kind"], r.get("penalty", "")) == (kind, penalty)]
+        each = [[r for r in mine if r["learning_rate"] == rate] for rate in tried]
+        found = [float(along(some, lost, l0, 0.02)) for some in each]
+        cells = ["–" if np.isnan(v) else f"{v:.1f}" for v in found]
+        print(f"| {kind} {penalty} | " + " | ".join(cells) + " |")
+
+
 def attribution(results: Results) -> None:
     print("\nFall of attribution L0 at equal loss recovered")
     print(f"{'':12}{'λ_a':>7}{'L0':>7}{'attr. L0':>10}{'recovered':>11}", end="")
@@ -217,6 +233,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder for pictures")
     args = parser.parse_args()
     results = Results(args.results)
+    if results.of(part="rates"):
+        return rates(results)
     for part in (placed, frontier, attribution, helps):
         part(results)
     print(*results.made, sep="\n")

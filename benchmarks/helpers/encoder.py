@@ -38,7 +38,7 @@ def minilm() -> Any:
 
 
 class EmbeddingProbe:
-    """uᵀe of the embedding e = h̄/‖h̄‖, h̄ the mean of a sequence's last states, for a random u a sequence."""
+    """uᵀe of a sequence's embedding e = h̄/‖h̄‖, h̄ the mean of its last states; a random u per sequence."""
 
     hook_points = ("blocks.5.hook_out",)
     name = "embedding_probe"
@@ -46,6 +46,6 @@ class EmbeddingProbe:
     def __call__(self, run: Any) -> Float[Tensor, " batch"]:
         mean = run.activations[self.hook_points[0]].mean(1)
         embedding = torch.nn.functional.normalize(mean, dim=-1)
-        seed = int(run.sequence_index[0])
-        u = torch.randn(embedding.shape, generator=torch.Generator().manual_seed(seed))
+        generators = (torch.Generator().manual_seed(i) for i in run.sequence_index.tolist())
+        u = torch.stack([torch.randn(embedding.shape[-1], generator=each) for each in generators])
         return (embedding * u).sum(-1)

@@ -250,6 +250,13 @@ def test_files_come_back(tmp_path):
         SparseAutoencoder.load(tmp_path / "bad")
 
 
+def test_a_header_of_0_2_0_names_a_k():
+    header = randomized("relu").header()
+    assert SparseAutoencoder.from_header(header | {"k": None}).kind == "relu"
+    with pytest.raises(ValueError, match="kind is 'attribution_topk'; expected one of 'relu'"):
+        SparseAutoencoder.from_header(header | {"kind": "attribution_topk", "k": 3})
+
+
 def test_a_float64_dictionary_comes_back_to_the_bit(tmp_path):
     dictionary = randomized("prolu_ste", tied=False).double()
     with torch.no_grad():

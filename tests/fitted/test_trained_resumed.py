@@ -99,6 +99,19 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.filterwarnings("ignore:No training")  # was better in two steps
+def test_a_checkpoint_whose_steps_were_scaled_otherwise_is_refused(
+    best_model, stories, start, tmp_path, monkeypatch
+):
+    path, options = tmp_path / "run", {"steps": 2, "batch_size": 8, "progress": False}
+    with monkeypatch.context() as before:
+        module = "tl_weighted_pca.fitted.training_checkpoint"
+        before.setattr(f"{module}._FORMAT", "tl_weighted_pca.Training/1")
+        wpca.optimize_basis(best_model, stories, start, checkpoint=path, **options)
+    with pytest.raises(ValueError, match="Training/1', expected 'tl_weighted_pca.Training/2'"):
+        wpca.optimize_basis(best_model, stories, start, checkpoint=path, **options)
+
+
 def test_two_processes_train_what_one_trains_on_the_same_batches(stories, tmp_path):
     # In float64: Adam's first steps are the signs of gradients, also of those that are rounding.
     model = wpca.embedded.load_model(device="cpu").double()

@@ -81,7 +81,7 @@ class NestedBottleneck(Bottleneck):
         self._encoder = (encoder / spread[..., None, :]).to(like)
         self._decoder = (decoder * spread[..., None]).to(like)
         self._center = start.center.to(like)
-        # A step of Adam in all entries at random has a spectral norm of some 2·lr·√d.
+        # So the norm of a random step, some 2·lr·√d, is independent of the width; 0.24 suited 64 and 576.
         self.rate, self.clip = 0.24 / max(1, self.used) ** 0.5, None
         self._eye = torch.eye(self.used, dtype=like.dtype, device=like.device)
         self._scale = torch.ones_like(self._eye)

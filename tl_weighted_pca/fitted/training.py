@@ -156,7 +156,7 @@ class Training:
         if not math.isfinite(total):
             self._diverged(number, f"the {self._scorer.unit} is {total}")
             return
-        if not n:  # nothing to predict in this batch
+        if not n:  # nothing to predict in this batch, and 0/0 is NaN
             return
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = self._processes.added_up(gradient) / n

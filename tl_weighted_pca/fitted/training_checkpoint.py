@@ -20,7 +20,8 @@ from tl_weighted_pca.support.files import (
 from tl_weighted_pca.support.interrupts import uninterrupted
 from tl_weighted_pca.support.whole_numbers import checked_count
 
-_FORMAT = "tl_weighted_pca.Training/1"
+_FORMAT = "tl_weighted_pca.Training/2"
+"""Parameters of the first format mean other bases: its steps were scaled differently."""
 
 
 class TrainingCheckpoint:
