@@ -15,34 +15,19 @@ on.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
-from dictionary_references import LEVELS, RATE_THERE, Reference, reference
+from helpers.dictionary_bench import POSITIONS, Bench, run_all
+from helpers.dictionary_references import LEVELS, RATE_THERE
 from helpers.page import made_on
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
-from tl_weighted_pca.ablation.scores import Scorer
-from tl_weighted_pca.data.batches import batches
-from tl_weighted_pca.dictionary import (
-    Recipe,
-    SparseAutoencoder,
-    Trainer,
-    Units,
-    train_dictionary,
-)
-from tl_weighted_pca.dictionary.scores import CodeSums
-from tl_weighted_pca.models.downstream import Downstream
-from tl_weighted_pca.models.frozen import quiet
-from tl_weighted_pca.models.run import Run
-from tl_weighted_pca.moments.second_moment import Moments, SecondMoment
-from tl_weighted_pca.objectives.losses import target_losses
+from tl_weighted_pca.dictionary import Recipe, SparseAutoencoder, train_dictionary
 
 HOOK = "blocks.2.hook_resid_post"
-POSITIONS = slice(1, None)
 SEEDS = (0, 1, 2)
 LAMBDA_1 = {
     "relu": (0.03, 0.05, 0.08, 0.13, 0.25),
@@ -70,93 +55,18 @@ HELPS = {
 }
 
 
-class Bench:
-    """The embedded model, cached pairs, and how to train and score on them."""
-
-    def __init__(
-        self, stories: int, heldout: int, features: int, steps: int, validation: bool
-    ) -> None:
-        self.features, self.steps = features, steps
-        self.model = embedded.load_model(device="cpu")
-        train, held = (
-            embedded.stories("train", stories + heldout),
-            embedded.stories("heldout", heldout),
-        )
-        if validation:
-            held = train.select(range(stories, stories + heldout))
-        train, held = (each.select_columns("input_ids") for each in (train, held))
-        self.x, self.g = self.pairs(train.select(range(stories)))
-        self.held_x, self.held_g = self.pairs(held)
-        self.moments = Moments(second(self.x), second(self.g), None, len(self.x), stories)
-        self.units = Units.of(self.moments)
-        with quiet(self.model, gradients=False):
-            self.downstream = Downstream(self.model, HOOK, POSITIONS)
-            (batch,) = batches(held, heldout)
-            self.run = self.downstream.start(batch)
-            self.clean = self.loss(lambda x: x)
-            self.ablated = self.loss(lambda x: self.units.center.expand_as(x))
-            self.ablated_kl = self.kl(lambda x: self.units.center.expand_as(x))
-
-    def pairs(self, data) -> tuple[torch.Tensor, torch.Tensor]:
-        stream = wpca.stream_pairs(self.model, data, HOOK, positions=POSITIONS, batch_size=32)
-        rows = [pairs[HOOK].rows() for pairs in stream]
-        return torch.cat([x for x, _ in rows]), torch.cat([g[0] for _, g in rows])
-
-    def loss(self, edit) -> float:
-        run = self.run
-        with quiet(self.model, gradients=False):
-            output = self.downstream.resume(edit)
-        losses = target_losses(Run(output, run.inputs, run.mask, run.sequence_index))
-        return float(losses.sum() / (run.mask[:, 1:] & run.mask[:, :-1]).sum())
-
-    def kl(self, edit) -> float:
-        with quiet(self.model, gradients=False):
-            total, terms = torch.stack(Scorer("kl")(self.run, self.downstream.resume(edit))).sum(1)
-        return float(total / terms)
-
-    def refer(
-        self, kind: str, level: float, seed: int, learning_rate: float, batch_size: int
-    ) -> Reference:
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw() -> torch.Tensor:
-            return self.x[torch.randint(len(self.x), (batch_size,), generator=generator)]
-
-        unit = self.units.scale / self.x.shape[1] ** 0.5
-        return reference(
-            kind, level, draw, self.units.center, unit,
-            features=self.features, steps=self.steps, batch_size=batch_size, seed=seed,
-            learning_rate=learning_rate,
-        )  # fmt: skip
-
-    def train(self, kind: str, recipe: Recipe) -> SparseAutoencoder:
-        start = SparseAutoencoder(self.x.shape[1], self.features, kind, seed=recipe.seed)
-        trainer = Trainer(start, recipe, self.units, self.steps)
-        generator = torch.Generator().manual_seed(recipe.seed)
-        for _ in range(self.steps):
-            rows = torch.randint(len(self.x), (recipe.batch_size,), generator=generator)
-            trainer.step(self.x[rows], self.g[rows] if recipe.needs_gradients else None)
-        return trainer.finished()
-
-    def score(self, code) -> dict:
-        """As `evaluate_dictionary` does it, on the cached pairs."""
-        sums = CodeSums(code)
-        sums.add(self.held_x, self.held_g[None])
-        recovered = (self.ablated - self.loss(code)) / (self.ablated - self.clean)
-        kl = self.kl(code)
-        with torch.no_grad():
-            guess = code(self.held_x)
-        return vars(sums.scores(recovered, kl)) | {
-            "kl_recovered": 1 - kl / self.ablated_kl,
-            "relative_reconstruction_bias": float(
-                guess.square().sum() / (guess * self.held_x).sum()
-            ),
-        }
-
-
-def second(rows: torch.Tensor) -> SecondMoment:
-    wide = rows.double()
-    return SecondMoment.about_zero(torch.tensor(len(wide)), wide.sum(0), wide.T @ wide)
+def bench(args: argparse.Namespace) -> Bench:
+    """The embedded model."""
+    train = embedded.stories("train", args.stories + args.heldout)
+    held = embedded.stories("heldout", args.heldout)
+    if args.validation:
+        held = train.select(range(args.stories, args.stories + args.heldout))
+    train = train.select(range(args.stories))
+    return Bench(
+        embedded.load_model(device="cpu"), HOOK,
+        train.select_columns("input_ids"), held.select_columns("input_ids"),
+        features=args.features, steps=args.steps,
+    )  # fmt: skip
 
 
 def plan(parts: list[str], kinds: list[str], seeds: list[int]) -> list[dict]:
@@ -215,35 +125,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = []
-    if args.out.exists():
-        results = [json.loads(line) for line in args.out.read_text().splitlines()]
-    done = [result["run"] for result in results]
-    todo = [run for run in plan(args.parts, args.kinds, args.seeds) if run not in done]
-    if todo:
-        bench = Bench(args.stories, args.heldout, args.features, args.steps, args.validation)
-        for number, run in enumerate(todo, 1):
-            settings = {k: v for k, v in run.items() if k not in ("part", "kind", "name")}
-            began = time.monotonic()
-            if "level" in run:
-                trained = bench.refer(**settings, kind=run["kind"], batch_size=args.batch_size)
-                scores = bench.score(trained)
-            else:
-                recipe = Recipe(**settings, batch_size=args.batch_size)
-                trained = bench.train(run["kind"], recipe)
-                negative = float((trained.biases < 0).float().mean())
-                scores = bench.score(trained) | {"negative": negative}
-            if run["part"] == "frontier" and run["seed"] == 0:
-                scores["biases"] = trained.biases.tolist()
-            results.append({"run": run, "scores": scores, "made": made_on()})
-            with args.out.open("a") as file:
-                file.write(json.dumps(results[-1]) + "\n")
-            print(
-                f"{number}/{len(todo)} {time.monotonic() - began:5.1f} s  {run}  L0 {scores['l0']:.1f}  "
-                f"loss recovered {scores['loss_recovered']:.4f}  attribution L0 "
-                f"{scores['attribution_l0']:.2f}",
-                flush=True,
-            )
+    runs = plan(args.parts, args.kinds, args.seeds)
+    run_all(runs, args.out, lambda: bench(args), args.batch_size)
     if "throughput" in args.parts:
         throughput(args)
 

@@ -87,7 +87,8 @@ def usual(model: HookedTransformer, tokens: Tensor, names: list[str]) -> list[Te
 
 
 def ours(model: HookedTransformer, tokens: Tensor, names: list[str], **options: Any) -> Any:
-    return wpca.collect(model, tokens, names, batch_size=len(tokens), progress=False, **options)
+    options = {"batch_size": len(tokens), "progress": False} | options
+    return wpca.collect(model, tokens, names, **options)
 
 
 def ours_recomputed(model: HookedTransformer, tokens: Tensor, names: list[str]) -> Any:

@@ -12,5 +12,5 @@ def test_random_command_lines(tmp_path, seed):
 
 @pytest.mark.slow
 def test_random_command_lines_as_processes(tmp_path):
-    for line, _, err, wrong in fuzz(World(tmp_path / "world", 99), 20, as_process):
+    for line, _, err, wrong in fuzz(World(tmp_path / "world", 99), 6, as_process):
         assert not wrong, (wrong, line, err[-500:])
