@@ -104,6 +104,7 @@ def bases_at(
     names: Sequence[str],
     steps: int,
     path: int,
+    matmul: str,
 ) -> dict[str, wpca.Basis]:
     """Bases of some names at a hook point; what is kept is not made again."""
     fisher = stats["fisher"][hook_point]
@@ -122,6 +123,17 @@ def bases_at(
         ]
         return wpca.metric_pca(fisher, sum(metrics[1:], metrics[0]))
 
+    def trained() -> wpca.Basis:
+        torch.set_float32_matmul_precision(matmul)
+        try:
+            return wpca.optimize_basis(
+                model, train, bases["fisher"], steps=steps,
+                checkpoint=kept.folder / "training.checkpoint", checkpoint_every=10,
+                **options | {"progress": True},
+            )  # fmt: skip
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
     makers = {
         "pca": lambda: wpca.pca(fisher),
         "random": lambda: wpca.random_basis(fisher),
@@ -130,15 +142,7 @@ def bases_at(
         "joint": joint,
         "path": lambda: along("pca"),
         "path, twice": lambda: along("pca", "path"),
-        "trained": lambda: wpca.optimize_basis(
-            model,
-            train,
-            bases["fisher"],
-            steps=steps,
-            checkpoint=kept.folder / "training.checkpoint",
-            checkpoint_every=10,
-            **options | {"progress": True},
-        ),
+        "trained": trained,
     }
     bases: dict[str, wpca.Basis] = {}
     for name, make in makers.items():
@@ -155,6 +159,10 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=313, help="sequences to make bases from")
     parser.add_argument("--path", type=int, default=20, help="of these, for path_metric")
     parser.add_argument("--steps", type=int, default=160, help="of training, 4 sequences each")
+    parser.add_argument(
+        "--matmul", choices=["highest", "high", "medium"], default="highest",
+        help="torch's precision of products while a basis is trained; medium: of bfloat16",
+    )  # fmt: skip
     parser.add_argument("--heldout", type=int, default=100, help="sequences to ablate on")
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--hook", action="append", help="only at this hook point")
@@ -193,6 +201,7 @@ def main() -> None:
             arguments.bases,
             arguments.steps,
             arguments.path,
+            arguments.matmul,
         )
         d = bases["pca"].width
         ranks = [d // 32, d // 16, *(i * d // 8 for i in (1, 2, 3, 4, 6))]

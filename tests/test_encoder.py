@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from helpers.encoder import EmbeddingProbe, minilm
+
 import tl_weighted_pca as wpca
 
 pytestmark = pytest.mark.skipif(
@@ -16,19 +19,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    """The benchmark's module."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-    try:
-        from helpers import encoder
-    finally:
-        sys.path.pop(0)
-    return encoder
-
-
-@pytest.fixture(scope="module")
-def model(encoder):
-    return encoder.minilm()
+def model():
+    return minilm()
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +29,9 @@ def tokens():
 
 
 @pytest.fixture(scope="module")
-def states(encoder, model, tokens):
+def states(model, tokens):
     """The last hidden states [sequence, pos, d]."""
-    (name,) = encoder.EmbeddingProbe.hook_points
+    (name,) = EmbeddingProbe.hook_points
     kept = []
     with torch.no_grad(), model.hooks([(name, lambda tensor, hook: kept.append(tensor))]):
         model(tokens)
@@ -56,9 +48,9 @@ def test_the_bridge_computes_what_the_encoder_does(states, tokens):
     torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_probe_and_its_gradient(encoder, states, tokens):
+def test_the_probe_and_its_gradient(states, tokens):
     """e = h̄/‖h̄‖ and ∂(uᵀe)/∂h = (u − (uᵀe) e) / (‖h̄‖ S) at each of S positions."""
-    probe, states = encoder.EmbeddingProbe(), states.double().requires_grad_()
+    probe, states = EmbeddingProbe(), states.double().requires_grad_()
     index = torch.tensor([4, 9, 2])
 
     def values(rows):

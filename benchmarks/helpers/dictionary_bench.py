@@ -91,7 +91,7 @@ class Bench:
         settings = {k: v for k, v in run.items() if k not in ("part", "kind", "name")}
         if "level" in run:
             return self.score(self._reference(run["kind"], **settings, batch_size=batch_size))
-        trained = self._train(run["kind"], Recipe(**settings, batch_size=batch_size))
+        trained = self.train(run["kind"], Recipe(**settings, batch_size=batch_size))
         scores = self.score(trained)
         scores["negative"] = float((trained.biases < 0).float().mean())
         if run["part"] == "frontier" and run["seed"] == 0:
@@ -113,7 +113,7 @@ class Bench:
             learning_rate=learning_rate,
         )  # fmt: skip
 
-    def _train(self, kind: str, recipe: Recipe) -> SparseAutoencoder:
+    def train(self, kind: str, recipe: Recipe) -> SparseAutoencoder:
         start = SparseAutoencoder(self.x.shape[1], self.features, kind, seed=recipe.seed)
         trainer = Trainer(start, recipe, self.units, self.steps)
         generator = torch.Generator().manual_seed(recipe.seed)
