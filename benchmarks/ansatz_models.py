@@ -174,11 +174,17 @@ def _gpt(model: Any, data: Any) -> pd.DataFrame:
 
 
 def _smollm2() -> pd.DataFrame:
+    """Six layers at a time, for memory: the other layers of a control are the other five."""
     from real_model import sequences, smollm2
 
     model = smollm2()
     _, heldout = sequences(model.tokenizer, 128)
-    return _table(model, heldout[:40], next_token_loss, batch_size=4, max_width=2048)
+    options = {"batch_size": 4, "max_width": 2048}
+    six = [list(range(first, first + 6)) for first in range(0, 30, 6)]
+    tables = [
+        _table(model, heldout[:40], next_token_loss, layers=each, **options) for each in six
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _minilm() -> pd.DataFrame:
