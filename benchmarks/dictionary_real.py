@@ -26,7 +26,7 @@ LEVELS = {
     "ReLU, log penalty": [LOG | {"sparsity": v} for v in (0.002, 0.001, 0.0005)],
     "ProLU-STE": [{"kind": "prolu_ste", "sparsity": v} for v in (0.1, 0.05, 0.025)],
     "SAELens BatchTopK": [{"kind": "sae_lens batchtopk", "level": v} for v in (16, 32, 64)],
-    "SAELens JumpReLU": [{"kind": "sae_lens jumprelu", "level": v} for v in (0.5, 0.2, 0.08)],
+    "SAELens JumpReLU": [{"kind": "sae_lens jumprelu", "level": v} for v in (4.0, 1.5, 0.5)],
 }
 RATES = (0.001, 0.003, 0.01)
 """Step sizes to choose from, at the middle setting of each kind."""
