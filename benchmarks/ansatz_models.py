@@ -181,9 +181,7 @@ def _smollm2() -> pd.DataFrame:
     _, heldout = sequences(model.tokenizer, 128)
     options = {"batch_size": 4, "max_width": 2048}
     six = [list(range(first, first + 6)) for first in range(0, 30, 6)]
-    tables = [
-        _table(model, heldout[:40], next_token_loss, layers=each, **options) for each in six
-    ]
+    tables = [_table(model, heldout[:40], next_token_loss, layers=each, **options) for each in six]
     return pd.concat(tables, ignore_index=True)
 
 

