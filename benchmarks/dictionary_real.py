@@ -24,9 +24,9 @@ LENGTH = 256
 LOG = {"kind": "relu", "penalty": "log"}
 LEVELS = {
     "ReLU, log penalty": [LOG | {"sparsity": v} for v in (0.003, 0.005, 0.002)],
-    "ProLU-STE": [{"kind": "prolu_ste", "sparsity": v} for v in (0.1, 0.05, 0.025)],
+    "ProLU-STE": [{"kind": "prolu_ste", "sparsity": v} for v in (0.1, 0.05, 0.3)],
     "SAELens BatchTopK": [{"kind": "sae_lens batchtopk", "level": v} for v in (16, 32, 64)],
-    "SAELens JumpReLU": [{"kind": "sae_lens jumprelu", "level": v} for v in (3.0, 6.0, 1.0)],
+    "SAELens JumpReLU": [{"kind": "sae_lens jumprelu", "level": v} for v in (3.0, 6.0, 1.0, 0.2)],
 }
 RATES = {
     "ReLU, log penalty": (0.0003, 0.001, 0.003),
@@ -37,7 +37,7 @@ RATES = {
 """Step sizes to choose from, at the second setting of each kind."""
 RATE = {
     "ReLU, log penalty": 0.001,
-    "ProLU-STE": 0.001,
+    "ProLU-STE": 0.0003,
     "SAELens BatchTopK": 0.001,
     "SAELens JumpReLU": 0.003,
 }
