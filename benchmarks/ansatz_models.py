@@ -89,8 +89,10 @@ def networks(keep: Path | None, stories: int) -> list[Network]:
         name = "noisy stories" if slips else "plain stories"
         found.append(Network("embedded GPT", name, partial(_embedded, slips, stories)))
     training = None if keep is None else keep / "training"
-    for folder in sorted(training.glob("step-*")) if training and training.exists() else []:
-        found.append(Network("embedded GPT", folder.name, partial(_trained, folder, stories)))
+    kept = training.glob("step-*") if training and training.exists() else []
+    for folder in sorted(kept, key=lambda each: int(each.name.removeprefix("step-"))):
+        name = folder.name.replace("-", " ")
+        found.append(Network("GPT in training", name, partial(_trained, folder, stories)))
     found.append(Network("SmolLM2-135M", "all 30 layers", _smollm2))
     found.append(Network("BERT encoder", "MiniLM, all 6 layers", _minilm))
     return found

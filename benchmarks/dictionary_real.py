@@ -77,14 +77,15 @@ def table(out: Path) -> None:
     titles = ["kind", "L0", "attribution L0", "variance explained", "loss recovered"]
     titles += ["KL recovered", "dead", "dense", "reconstruction bias"]
     print("| " + " | ".join(titles) + " |\n|---" + "|---:" * (len(titles) - 1) + "|")
-    for line in map(json.loads, out.read_text().splitlines()):
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    for line in sorted(lines, key=lambda line: (line["run"]["name"], line["scores"]["l0"])):
         run, s = line["run"], line["scores"]
         name = f"{run['name']}, {run['learning_rate']}" if run["part"] == "rates" else run["name"]
         cells = [name, f"{s['l0']:.1f}", f"{s['attribution_l0']:.1f}"]
         cells += [f"{s[k]:.3f}" for k in ("explained_variance", "loss_recovered", "kl_recovered")]
         cells += [f"{s[k]:.1%}" for k in ("dead", "dense")]
         print("| " + " | ".join([*cells, f"{s['relative_reconstruction_bias']:.3f}"]) + " |")
-    print("\n" + line["made"])
+    print("\n" + lines[-1]["made"])
 
 
 def main() -> None:
