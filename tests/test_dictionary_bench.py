@@ -10,6 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from helpers.dictionary_bench import POSITIONS, Bench, run_all
 
+sys.path.pop(0)
+
 import tl_weighted_pca as wpca
 from tl_weighted_pca import embedded
 from tl_weighted_pca.dictionary import evaluate_dictionary

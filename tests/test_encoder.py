@@ -10,6 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from helpers.encoder import EmbeddingProbe, minilm
 
+sys.path.pop(0)
+
 import tl_weighted_pca as wpca
 
 pytestmark = pytest.mark.skipif(

@@ -86,7 +86,7 @@ class Bench:
             total, terms = torch.stack(Scorer(what)(self.run, self.downstream.resume(edit))).sum(1)
         return float(total / terms)
 
-    def done(self, run: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    def measure(self, run: dict[str, Any], batch_size: int) -> dict[str, Any]:
         """Train one dictionary, as `plan` writes it down, and score it."""
         settings = {k: v for k, v in run.items() if k not in ("part", "kind", "name")}
         if "level" in run:
@@ -155,7 +155,7 @@ def run_all(
     bench = make()
     for number, run in enumerate(todo, 1):
         began = time.monotonic()
-        scores = bench.done(run, batch_size)
+        scores = bench.measure(run, batch_size)
         with out.open("a") as file:
             file.write(json.dumps({"run": run, "scores": scores, "made": made_on()}) + "\n")
         print(
