@@ -27,6 +27,7 @@ import torch
 from bases import FLOORED, summary, table
 from helpers.kept import Kept
 from helpers.page import folded, made_on, shown, write_after_mark, write_between_marks
+from helpers.precision import matmul_precision
 
 import tl_weighted_pca as wpca
 
@@ -124,15 +125,12 @@ def bases_at(
         return wpca.metric_pca(fisher, sum(metrics[1:], metrics[0]))
 
     def trained() -> wpca.Basis:
-        torch.set_float32_matmul_precision(matmul)
-        try:
+        with matmul_precision(matmul):
             return wpca.optimize_basis(
                 model, train, bases["fisher"], steps=steps,
                 checkpoint=kept.folder / "training.checkpoint", checkpoint_every=10,
                 **options | {"progress": True},
             )  # fmt: skip
-        finally:
-            torch.set_float32_matmul_precision("highest")
 
     makers = {
         "pca": lambda: wpca.pca(fisher),
@@ -155,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the tables here, as Markdown")
     parser.add_argument("--section", type=Path, help="write them into this page, between marks")
+    parser.add_argument("--mark", default="real", help="the marks' name")
     parser.add_argument("--picture", type=Path, help="write the picture of the last layer here")
     parser.add_argument("--train", type=int, default=313, help="sequences to make bases from")
     parser.add_argument("--path", type=int, default=20, help="of these, for path_metric")
@@ -244,7 +243,7 @@ def main() -> None:
     if arguments.out:
         write_after_mark(arguments.out, written)
     if arguments.section:
-        write_between_marks(arguments.section, "real", written[1:])
+        write_between_marks(arguments.section, arguments.mark, written[1:])
 
 
 if __name__ == "__main__":

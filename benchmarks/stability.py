@@ -4,31 +4,37 @@
     python benchmarks/stability.py --plain
     python benchmarks/stability.py --steps 400 1600 --trainings "from Fisher-metric PCA on A" \
         "from random on B"                                               # do they agree more with time?
+    python benchmarks/stability.py --real --steps 160 --heldout 24 \
+        --trainings "from Fisher-metric PCA on A" "from Fisher-metric PCA on B" "from random on B"
     python benchmarks/stability.py --quick                               # a minute, to see that it runs
 
 At each hook point bases are trained from Fisher-metric PCA, from PCA and from a random basis, on two halves
 of the stories and with two seeds. How alike two of them are is the overlap of the subspaces of their first k
 components, 1 for the same subspace and k/d by chance: of what they read (encoders) and of what they write
 (decoders). The interval is the range over hook points. What is done is kept in a folder, trainings under way
-included.
+included. With `--real` the model is SmolLM2-135M, as in real_model.py, trained with products of bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from helpers.kept import Kept
 from helpers.page import made_on, write_between_marks
+from helpers.precision import matmul_precision
+from real_model import sequences, smollm2
 
 import tl_weighted_pca as wpca
 
-HOOK_POINTS = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
 TRAINED = {
     "from Fisher-metric PCA on A": ("fisher", "A", 0),
     "from Fisher-metric PCA on B": ("fisher", "B", 0),
@@ -50,9 +56,74 @@ PAIRS = {
 }
 
 
+@dataclass
+class Subject:
+    """A model with the text to train on, in two halves, and to be judged on."""
+
+    name: str
+    """As on the page: "Noisy stories"."""
+    key: str
+    """Of its folder and of the page's mark: "slips"."""
+    model: Any
+    train: Any
+    heldout: Any
+    hook_points: list[str]
+    labels: int
+    """Sampled a token, for the Fisher metric."""
+    batch_size: int
+    """Of a training."""
+    matmul: str = "highest"
+    """torch's precision of products while a basis is trained."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of every call: the positions that count."""
+
+    @property
+    def halves(self) -> dict[str, Any]:
+        """The first and the second half of the training text."""
+        middle = len(self.train) // 2
+        if isinstance(self.train, torch.Tensor):
+            return {"A": self.train[:middle], "B": self.train[middle:]}
+        return {
+            "A": self.train.select(range(middle)),
+            "B": self.train.select(range(middle, len(self.train))),
+        }
+
+
+def stories(slips: bool, n_train: int, n_heldout: int) -> Subject:
+    """One of the embedded models."""
+    return Subject(
+        "Noisy stories" if slips else "Plain stories",
+        "slips" if slips else "plain",
+        wpca.embedded.load_model(slips=slips),
+        wpca.embedded.stories("train", n_train, slips=slips),
+        wpca.embedded.stories("heldout", n_heldout, slips=slips),
+        [f"blocks.{layer}.hook_resid_post" for layer in range(3)],
+        labels=2,
+        batch_size=16,
+    )
+
+
+def manual(n_train: int, n_heldout: int) -> Subject:
+    """SmolLM2-135M on Python's manual, sequences of 256 tokens."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    model = smollm2()
+    train, heldout = sequences(model.tokenizer, 256)
+    return Subject(
+        "SmolLM2-135M",
+        "SmolLM2",
+        model,
+        train[:n_train],
+        heldout[:n_heldout],
+        ["blocks.25.hook_resid_post"],
+        labels=1,
+        batch_size=4,
+        matmul="medium",
+        options={"positions": slice(1, None)},
+    )
+
+
 def bases_at(
-    model: Any,
-    halves: dict[str, Any],
+    subject: Subject,
     hook_point: str,
     kept: Kept,
     trainings: Sequence[str],
@@ -60,17 +131,18 @@ def bases_at(
 ) -> dict[str, wpca.Basis]:
     """PCA and Fisher-metric PCA of both halves, and the trained bases."""
     found: dict[str, wpca.Basis] = {}
-    for half, stories in halves.items():
+    for half, text in subject.halves.items():
         m = kept.collection(
             f"collect {half}",
-            lambda stories=stories: wpca.collect(
-                model,
-                stories,
+            lambda text=text: wpca.collect(
+                subject.model,
+                text,
                 hook_point,
-                objective=wpca.sampled_token_loss(2),
+                objective=wpca.sampled_token_loss(subject.labels),
                 statistics=["activation", "gradient"],
-                batch_size=32,
+                batch_size=2 * subject.batch_size,
                 progress=False,
+                **subject.options,
             ),
         )[hook_point]
         found[f"pca {half}"] = wpca.pca(m)
@@ -79,18 +151,28 @@ def bases_at(
     for name, steps in product(trainings, all_steps):
         start, half, seed = TRAINED[name]
         key = f"trained {name} {steps}"
-        found[after(f"trained {name}", steps)] = kept.basis(
-            key,
-            lambda start=start, half=half, seed=seed, steps=steps, key=key: wpca.optimize_basis(
-                model,
-                halves[half],
-                found[f"{start} {half}"],
-                steps=steps,
-                seed=seed,
-                checkpoint=kept.folder / f"{key}.checkpoint",
-                progress=False,
-            ),
-        )
+
+        def train(
+            start: str = start,
+            half: str = half,
+            seed: int = seed,
+            steps: int = steps,
+            key: str = key,
+        ) -> wpca.Basis:
+            with matmul_precision(subject.matmul):
+                return wpca.optimize_basis(
+                    subject.model,
+                    subject.halves[half],
+                    found[f"{start} {half}"],
+                    steps=steps,
+                    batch_size=subject.batch_size,
+                    seed=seed,
+                    checkpoint=kept.folder / f"{key}.checkpoint",
+                    progress=False,
+                    **subject.options,
+                )
+
+        found[after(f"trained {name}", steps)] = kept.basis(key, train)
     return found
 
 
@@ -126,48 +208,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the tables between the marks on this page")
     parser.add_argument(
-        "--mark", help="of the page's tables; by default 'stability', 'stability of plain'"
+        "--mark", default="stability", help="of the page's tables, before the model's name"
     )
     parser.add_argument("--plain", action="store_true", help="the model of plain stories")
+    parser.add_argument("--real", action="store_true", help="SmolLM2-135M after block 25")
     parser.add_argument("--hook", action="append", help="only at this hook point")
     parser.add_argument("--steps", type=int, nargs="+", default=[400], help="of trainings")
     parser.add_argument("--trainings", nargs="+", default=list(TRAINED), choices=TRAINED)
-    parser.add_argument("--train", type=int, default=800, help="stories, half of them in each half")
-    parser.add_argument("--heldout", type=int, default=200, help="held-out stories")
+    parser.add_argument("--train", type=int, help="sequences, half of them in each half")
+    parser.add_argument("--heldout", type=int, default=200, help="held-out sequences")
     parser.add_argument("--quick", action="store_true", help="few stories, one hook point")
     parser.add_argument("--keep", type=Path, default=Path(".cache"), help="folder of what is done")
     arguments = parser.parse_args()
-    hook_points = arguments.hook or HOOK_POINTS
     if arguments.quick:
-        arguments.train, arguments.heldout, arguments.steps = 96, 16, [4, 8]
+        arguments.train, arguments.heldout, arguments.steps = 96, 16, [4]
         arguments.keep = Path(tempfile.mkdtemp())
+    if arguments.real:
+        subject = manual(arguments.train or 312, arguments.heldout)
+    else:
+        subject = stories(not arguments.plain, arguments.train or 800, arguments.heldout)
+    hook_points = arguments.hook or subject.hook_points
+    if arguments.quick:
         hook_points = hook_points[-1:]
-    slips = not arguments.plain
-    model = wpca.embedded.load_model(slips=slips)
-    stories = wpca.embedded.stories("train", arguments.train, slips=slips)
-    middle = len(stories) // 2
-    halves = {
-        "A": stories.select(range(middle)),
-        "B": stories.select(range(middle, len(stories))),
-    }
-    heldout = wpca.embedded.stories("heldout", arguments.heldout, slips=slips)
-    folder = arguments.keep / ("stability-slips" if slips else "stability-plain")
+    folder = arguments.keep / f"stability-{subject.key}"
     bases, excesses = [], []
     for hook_point in hook_points:
         kept = Kept(folder / hook_point)
-        found = bases_at(model, halves, hook_point, kept, arguments.trainings, arguments.steps)
+        found = bases_at(subject, hook_point, kept, arguments.trainings, arguments.steps)
         bases.append(found)
         width = found["pca A"].width
         shown = {n: b for n, b in found.items() if n.startswith("trained") or n == "pca A"}
         curves = kept.curves(
             " ".join(["curves", *arguments.trainings, *map(str, arguments.steps)]),
             lambda shown=shown, place=hook_point, width=width: wpca.ablation_curves(
-                model,
-                heldout,
+                subject.model,
+                subject.heldout,
                 shown,
                 place,
                 ranks=[i * width // 8 for i in range(1, 8)],
                 progress=False,
+                **subject.options,
             ),
         )
         excesses.append({n: curves.relative_excess(n, to="pca A") for n in shown})
@@ -186,15 +266,14 @@ def main() -> None:
             if n != "pca A"
         ),
         "",
-        f"{'Noisy stories' if slips else 'Plain stories'}, {', '.join(hook_points)}; "
-        f"{' or '.join(map(str, arguments.steps))} steps of 16 stories; {middle} stories in each half.",
+        f"{subject.name}, {', '.join(hook_points)}; {' or '.join(map(str, arguments.steps))} steps of "
+        f"{subject.batch_size} sequences; {len(subject.train) // 2} sequences in each half.",
         "",
         made_on(),
     ]
     print("\n".join(lines))
     if arguments.out:
-        mark = arguments.mark or ("stability" if slips else "stability of plain")
-        write_between_marks(arguments.out, mark, lines)
+        write_between_marks(arguments.out, f"{arguments.mark} of {subject.key}", lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Do the components of a trained basis read better than PCA's? The first ten cards of each, in one table.
 
     python benchmarks/trained_cards.py --out docs/trained_basis.md       # a minute of CPU
+    python benchmarks/trained_cards.py --quick                           # seconds, to see that it runs
 
 The noisy-story model after block 2, cards of held-out stories: the tokens at which a component is most often
 highest and lowest, one a story, and the fact of the story that it tells best (ε², where 0 is chance).
@@ -9,6 +10,7 @@ highest and lowest, one a story, and the fact of the story that it tells best (�
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -33,8 +35,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of the training")
     parser.add_argument("--train", type=int, default=500, help="training stories")
     parser.add_argument("--heldout", type=int, default=100, help="held-out stories")
+    parser.add_argument("--quick", action="store_true", help="few stories, few steps")
     parser.add_argument("--keep", type=Path, default=Path(".cache"), help="folder of what is done")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.train, arguments.heldout, arguments.steps = 96, 40, 4
+        arguments.keep = Path(tempfile.mkdtemp())
     model = wpca.embedded.load_model(slips=True)
     stories = wpca.embedded.stories("train", arguments.train, slips=True)
     heldout = wpca.embedded.stories("heldout", arguments.heldout, slips=True)

@@ -91,15 +91,20 @@ def test_bases(tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "mark", "n_tables"),
-    [("stability", "stability", 3), ("training_text", "training text", 1)],
+    [
+        ("stability", "stability of slips", 3),
+        ("training_text", "training text", 1),
+        ("one_rank", "one rank", 1),
+        ("trained_cards", "cards", 1),
+    ],
 )
 def test_trainings(tmp_path, script, mark, n_tables):
     page = tmp_path / "page.md"
     page.write_text(f"Before.\n\n<!-- {mark} -->\n\nold\n\n<!-- end of {mark} -->\n\nAfter.\n")
     run(f"{script}.py", "--quick", "--out", page)
     text = page.read_text()
-    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
-    assert len(re.findall(r"^\|---", text, re.MULTILINE)) == n_tables
+    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "\nold\n" not in text
+    assert len(re.findall(r"^ *\|---", text, re.MULTILINE)) == n_tables
     assert all(float(share) > 0 for share in re.findall(r"\d\.\d\d", text))
 
 

@@ -46,6 +46,7 @@ def test_the_demo_prints_a_table_and_writes_what_it_says(tmp_path):
     assert wpca.Basis.load(tmp_path / "out" / "joint_pca.safetensors").method == "joint_pca"
 
 
+@pytest.mark.slow
 def test_the_demo_of_stories_with_slips(tmp_path):
     options = ["--ranks", "24,64", *SMALL]
     losses = {}
@@ -63,6 +64,7 @@ def test_the_demo_of_stories_with_slips(tmp_path):
     assert 0.5 < losses["plain"]["PCA", 64] < 0.7
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers(tmp_path):
     for folder in ("one", "two"):
         run("demo", "--out", tmp_path / folder, "--seed", "3", "--ranks", "8,32", *SMALL)
@@ -321,6 +323,7 @@ def test_a_letter_that_the_encoding_lacks_ends_nothing(stdout, tmp_path):
     assert shown.startswith("W W? é ?away\n") and "|" in shown
 
 
+@pytest.mark.slow
 def test_results_are_whole_though_nobody_reads_them(tmp_path):
     line = [sys.executable, "-m", "tl_weighted_pca", "svd", "--out", str(tmp_path / "svd")]
     reads, writes = os.pipe()
@@ -336,6 +339,7 @@ def test_results_are_whole_though_nobody_reads_them(tmp_path):
 # -- pictures and ratios -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://nowhere.backend", "nonsense", "tkagg"])
 def test_the_environments_backend_is_not_drawn_with(tmp_path, backend):
     line = [sys.executable, "-m", "tl_weighted_pca", "svd", "--out", str(tmp_path / "svd")]
@@ -357,6 +361,7 @@ LINES_THAT_DRAW = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINES_THAT_DRAW)
 def test_a_picture_that_fails_costs_no_number(tmp_path, monkeypatch, name):
     def fails(*args, **options):
