@@ -1,6 +1,6 @@
 """Does training find the same directions wherever it starts? Trained bases of other starts, data and seeds.
 
-    python benchmarks/stability.py --out docs/trained_basis.md           # an hour of CPU
+    python benchmarks/stability.py --out docs/training_finds.md           # an hour of CPU
     python benchmarks/stability.py --plain
     python benchmarks/stability.py --steps 400 1600 --trainings "from Fisher-metric PCA on A" \
         "from random on B"                                               # do they agree more with time?
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from helpers.kept import Kept
-from helpers.page import made_on, write_between_marks
+from helpers.page import folded, made_on, write_between_marks
 from helpers.precision import matmul_precision
 from real_model import sequences, smollm2
 
@@ -195,11 +195,11 @@ def overlaps(
     rows = [f"| {side}s | " + " | ".join(map(str, ranks)) + " |", "|---|" + "---:|" * len(ranks)]
     for (name, pair), n in product(PAIRS.items(), steps):
         a, b = (after(one, n) for one in pair)
-        said = after(name, n)
-        if not {a, b} <= set(bases[0]) or (said == name and n != steps[0]):
+        if not {a, b} <= set(bases[0]) or (n != steps[0] and not name.startswith("trained")):
             continue
         found = [wpca.subspace_overlap(one[a], one[b], ranks[-1], side=side) for one in bases]
         cells = [cell([float(overlap[k - 1]) for overlap in found]) for k in ranks]
+        said = after(name, n) if len(steps) > 1 else name
         rows.append(f"| {said} | " + " | ".join(cells) + " |")
     return [*rows, "| chance | " + " | ".join(f"{k / width:.2f}" for k in ranks) + " |", ""]
 
@@ -250,27 +250,30 @@ def main() -> None:
                 **subject.options,
             ),
         )
-        excesses.append({n: curves.relative_excess(n, to="pca A") for n in shown})
-    ranks = [i * width // 8 for i in range(1, 5)]
+        ranks = curves.ranks[:4]
+        excesses.append({n: curves.relative_excess(n, to="pca A", ranks=ranks) for n in shown})
+    steps, several = " or ".join(map(str, arguments.steps)), len(arguments.steps) > 1
     lines = [
+        f"How much of the subspace of the first k components two bases share, after {steps} steps of "
+        f"{subject.batch_size} sequences; {len(subject.train) // 2} sequences in each half; "
+        f"{', '.join(hook_points)}:",
+        "",
         *(
             row
             for side in ("encoder", "decoder")
             for row in overlaps(bases, ranks, arguments.steps, side)
         ),
-        "| trained basis | excess relative to PCA |",
+        "| trained basis | excess relative to PCA, d/8 to d/2 |",
         "|---|---:|",
         *(
-            f"| {n.removeprefix('trained ')} | {cell([float(e[n]) for e in excesses])} |"
+            f"| {n if several else n.rpartition(',')[0]} | {cell([float(e[n]) for e in excesses])} |"
             for n in excesses[0]
             if n != "pca A"
         ),
         "",
-        f"{subject.name}, {', '.join(hook_points)}; {' or '.join(map(str, arguments.steps))} steps of "
-        f"{subject.batch_size} sequences; {len(subject.train) // 2} sequences in each half.",
-        "",
         made_on(),
     ]
+    lines = folded(f"{subject.name}, {steps} steps", lines)
     print("\n".join(lines))
     if arguments.out:
         write_between_marks(arguments.out, f"{arguments.mark} of {subject.key}", lines)

@@ -1,6 +1,6 @@
 """Do the components of a trained basis read better than PCA's? The first ten cards of each, in one table.
 
-    python benchmarks/trained_cards.py --out docs/trained_basis.md       # a minute of CPU
+    python benchmarks/trained_cards.py --out docs/training_finds.md       # a minute of CPU
     python benchmarks/trained_cards.py --quick                           # seconds, to see that it runs
 
 The noisy-story model after block 2, cards of held-out stories: the tokens at which a component is most often

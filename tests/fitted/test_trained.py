@@ -18,6 +18,7 @@ from tl_weighted_pca.fitted.bottleneck import NestedBottleneck, bottlenecked
 from tl_weighted_pca.fitted.heldout import HeldOut, surely_lower
 from tl_weighted_pca.fitted.rank_grid import drawn_ranks, eigenvalues, interpolated, measured_ranks
 from tl_weighted_pca.fitted.trained import _split
+from tl_weighted_pca.fitted.training import Training
 from tl_weighted_pca.moments.second_moment import Provenance
 
 HOOK = "blocks.1.hook_resid_post"
@@ -128,6 +129,47 @@ class TestBottleneck:
         torch.testing.assert_close(decoder @ encoder, torch.eye(5).double())
         for i, column in enumerate(order[5 - n_null :]):
             torch.testing.assert_close(encoder[:, 5 - n_null + i], basis.encoder[:, column])
+
+    @pytest.mark.parametrize("n_null", [0, 2])
+    @pytest.mark.parametrize("cuts", [[0], [2], [1, 3], [5]])
+    def test_at_ranks_undone_it_is_the_start_whatever_was_trained(self, cuts, n_null):
+        basis, variances = a_basis(), torch.tensor([4.0, 1e-3, 9.0, 0.5, 1.0]).double()
+        variances[:n_null] = 0
+        fresh, moved = (
+            NestedBottleneck(basis, variances, torch.zeros((), dtype=torch.float64))
+            for _ in range(2)
+        )
+        moved.even_out(0.5 ** torch.arange(moved.used).double())
+        shaken(moved)
+        f = torch.randn(6, 3, 5, dtype=torch.float64)
+
+        def apart(k):
+            at = torch.full((6,), k)
+            return float((moved.edit(f, at) - fresh.edit(f, at)).detach().norm())
+
+        before = [apart(k) for k in range(6)]
+        assert moved.undo(cuts) is (cuts[0] < moved.used)
+        assert not moved.undo(cuts)
+        for k in range(moved.used):
+            assert before[k] > 1e-3
+            if k in cuts:
+                assert apart(k) < 1e-12
+            elif cuts != [0]:
+                assert apart(k) > 1e-3
+        assert apart(5) < 1e-12
+
+    def test_its_products_are_float32_s_though_torch_is_set_to_those_of_bfloat16(self):
+        like = torch.zeros((), dtype=torch.float32)
+        bottleneck = shaken(NestedBottleneck(a_basis(width=96), torch.ones(96).double(), like))
+        f, ranks = torch.randn(64, 3, 96), torch.arange(64)
+        edited, basis = bottleneck.edit(f, ranks), bottleneck.basis()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            assert torch.equal(bottleneck.edit(f, ranks), edited)
+            assert torch.equal(bottleneck.basis().encoder, basis.encoder)
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision("highest")
 
     def test_gradcheck(self):
         bottleneck = shaken(
@@ -373,6 +415,40 @@ class TestOneRank:
             best_model, stories, start, 40, steps=3, lr=100.0, batch_size=16, progress=False
         )
         assert torch.equal(wrecked.encoder, start.encoder[:, :40])
+
+    def test_ranks_at_which_the_last_state_is_worse_are_the_start_s(
+        self, best_model, stories, moments, monkeypatch
+    ):
+        start, step, consider, found = (
+            wpca.metric_pca(moments),
+            Training.step,
+            Training.consider,
+            [],
+        )
+
+        def spoilt(self, run, number):
+            step(self, run, number)
+            if number == 19:
+                with torch.no_grad():
+                    self.bottleneck.parameters["moves"][:56, 56:] += 3.0
+
+        def heard(self, scores, number):
+            found.append(consider(self, scores, number))
+            return found[-1]
+
+        monkeypatch.setattr(Training, "step", spoilt)
+        monkeypatch.setattr(Training, "consider", heard)
+        trained = wpca.optimize_basis(
+            best_model, stories, start, steps=20, batch_size=8, progress=False
+        )
+        *_, spoilt_at, mended_at = found
+        assert 56 in spoilt_at and mended_at == []
+        curves = wpca.ablation_curves(
+            best_model, wpca.embedded.stories("heldout", 24), {"start": start, "trained": trained},
+            HOOK, ranks=[16, 56], score="kl", progress=False,
+        )  # fmt: skip
+        (low, same), (was, there) = curves.scores["trained"], curves.scores["start"]
+        assert low < 0.9 * was and same == pytest.approx(there, abs=5e-6)
 
     def test_what_is_held_out_is_not_all_of_one_length(self, best_model, moments):
         stories = wpca.embedded.stories("train", 64)

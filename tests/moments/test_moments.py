@@ -152,6 +152,21 @@ def test_a_far_mean_costs_no_digits():
     assert close(covariance, centred.T @ centred / 1000, 1e-5)
 
 
+def test_products_are_float32_s_though_torch_is_set_to_those_of_bfloat16():
+    F, g = (x.float() for x in pairs(8, 64, 96))
+
+    def sums():
+        return MomentAccumulator().update(F, g).result().activation.second
+
+    exact = sums()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(sums(), exact)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_a_batch_with_nan_is_left_out_whole():
     F, g = pairs()
     accumulator = MomentAccumulator().update(F, g)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
+from tl_weighted_pca.support.products import exact_products
 
 _NULL = 1e-12
 """Variances below this share of the largest are rounding."""
@@ -33,16 +35,26 @@ class Bottleneck(ABC):
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """E, D and μ, as part of the graph."""
 
+    def undo(self, ranks: Sequence[int]) -> bool:
+        """Make the edit at some ranks that of the start again, where there is a way that leaves others be.
+
+        Returns:
+            Whether anything was left to undo.
+        """
+        return False
+
     def edit(
         self, f: Float[Tensor, "batch ..."], ranks: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch ..."]:
         """μ + (f − μ)E_kD_k with a rank k for each sequence of the batch."""
-        encoder, decoder, center = self.factors()
-        return bottlenecked(f, encoder, decoder, center, ranks)
+        with exact_products():  # else D is not quite E⁻¹, and high ranks pay for it
+            encoder, decoder, center = self.factors()
+            return bottlenecked(f, encoder, decoder, center, ranks)
 
     def basis(self) -> Basis:
         """The basis as it is now, with unit rows of D and the largest entry of E's columns positive."""
-        encoder, decoder, center = (part.detach().double().cpu() for part in self.factors())
+        with exact_products():
+            encoder, decoder, center = (part.detach().double().cpu() for part in self.factors())
         norms = decoder.norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
         largest = encoder.gather(-2, encoder.abs().argmax(-2, keepdim=True)).squeeze(-2)
         turned = torch.where(largest < 0, -norms, norms)
@@ -103,6 +115,17 @@ class NestedBottleneck(Bottleneck):
         place = torch.arange(1, self.used + 1, dtype=root.dtype, device=root.device)
         self._scale = (root[:, None] / root).clamp(max=1.0)
         self._scale /= torch.minimum(place[:, None], place).sqrt()
+
+    def undo(self, ranks: Sequence[int]) -> bool:
+        # Rank k sees of A only what leads from components up to k to later ones and back.
+        moves, shift = (self.parameters[name].detach() for name in ("moves", "shift"))
+        parts = [
+            part for k in ranks for part in (moves[..., :k, k:], moves[..., k:, :k], shift[..., k:])
+        ]
+        left = any(bool(part.any()) for part in parts)
+        for part in parts:
+            part.zero_()
+        return left
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         inner = self._eye + self._scale * self.parameters["moves"]

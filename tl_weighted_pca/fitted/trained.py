@@ -80,7 +80,8 @@ def optimize_basis(
     One basis for every rank, trained through the model: D = E⁻¹, so that rank d is the identity. Only
     what lies downstream of the hook point runs again; the model's parameters stay as they are. The
     best state by the excess on held-out batches is returned, if it is significantly better than the
-    start there and at no rank significantly worse.
+    start there and at no rank significantly worse. At ranks where the last state is worse it is made the
+    start again, and judged once more.
 
     Args:
         model: as for `collect`.
@@ -156,9 +157,7 @@ def optimize_basis(
                 for training in trainings:
                     training.step(run, step)
                 if step + 1 in judged:
-                    scores, _, _ = evaluated(trainings, held, scorer, processes)
-                    for training, found in zip(trainings, scores, strict=True):
-                        training.consider(found, step + 1)
+                    _judge(trainings, held, scorer, processes, step + 1, last=step + 1 == steps)
                     bar.set_postfix_str(
                         "held-out excess " + ", ".join(training.said for training in trainings)
                     )
@@ -248,6 +247,20 @@ def _begin(
                 "held-out batches: look at what the model gives there."
             )
         training.hold_out(found, baseline, terms)
+
+
+def _judge(
+    trainings: Sequence[Training], held: KeptRuns, scorer: Scorer, processes: Processes, step: int,
+    *, last: bool,
+) -> None:  # fmt: skip
+    """Consider the present states; the last ones again without what makes them worse at some ranks."""
+    left = list(trainings)
+    while left:
+        scores, _, _ = evaluated(left, held, scorer, processes)
+        worse = [one.consider(found, step) for one, found in zip(left, scores, strict=True)]
+        if not last:
+            break
+        left = [one for one, ks in zip(left, worse, strict=True) if ks and one.bottleneck.undo(ks)]
 
 
 def _order(n: int, seed: int) -> Any:

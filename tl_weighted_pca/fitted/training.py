@@ -201,16 +201,20 @@ class Training:
         except torch.linalg.LinAlgError:
             return torch.full((len(self.ranks), n), torch.nan, dtype=torch.float64, device="cpu")
 
-    def consider(self, scores: Float[Tensor, "rank sequence"], step: int) -> None:
-        """Keep the present state if it is the best so far, and at no rank worse than the start."""
+    def consider(self, scores: Float[Tensor, "rank sequence"], step: int) -> list[int]:
+        """Keep the present state if it is the best so far, and at no rank worse than the start.
+
+        Returns:
+            The ranks at which it is worse.
+        """
         if bool(scores.isfinite().all()):
             self.weigh(scores)
-        relative = self.heldout.relative(scores)
+        relative, worse = self.heldout.relative(scores), self.heldout.worse(scores)
         before = 1.0 if self.best is None else self.heldout.relative(self.best.scores)
-        if not relative < before or self.heldout.worse(scores):  # NaN is not below
-            return
-        kept = {n: p.detach().clone() for n, p in self.bottleneck.parameters.items()}
-        self.best = State(step, kept, scores)
+        if relative < before and not worse:  # NaN is not below
+            kept = {n: p.detach().clone() for n, p in self.bottleneck.parameters.items()}
+            self.best = State(step, kept, scores)
+        return worse
 
     @property
     def said(self) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tl_weighted_pca.moments.packed import Packed, shift_terms
 from tl_weighted_pca.moments.second_moment import SecondMoment
+from tl_weighted_pca.support.products import exact_products
 
 Precision = Literal["highest", "tf32"]
 """Of the products of a batch: float32, or TF32 where the device has it."""
@@ -28,10 +29,14 @@ Precision = Literal["highest", "tf32"]
 @contextlib.contextmanager
 def products_in(precision: Precision, device_type: str) -> Iterator[None]:
     """Float32 products, or TF32 ones on CUDA; no autocast inside; what was set before, after."""
+    if device_type != "cuda":
+        with exact_products(), torch.no_grad(), torch.autocast(device_type, enabled=False):
+            yield
+        return
     # The two APIs of torch for this must not be mixed, so only the oldest, which all versions have.
     matmul = torch.backends.cuda.matmul
     before, wanted = matmul.allow_tf32, precision == "tf32"
-    change = device_type == "cuda" and before != wanted
+    change = before != wanted
     if change:
         matmul.allow_tf32 = wanted
     try:
