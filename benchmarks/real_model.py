@@ -24,7 +24,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from bases import FLOORED, summary, table
+from bases import FLOORED, summary, table, trained_rows
 from helpers.kept import Kept
 from helpers.page import folded, made_on, shown, write_after_mark, write_between_marks
 from helpers.precision import matmul_precision
@@ -227,6 +227,7 @@ def main() -> None:
                 "\nTrained basis significantly below Fisher-metric PCA (95%) at ranks "
                 f"{', '.join(below)}."
             )
+            rows += trained_rows(model, heldout, hook_point, curves, {}, kept)
         lines += folded(f"`{hook_point}`", [*rows, *([FLOORED] if floored else [])])
         for name, pair in relative.items():
             means.setdefault(name, []).append(pair)

@@ -36,7 +36,7 @@ class Bottleneck(ABC):
         """E, D and μ, as part of the graph."""
 
     def undo(self, ranks: Sequence[int]) -> bool:
-        """Make the edit at some ranks that of the start again, where there is a way that leaves others be.
+        """Reset the edit at some ranks to the start's; does nothing where no other rank would be left.
 
         Returns:
             Whether anything was left to undo.

@@ -80,8 +80,8 @@ def optimize_basis(
     One basis for every rank, trained through the model: D = E⁻¹, so that rank d is the identity. Only
     what lies downstream of the hook point runs again; the model's parameters stay as they are. The
     best state by the excess on held-out batches is returned, if it is significantly better than the
-    start there and at no rank significantly worse. At ranks where the last state is worse it is made the
-    start again, and judged once more.
+    start there and at no rank significantly worse. Where the last state is worse, that rank is reset to the
+    start, and the state is judged again.
 
     Args:
         model: as for `collect`.

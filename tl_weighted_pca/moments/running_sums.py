@@ -29,10 +29,13 @@ Precision = Literal["highest", "tf32"]
 @contextlib.contextmanager
 def products_in(precision: Precision, device_type: str) -> Iterator[None]:
     """Float32 products, or TF32 ones on CUDA; no autocast inside; what was set before, after."""
-    if device_type != "cuda":
-        with exact_products(), torch.no_grad(), torch.autocast(device_type, enabled=False):
-            yield
-        return
+    products = _on_cuda(precision) if device_type == "cuda" else exact_products()
+    with products, torch.no_grad(), torch.autocast(device_type, enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def _on_cuda(precision: Precision) -> Iterator[None]:
     # The two APIs of torch for this must not be mixed, so only the oldest, which all versions have.
     matmul = torch.backends.cuda.matmul
     before, wanted = matmul.allow_tf32, precision == "tf32"
@@ -40,8 +43,7 @@ def products_in(precision: Precision, device_type: str) -> Iterator[None]:
     if change:
         matmul.allow_tf32 = wanted
     try:
-        with torch.no_grad(), torch.autocast(device_type, enabled=False):
-            yield
+        yield
     finally:
         if change:
             matmul.allow_tf32 = before

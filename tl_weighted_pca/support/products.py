@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """No products of TF32 or bfloat16 inside, whatever torch was set to; that setting again after."""
+    """No TF32 or bfloat16 products inside, unless torch was set for one backend alone; restored after."""
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # it was set for one backend alone, and torch lets nobody mix the two ways
