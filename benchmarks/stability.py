@@ -103,10 +103,10 @@ def stories(slips: bool, n_train: int, n_heldout: int) -> Subject:
     )
 
 
-def manual(n_train: int, n_heldout: int) -> Subject:
+def manual(n_train: int, n_heldout: int, device: str) -> Subject:
     """SmolLM2-135M on Python's manual, sequences of 256 tokens."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    model = smollm2()
+    model = smollm2(device)
     train, heldout = sequences(model.tokenizer, 256)
     return Subject(
         "SmolLM2-135M",
@@ -212,6 +212,7 @@ def main() -> None:
     )
     parser.add_argument("--plain", action="store_true", help="the model of plain stories")
     parser.add_argument("--real", action="store_true", help="SmolLM2-135M after block 25")
+    parser.add_argument("--device", default="cpu", help="of SmolLM2-135M")
     parser.add_argument("--hook", action="append", help="only at this hook point")
     parser.add_argument("--steps", type=int, nargs="+", default=[400], help="of trainings")
     parser.add_argument("--trainings", nargs="+", default=list(TRAINED), choices=TRAINED)
@@ -224,7 +225,7 @@ def main() -> None:
         arguments.train, arguments.heldout, arguments.steps = 96, 16, [4]
         arguments.keep = Path(tempfile.mkdtemp())
     if arguments.real:
-        subject = manual(arguments.train or 312, arguments.heldout)
+        subject = manual(arguments.train or 312, arguments.heldout, arguments.device)
     else:
         subject = stories(not arguments.plain, arguments.train or 800, arguments.heldout)
     hook_points = arguments.hook or subject.hook_points

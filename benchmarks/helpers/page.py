@@ -15,10 +15,12 @@ ROUNDS = {"path": "path-metric PCA, one round", "path, twice": "path-metric PCA,
 
 
 def made_on(*libraries: str) -> str:
-    """When and on what a table was made: date, machine, and the versions of torch and others."""
+    """When and on what a table was made: date, machine with its GPU, and the versions of torch and others."""
     date = datetime.now(timezone.utc).date()
     threads = torch.get_num_threads()
     machine = f"{_processor()}, {os.cpu_count()} CPUs, {threads} thread{'s' * (threads > 1)}"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
     versions = [f"{name} {version(name)}" for name in ("torch", "transformer-lens", *libraries)]
     return f"*Made {date} on {machine}; Python {platform.python_version()}, {', '.join(versions)}.*"
 

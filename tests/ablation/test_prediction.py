@@ -172,7 +172,7 @@ def test_together_it_is_the_plain_formula(model, heldout, outliers):
 
 @pytest.fixture(scope="module")
 def slips():
-    model = embedded.load_model(slips=True)
+    model = embedded.load_model(slips=True, device="cpu")
     train = embedded.stories("train", 150, slips=True)
     stats = wpca.collect(
         model, train, HOOK, objective=wpca.sampled_token_loss(),

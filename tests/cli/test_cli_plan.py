@@ -2,13 +2,13 @@
 
 import re
 
-from command_line import FEW, plain, run, works
+from command_line import FEW, ON_CPU, plain, run, works
 
 import tl_weighted_pca as wpca
 
 
 def test_the_plan_is_told_and_nothing_written(tmp_path):
-    options = ["--hook", "blocks.1.hook_resid_post", "--batch-size", "2", *FEW]
+    options = ["--hook", "blocks.1.hook_resid_post", "--batch-size", "2", *FEW, *ON_CPU]
     said = works("collect", "--plan", *options, "--out", tmp_path / "run")
     assert not list(tmp_path.iterdir())
     works("collect", *options, "--out", tmp_path / "run")

@@ -14,7 +14,7 @@ import datasets
 import pandas as pd
 import pytest
 import torch
-from command_line import FEW, POINT, plain, run, works
+from command_line import FEW, ON_CPU, POINT, plain, run, works
 from conftest import KINDS
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -32,7 +32,7 @@ def steps(tmp_path_factory):
     """A folder with moments of two objectives, and bases of them."""
     folder = tmp_path_factory.mktemp("steps")
     objectives = ["--objective", "loss", "--objective", "fisher"]
-    works("collect", "--hook", POINT, *objectives, *FEW, "--out", folder / "run")
+    works("collect", "--hook", POINT, *objectives, *FEW, *ON_CPU, "--out", folder / "run")
     works("basis", folder / "run", "--out", folder / "bases")
     return folder
 
@@ -154,7 +154,7 @@ def test_a_second_round_goes_along_the_first_rounds_basis(steps, tmp_path, best_
 
 
 def test_the_joint_basis_is_of_each_objective(steps, tmp_path, best_model):
-    line = ["--method", "joint", "--seed", "3", *FEW, "--max-tokens", "300", "--no-progress"]
+    line = ["--method", "joint", "--seed", "3", *FEW, *ON_CPU, "--max-tokens", "300"]
     works("basis", steps / "run", *line, "--out", tmp_path / "joint")
     data = embedded.stories("train", 100)
     asked = {"loss": wpca.next_token_loss, "fisher": wpca.sampled_token_loss(1, 3)}
@@ -169,7 +169,7 @@ def test_the_joint_basis_is_of_each_objective(steps, tmp_path, best_model):
 
 
 def test_the_trained_basis_starts_from_fisher_s(steps, tmp_path, best_model):
-    line = ["--method", "trained", "--steps", "4", *FEW, "--max-tokens", "2500", "--no-progress"]
+    line = ["--method", "trained", "--steps", "4", *FEW, *ON_CPU, "--max-tokens", "2500"]
     works("basis", steps / "run", *line, "--out", tmp_path / "trained")
     moments = wpca.Collection.load(steps / "run" / "moments.fisher.safetensors")[POINT]
     expected = wpca.optimize_basis(

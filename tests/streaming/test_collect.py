@@ -67,7 +67,7 @@ def slow_moments(model, tokens, hook_point):
 @pytest.mark.parametrize("hook_point", HOOK_POINTS)
 def test_moments_are_those_of_the_slow_way(hook_point, tokens):
     # The class where every hook point is where its name says it is, where there is one.
-    model = embedded.load_model(KINDS[0])
+    model = embedded.load_model(KINDS[0], device="cpu")
     if KINDS[0] == "TransformerBridge" and hook_point.endswith("hook_resid_mid"):
         pytest.skip("the bridge's hook_resid_mid is a copy for its norm: see the next test")
     got = wpca.collect(model, tokens, hook_point, batch_size=4, progress=False)[hook_point]
@@ -84,7 +84,7 @@ def test_the_middle_of_a_block_sees_the_skip_path(model, tokens):
     mid, post = "blocks.3.hook_resid_mid", "blocks.3.hook_resid_post"
     pairs = next(wpca.stream_pairs(model, tokens, [mid, post], batch_size=10))
     F, g = pairs[mid].activations, pairs[mid].gradients[0]
-    block = embedded.load_model().blocks[3]
+    block = embedded.load_model(device="cpu").blocks[3]
     stream = F.clone().requires_grad_()
     if hasattr(block, "ln2"):
         after = stream + block.mlp(block.ln2(stream))

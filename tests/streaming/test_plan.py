@@ -21,7 +21,7 @@ def asked(names=NAMES, **options):
 
 @pytest.fixture(scope="module")
 def bridge():
-    return wpca.embedded.load_model("TransformerBridge")
+    return wpca.embedded.load_model("TransformerBridge", device="cpu")
 
 
 @pytest.mark.parametrize("sums_dtype", ["float64", "float32"])

@@ -17,7 +17,7 @@ def tokens():
 
 @pytest.fixture(params=KINDS)
 def model(request):
-    return wpca.embedded.load_model(request.param)
+    return wpca.embedded.load_model(request.param, device="cpu")
 
 
 def zeroed(tensor, hook):
@@ -67,7 +67,7 @@ def test_what_a_module_changes_in_place_is_refused_where_it_is_read_later(tokens
             x[..., 0] = 0
             return x
 
-    model = wpca.embedded.load_model("HookedTransformer")
+    model = wpca.embedded.load_model("HookedTransformer", device="cpu")
     model.blocks[1].hook_resid_pre = torch.nn.Sequential(model.blocks[1].hook_resid_pre, Spoils())
     points = ["blocks.0.hook_resid_pre", HERE]
     with pytest.raises(

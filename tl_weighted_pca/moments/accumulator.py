@@ -138,10 +138,7 @@ class MomentAccumulator:
                 self._budget.take(held, n * self._dtype.itemsize, rows.device, n * rows.itemsize)
             self._lay_out(rows.shape[:-3], rows.shape[-1], home)
         assert self.shift is not None
-        if self.shift.device != (home := home_of(rows.device)):  # restored from a file
-            self.shift = self.shift.to(home)
-            for sums in self._sums.values():
-                sums.move(self.sums_device or home)
+        self.move(rows.device)
         if rows.shape[-1] != self.shift.shape[-1] or rows.shape[:-3] != self.shift.shape[:-1]:
             raise ValueError(
                 f"Activations of shape {tuple(activations.shape)} arrived at a hook point whose earlier "
@@ -273,6 +270,14 @@ class MomentAccumulator:
             sums.restore(
                 {n.removeprefix(start): x for n, x in state.items() if n.startswith(start)}
             )
+
+    def move(self, device: torch.device) -> None:
+        """Bring what was restored from a file to where activations on `device` are summed."""
+        home = home_of(device)
+        if self.shift is not None and self.shift.device != home:
+            self.shift = self.shift.to(home)
+            for sums in self._sums.values():
+                sums.move(self.sums_device or home)
 
     def result(self, objective: str = "") -> Moments:
         """The moments of all that was committed, with the gradients of one objective."""

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from tl_weighted_pca.data.batches import Batch, batches, is_share
 from tl_weighted_pca.data.positions import Outliers, Positions, checked_positions
 from tl_weighted_pca.data.progress import Progress
-from tl_weighted_pca.models.frozen import quiet
+from tl_weighted_pca.models.frozen import device_of, quiet
 from tl_weighted_pca.models.hook_points import NamesFilter, resolve
 from tl_weighted_pca.models.recompute import recomputed
 from tl_weighted_pca.moments.accumulator import SumsDtype
@@ -102,8 +102,8 @@ def collect(  # type: ignore[misc]
         max_tokens: stop before exceeding so many tokens of data.
         recompute: keep only the inputs of each block for the backward pass and compute the rest
             again there: less memory for one more forward pass.
-        precision: of a batch's products: "highest" (float32 or wider) or "tf32", which has three digits
-            and is faster on GPUs that have it.
+        precision: of a batch's products: "highest" (float32 or wider) or "tf32", which has three
+            digits, on GPUs that have it.
         sums_dtype: "float64", or "float32" for half the memory: within 5e-6 over 10⁶ tokens, as long as
             batches have 1,024 tokens or more.
         sums_device: where the sums are: None for beside the activations, or "cpu" to spare a GPU's memory.
@@ -149,6 +149,8 @@ def collect(  # type: ignore[misc]
         settings = gathered.to_agree_with(model, batch_size, max_tokens)
         file = Checkpoint(checkpoint, checkpoint_every, settings, gathered.accumulators, left_out)
         file.resume()
+        for accumulator in gathered.accumulators.values():
+            accumulator.move(device_of(model))
         recorder.recounted = file.recounted
     blocks = recomputed(model, recorder.again) if recompute and needed else nullcontext()
     try:
