@@ -419,12 +419,8 @@ class TestOneRank:
     def test_ranks_at_which_the_last_state_is_worse_are_the_start_s(
         self, best_model, stories, moments, monkeypatch
     ):
-        start, step, consider, found = (
-            wpca.metric_pca(moments),
-            Training.step,
-            Training.consider,
-            [],
-        )
+        start, step, consider = wpca.metric_pca(moments), Training.step, Training.consider
+        found, told = [], []
 
         def spoilt(self, run, number):
             step(self, run, number)
@@ -434,6 +430,7 @@ class TestOneRank:
 
         def heard(self, scores, number):
             found.append(consider(self, scores, number))
+            told.append(float(self.said))
             return found[-1]
 
         monkeypatch.setattr(Training, "step", spoilt)
@@ -443,6 +440,7 @@ class TestOneRank:
         )
         *_, spoilt_at, mended_at = found
         assert 56 in spoilt_at and mended_at == []
+        assert told[-2] > 1 > told[-1]  # of the state that was judged, not of the best
         curves = wpca.ablation_curves(
             best_model, wpca.embedded.stories("heldout", 24), {"start": start, "trained": trained},
             HOOK, ranks=[16, 56], score="kl", progress=False,

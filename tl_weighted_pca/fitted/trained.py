@@ -104,7 +104,7 @@ def optimize_basis(
         checkpoint: a file to go on from if it exists, and to write to: the basis is that of a run without
             interruption, to the bit. One for each process, where several share the data.
         checkpoint_every: steps between two writes.
-        progress: show a progress bar, with the held-out excess relative to the start's.
+        progress: show a progress bar, with the last evaluation's held-out excess relative to the start's.
 
     Returns:
         A basis, or a dict of them. Trained for every rank, its components are ordered, rows of D have

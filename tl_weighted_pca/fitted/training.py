@@ -218,10 +218,8 @@ class Training:
 
     @property
     def said(self) -> str:
-        """The held-out excess of the best state, relative to the start's."""
-        if self.best is None:
-            return "1.00"
-        return f"{self.heldout.relative(self.best.scores):.2f}"
+        """The held-out excess at the last evaluation, relative to the start's."""
+        return f"{self.heldout.relative(self.latest):.2f}"
 
     def basis(self) -> Basis:
         """The best state's basis, if it is significantly better than the start; else the start."""
