@@ -225,10 +225,8 @@ def main() -> None:
                 for k, e in zip(ranks, curves.difference("trained", to="fisher"), strict=True)
                 if e.high < 0
             ]
-            rows.append(
-                "\nTrained basis significantly below Fisher-metric PCA (95%) at ranks "
-                f"{', '.join(below)}."
-            )
+            where = f"ranks {', '.join(below)}" if below else "no rank"
+            rows.append(f"\nTrained basis significantly below Fisher-metric PCA (95%) at {where}.")
             rows += trained_rows(model, heldout, hook_point, curves, {}, kept)
         lines += folded(f"`{hook_point}`", [*rows, *([FLOORED] if floored else [])])
         for name, pair in relative.items():

@@ -4,8 +4,9 @@
     python benchmarks/stability.py --plain
     python benchmarks/stability.py --steps 400 1600 --trainings "from Fisher-metric PCA on A" \
         "from random on B"                                               # do they agree more with time?
-    python benchmarks/stability.py --real --steps 160 --heldout 24 \
-        --trainings "from Fisher-metric PCA on A" "from Fisher-metric PCA on B" "from random on B"
+    python benchmarks/stability.py --real --steps 160 --heldout 16 \
+        --trainings "from Fisher-metric PCA on A" "from Fisher-metric PCA on B" "from PCA on A" \
+        "from random on B"
     python benchmarks/stability.py --quick                               # a minute, to see that it runs
 
 At each hook point bases are trained from Fisher-metric PCA, from PCA and from a random basis, on two halves
@@ -49,8 +50,10 @@ PAIRS = {
     "trained basis, other half": (FIRST, "trained from Fisher-metric PCA on B"),
     "trained basis, other start: PCA": (FIRST, "trained from PCA on A"),
     "trained basis, other start (random) and other half": (FIRST, FAR),
+    "trained basis, and its start": (FIRST, "fisher A"),
     "PCA, other half": ("pca A", "pca B"),
     "Fisher-metric PCA, other half": ("fisher A", "fisher B"),
+    "PCA, and Fisher-metric PCA": ("pca A", "fisher A"),
     "trained basis from random on B, and Fisher-metric PCA of A": (FAR, "fisher A"),
     "trained basis from random on B, and PCA of A": (FAR, "pca A"),
 }
