@@ -65,12 +65,21 @@ def sequences(tokenizer: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     names = sorted(topics)
     random.Random(0).shuffle(names)
     cut = int(SHARE * len(names))
-    parts = []
-    for chosen in (names[:cut], names[cut:]):
-        ids = tokenizer("\n\n".join(topics[n] for n in chosen), verbose=False)["input_ids"]
-        rows = torch.tensor(ids)[: len(ids) // length * length].view(-1, length)
-        parts.append(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))])
-    return parts[0], parts[1]
+    train, heldout = ([topics[n] for n in chosen] for chosen in (names[:cut], names[cut:]))
+    return _rows(tokenizer, train, length), _rows(tokenizer, heldout, length)
+
+
+def source_code(tokenizer: Any, length: int) -> torch.Tensor:
+    """Tokens [sequence, length] of the source of some modules of Python's library, in an order drawn once."""
+    files = sorted(Path(os.__file__).parent.glob("*.py"))
+    chosen = random.Random(0).sample(files, 20)
+    return _rows(tokenizer, [file.read_text(encoding="utf-8") for file in chosen], length)
+
+
+def _rows(tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor:
+    ids = tokenizer("\n\n".join(texts), verbose=False)["input_ids"]
+    rows = torch.tensor(ids)[: len(ids) // length * length].view(-1, length)
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
 
 
 def collections(
@@ -164,6 +173,8 @@ def main() -> None:
         help="torch's precision of products while a basis is trained; medium: of bfloat16",
     )  # fmt: skip
     parser.add_argument("--heldout", type=int, default=100, help="sequences to ablate on")
+    parser.add_argument("--on", choices=["manual", "source"], default="manual",
+                        help="ablate on other topics of the manual, or on source code")  # fmt: skip
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence")
     parser.add_argument("--hook", action="append", help="only at this hook point")
     parser.add_argument("--bases", nargs="*", default=BASES, choices=BASES, help="only these")
@@ -184,6 +195,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     model = smollm2(arguments.device)
     train, heldout = sequences(model.tokenizer, arguments.length)
+    other = " of Python's source code" * (arguments.on == "source")
+    if other:
+        heldout = source_code(model.tokenizer, arguments.length)
     train, heldout = train[: arguments.train], heldout[: arguments.heldout]
     options: dict[str, Any] = {"positions": slice(1, None), "batch_size": 4, "progress": False}
     lines: list[str] = []
@@ -208,7 +222,7 @@ def main() -> None:
         ranks = [d // 32, d // 16, *(i * d // 8 for i in (1, 2, 3, 4, 6))]
         parts = [
             kept.curves(
-                f"curves {name} {arguments.heldout}",
+                f"curves {name} {arguments.heldout}{other}",
                 lambda one={name: basis}, place=hook_point, at=ranks: wpca.ablation_curves(
                     model, heldout, one, place, ranks=at, **options
                 ),
@@ -236,8 +250,8 @@ def main() -> None:
             curves.plot(names={name: shown(name) for name in bases}).savefig(arguments.picture)
     said = (
         f"{train.numel():,} tokens for the bases ({arguments.steps} steps of 4 sequences for the trained "
-        f"one, {arguments.path * arguments.length:,} tokens for the path metric), {heldout.numel():,} others "
-        "to ablate on."
+        f"one, {arguments.path * arguments.length:,} tokens for the path metric), {heldout.numel():,} others"
+        f"{other} to ablate on."
     )
     print("\n".join([*summary(means), "", said]))
     written = [*summary(means), "", said, *lines, "", made_on()]

@@ -1,5 +1,6 @@
 """What a pass will take is what it takes."""
 
+import time
 from collections import Counter
 
 import pytest
@@ -86,3 +87,5 @@ def test_a_configuration_that_is_not_there():
 
 def test_speed_is_of_the_pass(bridge):
     assert 10 < tokens_per_second(bridge, (2, 16), NAMES) < 1e7
+    with bridge.hooks(fwd_hooks=[(NAMES[0], lambda tensor, hook: time.sleep(0.1))]):
+        assert 10 < tokens_per_second(bridge, (2, 16), NAMES) <= 2 * 16 / 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -139,12 +139,12 @@ def tokens_per_second(
 ) -> float:
     """Of `collect` on such batches, the first one aside; random tokens."""
     most = int(getattr(model.cfg, "d_vocab", 2))
+    asked: list[float] = []  # when each batch was, which is when the one before it was done
 
-    def seconds(n: int) -> float:
-        tokens = torch.randint(most, (n * shape[0], shape[1]), device="cpu")
-        start = time.perf_counter()
-        collect(model, tokens, hook_points, batch_size=shape[0], progress=False, **options)
-        return time.perf_counter() - start
+    def data() -> Iterator[Tensor]:
+        for _ in range(3):
+            asked.append(time.perf_counter())
+            yield torch.randint(most, shape, device="cpu")
 
-    first = seconds(1)
-    return 2 * shape[0] * shape[1] / max(seconds(3) - first, 1e-9)
+    collect(model, data(), hook_points, progress=False, **options)
+    return 2 * shape[0] * shape[1] / (time.perf_counter() - asked[1])
