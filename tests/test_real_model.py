@@ -20,13 +20,29 @@ HOOK = "blocks.25.hook_resid_post"
 
 
 @pytest.fixture(scope="module")
-def smollm():
+def benchmark():
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     try:
-        from real_model import smollm2
+        import real_model
     finally:
         sys.path.pop(0)
-    return smollm2()
+    return real_model
+
+
+@pytest.fixture(scope="module")
+def smollm(benchmark):
+    return benchmark.smollm2()
+
+
+def test_what_is_ablated_on_is_not_what_was_trained_on(benchmark, smollm):
+    tokenizer, length = smollm.tokenizer, 64
+    train, heldout = benchmark.sequences(tokenizer, length)
+    source = benchmark.source_code(tokenizer, length)
+    seen = set(map(tuple, train.tolist()))
+    assert source.shape[1] == length and min(len(source), len(heldout)) > 400
+    assert not seen & set(map(tuple, torch.cat([heldout, source]).tolist()))
+    assert torch.equal(source, benchmark.source_code(tokenizer, length))
+    assert "def " in tokenizer.decode(source[:50].flatten())
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader
 
 import tl_weighted_pca as wpca
+from tl_weighted_pca.streaming import one_pass
 from tl_weighted_pca.support.digest import digest_of
 from tl_weighted_pca.support.files import write_atomically
 
@@ -75,6 +76,18 @@ def test_a_finished_run_is_read_and_not_repeated(model, tokens, tmp_path):
     path = tmp_path / "run.safetensors"
     first = run(model, tokens, path)
     assert identical(first, run(model, tokens, path, objective=stopping_after(0)))
+
+
+def test_a_finished_run_that_is_read_again_lies_where_the_model_does(mlp, tmp_path):
+    """Else bases made of it on another device would differ in their last bits."""
+    options = {"objective": lambda run: run.output.square().sum((1, 2)), "progress": False}
+    path, data = tmp_path / "run.safetensors", [torch.randn(2, 3, 5, dtype=torch.float64)]
+    wpca.collect(mlp, data, ["hook_hidden"], checkpoint=path, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_pass, "device_of", lambda model: torch.device("meta"))
+        found = wpca.collect(mlp, data, ["hook_hidden"], checkpoint=path, **options)
+    assert found["hook_hidden"].activation.packed_second.flat.is_meta
+    assert found["hook_hidden"].activation.shift.is_meta
 
 
 def test_more_data_of_the_same_go_on(model, tokens, tmp_path):

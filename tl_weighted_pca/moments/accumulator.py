@@ -266,10 +266,8 @@ class MomentAccumulator:
         self._lay_out(shift.shape[:-1], shift.shape[-1], shift.device)
         self.shift = shift.double()
         for (kind, objective), sums in self._sums.items():
-            start = f"{kind}/{objective}/"
-            sums.restore(
-                {n.removeprefix(start): x for n, x in state.items() if n.startswith(start)}
-            )
+            head = f"{kind}/{objective}/"
+            sums.restore({n.removeprefix(head): x for n, x in state.items() if n.startswith(head)})
 
     def move(self, device: torch.device) -> None:
         """Bring what was restored from a file to where activations on `device` are summed."""

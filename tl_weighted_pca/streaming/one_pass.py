@@ -149,9 +149,8 @@ def collect(  # type: ignore[misc]
         settings = gathered.to_agree_with(model, batch_size, max_tokens)
         file = Checkpoint(checkpoint, checkpoint_every, settings, gathered.accumulators, left_out)
         file.resume()
-        for accumulator in gathered.accumulators.values():
-            accumulator.move(device_of(model))
         recorder.recounted = file.recounted
+    restored = gathered.n_tokens
     blocks = recomputed(model, recorder.again) if recompute and needed else nullcontext()
     try:
         with (
@@ -178,6 +177,9 @@ def collect(  # type: ignore[misc]
                 )
             if file is not None:
                 file.finish()
+            if gathered.n_tokens == restored:  # no batch has brought the sums to the model's device
+                for accumulator in gathered.accumulators.values():
+                    accumulator.move(device_of(model))
     except BaseException as error:
         if any(each.n_sequences for each in gathered.accumulators.values()):
             error.collection = gathered.result(objective, recorder.recounted)  # type: ignore[attr-defined]
