@@ -169,6 +169,19 @@ def test_ctrl_c_is_quiet():
     assert (result.exit_code, result.output) == (130, "")
 
 
+def test_ctrl_c_while_a_module_is_loaded_is_quiet():
+    class Interrupting:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    with pytest.raises(
+        (KeyboardInterrupt, RuntimeError)
+    ) as caught:  # the latter before Python 3.12
+        type("Loading", (), {"entry": Interrupting()})
+    result = failing(caught.value)
+    assert (result.exit_code, result.output) == (130, "")
+
+
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 
 

@@ -273,6 +273,8 @@ folder, number, trials = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 model = embedded.load_model()
 tokens = torch.arange(64 * 24).view(64, 24) * 7919 % model.cfg.d_vocab
 flags = [p.requires_grad for p in model.parameters()]
+# What a run loads is loaded here: before Python 3.12 a Ctrl-C while a class is made is a RuntimeError.
+wpca.collect(model, tokens[:1], "blocks.0.hook_resid_post", checkpoint=f"{folder}/first", progress=False)
 
 def run(name, out):
     ready, tell = os.pipe()

@@ -54,6 +54,8 @@ class OneSentenceGroup(TyperGroup):
             tell(self._said(ctx, error))
             raise typer.Exit(1) from error
         except (MemoryError, RuntimeError) as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11, while a class is made
+                raise typer.Exit(130) from error
             if ctx.meta.get(DEBUG) or not _is_of_memory(error):
                 raise
             # What this package says of it says what to do; torch and numpy have kinds of their own.
