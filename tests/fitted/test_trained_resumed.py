@@ -70,6 +70,38 @@ def test_cut_off_and_resumed_it_is_the_same_to_the_bit(
             assert torch.equal(getattr(basis, name), getattr(whole, name))
 
 
+@pytest.mark.filterwarnings("ignore:No training")  # was better in so few steps
+def test_resumed_after_batches_that_were_no_steps(
+    best_model, start, cut_off, tmp_path, monkeypatch
+):
+    rows = torch.arange(16 * 12).view(16, 12) * 7919 % best_model.cfg.d_vocab
+    masks = torch.ones_like(rows)
+    masks[:8, 1:] = 0  # one real token each, and so nothing to predict
+    data = [
+        {"input_ids": x, "attention_mask": mask}
+        for x, mask in zip(rows.split(2), masks.split(2), strict=True)
+    ]
+    options = {"steps": 12, "loss": "loss", "seed": 0, "progress": False}
+    found, real = [], Training.basis
+
+    def basis(training):
+        (moves, _) = training.bottleneck.parameters.values()
+        found.append((moves.detach().clone(), int(training.optimiser.state[moves]["step"])))
+        return real(training)
+
+    monkeypatch.setattr(Training, "basis", basis)
+    wpca.optimize_basis(best_model, data, start, **options)
+    options |= {"checkpoint": tmp_path / "run", "checkpoint_every": 1}
+    cut_off(7)
+    with pytest.raises(CutOff):
+        wpca.optimize_basis(best_model, data, start, **options)
+    cut_off(None)
+    wpca.optimize_basis(best_model, data, start, **options)
+    (whole, counted), (resumed, again) = found
+    assert torch.equal(whole, resumed) and counted == again
+    assert 0 < counted < 12  # some batches were steps, and some were not
+
+
 def test_other_settings_or_data_are_refused(best_model, stories, start, tmp_path):
     options = OPTIONS | {"steps": 4, "checkpoint": tmp_path / "training"}
     with pytest.warns(UserWarning, match="the start is returned"):

@@ -64,7 +64,7 @@ class TrainingCheckpoint:
             for number, (training, theirs) in enumerate(
                 zip(trainings, progress["trainings"], strict=True)
             ):
-                _restore(training, _of(tensors, f"{number}//"), theirs, progress["step"])
+                _restore(training, _of(tensors, f"{number}//"), theirs)
             return int(progress["step"])
 
     def advance(self, trainings: Sequence[Training], step: int, last: bool) -> None:
@@ -99,9 +99,9 @@ def _tensors(training: Training) -> dict[str, Tensor]:
     found = {"latest": training.latest}
     for name, parameter in training.bottleneck.parameters.items():
         found[f"parameter//{name}"] = parameter
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if parameter in training.optimiser.state:
-                found[f"{moment}//{name}"] = training.optimiser.state[parameter][moment]
+        # With Adam's own count of its steps: a batch with nothing to predict is none.
+        for entry, tensor in training.optimiser.state.get(parameter, {}).items():
+            found[f"{entry}//{name}"] = tensor
     if training.best is not None:
         found["best scores"] = training.best.scores
         for name, parameter in training.best.parameters.items():
@@ -109,27 +109,21 @@ def _tensors(training: Training) -> dict[str, Tensor]:
     return found
 
 
-def _restore(
-    training: Training, tensors: dict[str, Tensor], told: dict[str, Any], step: int
-) -> None:
+def _restore(training: Training, tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
     parameters = training.bottleneck.parameters
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[f"parameter//{name}"])
-        if f"exp_avg//{name}" in tensors:
+        if f"step//{name}" in tensors:
             training.optimiser.state[parameter] = {
-                moment: tensors[f"{moment}//{name}"].to(parameter)
-                for moment in ("exp_avg", "exp_avg_sq")
-            } | {"step": _count(step, parameter)}
+                "step": tensors[f"step//{name}"],
+                "exp_avg": tensors[f"exp_avg//{name}"].to(parameter),
+                "exp_avg_sq": tensors[f"exp_avg_sq//{name}"].to(parameter),
+            }
     training.lost = told["lost"]
     training.weigh(tensors["latest"])
     if told["best"] is not None:
         best = {name: tensors[f"best//{name}"].to(p) for name, p in parameters.items()}
         training.best = State(told["best"], best, tensors["best scores"])
-
-
-def _count(step: int, like: Tensor) -> Tensor:
-    """Adam's own count of its steps."""
-    return like.new_tensor(float(step), device="cpu", dtype=like.dtype).detach()
 
 
 def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
