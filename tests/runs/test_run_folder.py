@@ -126,13 +126,33 @@ def test_what_is_not_ours_is_never_overwritten(tmp_path, overwrite):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_what_was_added_to_a_folder_of_ours_is_not_overwritten(tmp_path):
-    out = made(tmp_path / "out")
-    (out / "notes.md").write_text("mine")
-    with pytest.raises(ValueError, match="out holds 'notes.md', not made by this program"):
-        made(out, "two", overwrite=True)
-    assert (out / "notes.md").read_text() == "mine"
-    assert (out / "table.csv").read_text() == "one"
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ("notes.md", "notes.md"),
+        ("pages/notes.md", "pages/notes.md"),
+        ("pages/manifest.json", "pages/manifest.json"),
+        ("checkpoint-best.safetensors", "checkpoint-best.safetensors"),
+        ("prepared.safetensors", "prepared.safetensors"),
+        ("mine/deep/notes.md", "mine"),
+    ],
+)
+def test_what_was_added_to_a_folder_of_ours_is_not_overwritten(tmp_path, added, told):
+    out = tmp_path / "out"
+
+    def write(text):
+        with RunFolder(out, overwrite=True) as run:
+            (run / "pages").mkdir()
+            (run / "pages" / "one.html").write_text(text)
+
+    write("one")
+    write("two")
+    (out / added).parent.mkdir(parents=True, exist_ok=True)
+    (out / added).write_text("mine")
+    with pytest.raises(ValueError, match=f"out holds '{told}', not made by this program"):
+        write("three")
+    assert (out / added).read_text() == "mine"
+    assert (out / "pages" / "one.html").read_text() == "two"
     assert names(tmp_path) == ["out"]
 
 

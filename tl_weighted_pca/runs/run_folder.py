@@ -34,8 +34,8 @@ class RunFolder:
         path: of the folder to be; of a link, what it points to.
         arguments: of the command line, after the program's name.
         settings: what these and the defaults came to.
-        overwrite: replace a folder that an earlier run made, and that holds nothing else. Others are
-            never touched.
+        overwrite: replace a folder that an earlier run made, and that holds nothing else at any depth.
+            Others are never touched.
         resume: take up the checkpoints that an earlier run left in `path.partial`.
         inputs: files and folders that the run will read.
 
@@ -206,6 +206,9 @@ class RunFolder:
     def _move(self) -> None:
         try:
             self._check_path()  # again: there may be something by now
+            for pattern in (_CHECKPOINTS, _PREPARED):  # of what is whole, nobody goes on from these
+                for file in self.partial.glob(pattern):
+                    file.unlink()
             with uninterrupted():
                 self._swap()
         except (OSError, ValueError) as error:
@@ -214,9 +217,6 @@ class RunFolder:
                 f"The results are whole, but could not be moved to {self.path} ({reason}): they are in "
                 f"{self.partial}."
             ) from error
-        for pattern in (_CHECKPOINTS, _PREPARED):
-            for file in self.path.glob(pattern):
-                file.unlink()
 
     def _swap(self) -> None:
         """By two renames: at no moment is there a folder with files of both."""
@@ -279,9 +279,12 @@ def _check_ours(folder: Path, *, whole: bool = False) -> dict[str, Any]:
         raise ValueError(f"{folder} was not made by this program, {mend}.") from error
     # A run that was killed could not say yet what it had written.
     if whole or manifest.get("finished"):
-        names = {file.name for file in folder.iterdir() if not _is_kept_by_us(file)}
-        ours = {name.split("/")[0] for name in manifest["outputs"]}
-        if foreign := sorted(names - ours):
-            what = ", ".join(map(repr, foreign))
+        # In its place a folder has no checkpoints either: these went before it was moved there.
+        files = (f for f in folder.rglob("*") if whole or not _is_kept_by_us(f))
+        ours = {Path(MANIFEST), *map(Path, manifest["outputs"])}
+        ours |= {parent for file in ours for parent in file.parents}
+        foreign = {file.relative_to(folder) for file in files} - ours
+        if outermost := sorted(file.as_posix() for file in foreign if file.parent not in foreign):
+            what = ", ".join(map(repr, outermost))
             raise ValueError(f"{folder} holds {what}, not made by this program, {mend}.")
     return manifest
