@@ -252,21 +252,26 @@ def centred(logits):
     return logits - logits.mean(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("token", [None, " the", 7])
-def test_a_prompt_is_that_of_hooks_by_hand(model, heldout, moments, token):
+@pytest.mark.parametrize(("token", "outliers"), [(None, None), (" the", 1.35), (7, None)])
+def test_a_prompt_is_that_of_hooks_by_hand(model, heldout, moments, token, outliers):
     """Coordinates from the cache, effects from a hook of TransformerLens's own."""
     basis = wpca.metric_pca(moments[HOOK])
     few = heldout.select(range(6))
     made = wpca.cards(
-        model, few, basis, 3, positions=slice(1, None), score=None, anywhere=True, **QUIET
-    )
+        model, few, basis, 3, positions=slice(1, None), outliers=outliers, score=None, anywhere=True,
+        **QUIET,
+    )  # fmt: skip
     text = heldout[7]["text"]
     view = made.prompt(model, text, token=token)
     tokens = model.to_tokens(text).cpu()
     logits, cache = model.run_with_cache(tokens)
     z = (cache[HOOK][0].detach().double() - basis.center) @ basis.encoder[:, :3]
-    assert bool(view.coordinates[0].isnan().all())  # not a position that counts
-    assert torch.allclose(view.coordinates[1:], z[1:].cpu(), atol=1e-3)
+    norms = cache[HOOK][0].detach().double().norm(dim=-1)
+    counts = norms <= (outliers or math.inf) * norms.median()
+    assert bool(counts[1:].all()) == (outliers is None)
+    counts[0] = False
+    assert bool(view.coordinates[~counts].isnan().all())
+    assert torch.allclose(view.coordinates[counts], z[counts].cpu(), atol=1e-3)
     last = int(logits[0, -1].argmax())
     ids = [*tokens[0, 1:].tolist(), last]
     if token is not None:
@@ -279,9 +284,8 @@ def test_a_prompt_is_that_of_hooks_by_hand(model, heldout, moments, token):
     for i in range(3):
 
         def remove(f, hook, i=i):
-            part = (f[:, 1:] - basis.center.float()) @ basis.encoder[:, i].float()
-            kept = f[:, 1:] - part[..., None] * basis.decoder[i].float()
-            return torch.cat([f[:, :1], kept], 1)
+            part = (f - basis.center.float()) @ basis.encoder[:, i].float()
+            return f - (counts * part)[..., None] * basis.decoder[i].float()
 
         with torch.no_grad():
             without = model.run_with_hooks(tokens, fwd_hooks=[(HOOK, remove)])

@@ -47,6 +47,8 @@ class FeatureCards(Sequence[FeatureCard]):
     """The components themselves."""
     positions: Positions = None
     """Which positions counted."""
+    outliers: float | None = None
+    """Medians of its sequence's norms above which a position did not count."""
     compared: str = ""
     """The basis that neighbours were sought in besides."""
     prompts: list[PromptView] = field(default_factory=list)
@@ -85,7 +87,7 @@ class FeatureCards(Sequence[FeatureCard]):
         )
         return prompt_view(
             model, text, self.components, self.hook_point, deviations, token=token,
-            positions=self.positions, tokenizer=tokenizer,
+            positions=self.positions, outliers=self.outliers, tokenizer=tokenizer,
         )  # fmt: skip
 
     def distinctive(self, card: FeatureCard) -> list[FactScore]:

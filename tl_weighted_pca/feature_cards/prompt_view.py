@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_weighted_pca.data.batches import Batch
-from tl_weighted_pca.data.positions import Positions, selected
+from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.feature_cards.components import Components
 from tl_weighted_pca.feature_cards.token_text import TokenText
 from tl_weighted_pca.models.downstream import Downstream
@@ -95,6 +95,7 @@ def prompt_view(
     *,
     token: str | int | None = None,
     positions: Positions = None,
+    outliers: float | None = None,
     tokenizer: Any = None,
 ) -> PromptView:
     """Run one text, then once more for each component ablated; see `FeatureCards.prompt`."""
@@ -108,7 +109,7 @@ def prompt_view(
         return tensor
 
     with quiet(model, gradients=False):
-        downstream = Downstream(model, hook_point, positions)
+        downstream = Downstream(model, hook_point, positions, Outliers.checked(outliers))
         run = downstream.start(batch)
         targets = _targets(run, token, tokenizer)
         logits = _logits_of(run, run.output, targets)
@@ -118,9 +119,8 @@ def prompt_view(
             for i in range(len(components))
         ]
         z = components.coordinates(seen[0])[0].double().cpu()
-    counted = selected(positions, None, (1, len(ids)))
-    if counted is not None:
-        z = z.masked_fill(~counted[0, :, None], torch.nan)
+        counted = downstream.counted(hook_point, seen[0])[0].cpu()
+    z = z.masked_fill(~counted[:, None], torch.nan)
     words = TokenText(tokenizer)
     return PromptView(
         tokens=words(ids.tolist()), targets=words(targets.tolist()), logits=logits, coordinates=z,

@@ -153,7 +153,7 @@ def cards(
         cards=_made(components, seen, logits, compared, ablations, scores, text),
         model=model_name(model), hook_point=place, method=basis.method, n_tokens=seen.n_tokens,
         n_sequences=seen.n_sequences, ablations=ablations, notes=notes, compared=compared,
-        components=components, positions=positions,
+        components=components, positions=positions, outliers=outliers,
     )  # fmt: skip
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     return replace(made, prompts=[made.prompt(model, one, tokenizer=tokenizer) for one in texts])
