@@ -216,6 +216,14 @@ def test_the_callers_data_and_the_weights_are_never_written(mlp, best_model, tok
     assert all(torch.equal(p, w) for p, w in zip(best_model.parameters(), weights, strict=True))
 
 
+def test_a_glob_is_of_one_hook_point(best_model, tokens, moments):
+    basis, options = wpca.pca(moments), {"ranks": [8], "progress": False}
+    with pytest.raises(ValueError, match="matches 4 hook points, and one is expected"):
+        wpca.ablation_curves(best_model, tokens, basis, "blocks.*.hook_resid_post", **options)
+    found = wpca.ablation_curves(best_model, tokens, basis, "*.2.hook_resid_post", **options)
+    assert found.hook_point == HOOK
+
+
 def test_the_model_is_left_as_it_was(model, tokens, moments):
     model.train()
     hooks = sum(len(h._forward_hooks) for h in model.hook_dict.values())

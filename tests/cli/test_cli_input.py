@@ -194,6 +194,8 @@ def test_an_unknown_model_with_no_network(tmp_path, line, name):
         (["interaction", "--hook", POINT], "Only 'blocks.2.hook_resid_post' was given"),
         (["dictionary", "--hook", "blocks.9.hook_resid_post"], "The model has no hook point"),
         (["demo", "--hook", "blocks.9.hook_resid_post"], "The model has no hook point"),
+        (["dictionary", "--hook", "blocks.*.hook_resid_post"], "matches 4 hook points, and one is"),
+        (["demo", "--hook", "blocks.*.hook_resid_post"], "matches 4 hook points, and one is"),
         (["basis", "MOMENTS", "--hook", "blocks.3.*"], "has no hook point that matches"),
         (["svd", "--head", "4.0"], "There is no head 4.0: the model has layers 0..3"),
         (["svd", "--head", "one"], "--head is 'one'; expected LAYER.HEAD"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from tl_weighted_pca.bases.basis import Basis
 from tl_weighted_pca.models.fingerprint import made_at
-from tl_weighted_pca.models.hook_points import resolve
+from tl_weighted_pca.models.hook_points import resolve, resolve_one
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 Bases = Basis | Sequence[Basis] | Mapping[str, Basis | Mapping[str, Basis]]
@@ -34,6 +34,8 @@ def placed_bases(
         ValueError: for no bases, hook points that differ by name, are names of one and the same, or
             are not known, and for bases of other hook points or models, unless `anywhere`.
     """
+    if hook_point is not None:
+        hook_point = resolve_one(model, hook_point)
     named = {
         name: dict(value) if isinstance(value, Mapping) else _at_one(name, value, hook_point)
         for name, value in _by_name(bases).items()

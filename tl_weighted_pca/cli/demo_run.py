@@ -15,6 +15,7 @@ from tl_weighted_pca.cli.pictures import PictureOptions
 from tl_weighted_pca.fitted.joint import joint_pca
 from tl_weighted_pca.fitted.path_gradients import path_metric
 from tl_weighted_pca.fitted.trained import optimize_basis
+from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.second_moment import Moments
 from tl_weighted_pca.objectives.losses import next_token_loss, sampled_token_loss
 from tl_weighted_pca.streaming.one_pass import collect
@@ -74,6 +75,7 @@ def run_demo(
     progress: bool = True,
 ) -> Demo:
     """Collect on `train`, ablate on `heldout`, for five bases at one hook point, or for `every` of nine."""
+    hook_point = resolve_one(model, hook_point)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     stats = collect(
         model,

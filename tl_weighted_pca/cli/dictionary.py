@@ -104,7 +104,7 @@ def dictionary(
         basis = None if start is None else Basis.load(existing_file(start))
         if start is not None:
             run.reads(start)
-        (hook,), model, train, judged = _read(source, run, text, hook, n_tokens, heldout)
+        hook, model, train, judged = _read(source, run, text, hook, n_tokens, heldout)
         options = {k: v for k, v in how.options.items() if k != "progress"}
         moments = _moments(model, train, hook, run / "prepared.moments.safetensors", options)
         trained = train_dictionary(
@@ -134,10 +134,10 @@ def _read(
     hook: str,
     n_tokens: int,
     heldout: str | None,
-) -> tuple[list[str], Any, Any, Any]:
+) -> tuple[str, Any, Any, Any]:
     """The hook point, the model, the text to train on and that to evaluate on: all that may be refused,
     ahead of a training that may take hours."""
-    from tl_weighted_pca.models.hook_points import resolve
+    from tl_weighted_pca.models.hook_points import resolve_one
 
     text.check(source, run, *([] if heldout is None else [heldout]))
     if heldout is None and text.dataset is None and text.split is not None:
@@ -146,11 +146,11 @@ def _read(
             head="Note",
         )
     model = source.load(run)
-    points = resolve(model, [hook])
+    hook = resolve_one(model, hook)
     train = replace(text, max_tokens=n_tokens).load(model, "train", source.slips)
     judge = text if heldout is None else replace(text, dataset=heldout)
     own = heldout is None
-    return points, model, train, judge.load(model, "heldout", source.slips, own=own)
+    return hook, model, train, judge.load(model, "heldout", source.slips, own=own)
 
 
 def _moments(model: Any, train: Any, hook: str, checkpoint: Path, options: dict[str, Any]) -> Any:
