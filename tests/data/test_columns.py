@@ -67,6 +67,9 @@ def test_the_class_of_a_sequence_is_no_label_of_its_tokens():
     assert list(
         batches(datasets.Dataset.from_dict({"input_ids": TOKENS.tolist(), "labels": [1, 0]}))
     )
+    assert list(batches([{"input_ids": TOKENS, "labels": ["good", "bad"]}]))
+    names = {"input_ids": TOKENS.tolist(), "labels": ["good", "bad"]}
+    assert list(batches(datasets.Dataset.from_dict(names)))
 
 
 @pytest.mark.parametrize("low", [-torch.inf, -1e9, torch.finfo(torch.float32).min])

@@ -47,6 +47,14 @@ def test_rows_of_many_lengths_are_grouped_and_keep_their_place():
             assert batch.inputs[row][keep].tolist() == LENGTHS[index]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_a_row_of_one_token_is_padded_also_alone_in_the_last_window(batch_size):
+    rows = [[1, 2, 3]] * 64 + [[4]]
+    for batch in batches(datasets.Dataset.from_dict({"input_ids": rows}), batch_size):
+        for row in (batch.sequence_index == 64).nonzero().flatten():
+            assert batch.inputs.shape[1] > 1 and batch.mask[row].sum() == 1
+
+
 def test_a_stream_is_grouped_in_windows_and_not_read_whole():
     read = []
 

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 import tl_weighted_pca as wpca
 from tl_weighted_pca.dictionary import (
     Recipe,
     SparseAutoencoder,
     evaluate_dictionary,
+    plot_biases,
     train_dictionary,
 )
 from tl_weighted_pca.dictionary.scores import _wide
@@ -141,6 +143,17 @@ def test_one_shot_data(best_model, heldout, tmp_path):
     assert not (tmp_path / "run").exists()  # it would go on behind rows that trained nothing
 
 
+def test_a_loader_of_one_shot_data_ends_with_a_warning_too(best_model, heldout, moments):
+    class Once(IterableDataset):
+        rows = iter(torch.tensor([row[:60] for row in heldout["input_ids"]]))
+
+        def __iter__(self):
+            return self.rows
+
+    with pytest.warns(UserWarning, match="The data ended after 1408 of 4096 tokens"):
+        train(best_model, DataLoader(Once(), batch_size=4), moments=moments)
+
+
 def test_one_shot_data_resumes_to_the_bit(best_model, heldout, moments, tmp_path):
     tokens = torch.tensor([row[:60] for row in heldout["input_ids"]])
     settings = {"moments": moments, "buffer_tokens": 512}
@@ -232,6 +245,32 @@ def test_evaluation_of_the_identity(best_model, heldout, moments):
     assert scores.unexplained_attribution == pytest.approx(0, abs=1e-4)
     assert scores.dead == 0 and scores.dense == 1
     assert found.n_tokens == moments.n_tokens
+
+
+@pytest.mark.parametrize("name", ["mean", "", "unedited"])
+def test_a_basis_may_have_any_other_name(best_model, heldout, moments, name):
+    dictionary = train(best_model, heldout, n_tokens=512)
+    options = {"positions": POSITIONS, "max_tokens": 300}
+    expected, found = (
+        evaluate_dictionary(best_model, heldout, dictionary, bases=bases, **options)
+        for bases in ({"pca": wpca.pca(moments)}, {name: wpca.pca(moments)})
+    )
+    assert (found.loss, found.ablated_loss) == (expected.loss, expected.ablated_loss)
+    assert found.scores == {
+        "dictionary": expected.scores["dictionary"], name: expected.scores["pca"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dictionaries_of_other_dtypes_are_evaluated(best_model, heldout, dtype):
+    dictionary = train(best_model, heldout, n_tokens=512)
+    options = {"positions": POSITIONS, "max_tokens": 300}
+    expected = evaluate_dictionary(best_model, heldout, dictionary, **options).scores["dictionary"]
+    dictionary.to(dtype)
+    found = evaluate_dictionary(best_model, heldout, dictionary, **options).scores["dictionary"]
+    assert found.l0 == pytest.approx(expected.l0, rel=0.05)
+    assert found.attribution_l0 == pytest.approx(expected.attribution_l0, rel=0.05)
+    assert plot_biases(dictionary)
 
 
 def test_evaluation_against_the_slow_way(best_model, heldout, moments):

@@ -179,6 +179,27 @@ def test_a_batch_with_nan_is_left_out_whole():
     assert before.n_tokens == after.n_tokens
 
 
+@pytest.mark.parametrize("metric", ROW_METRICS)
+@pytest.mark.parametrize("garbage", [1e3, float("nan")])
+def test_a_batch_in_which_no_position_counts_adds_nothing(metric, garbage):
+    F, g = pairs()
+    alone = MomentAccumulator(metric).update(F, g).update(F + 1, g).result()
+    accumulator = MomentAccumulator(metric)
+    for x in (F.clone().fill_(garbage), F, F.clone().fill_(garbage), F + 1):
+        counts = torch.full(x.shape[:2], bool(x[0, 0, 0].abs() < 100))
+        accumulator.update(x, g, counts)
+    for kind in ("activation", "gradient", "weighted"):
+        assert torch.equal(getattr(accumulator.result(), kind).second, getattr(alone, kind).second)
+    assert accumulator.n_tokens == alone.n_tokens and accumulator.n_sequences == 4 * len(F)
+
+
+def test_shapes_of_activations_and_gradients_are_checked():
+    F, g = pairs()
+    for activations, gradients in ((F, g[:1]), (F, g[0]), (F[0], g[0]), (F, g[..., :3])):
+        with pytest.raises(ValueError, match=r"expected both \[batch, pos, d\]"):
+            MomentAccumulator().update(activations, gradients)
+
+
 def test_a_first_batch_with_nan_leaves_nothing_behind():
     F, g = (x.float() for x in pairs(mean=1e4))
     accumulator = MomentAccumulator()

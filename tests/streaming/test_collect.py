@@ -137,6 +137,19 @@ def test_padding_is_not_there(model, tokens, side):
             agree(batch[name], single[name], 2e-5)
 
 
+def test_a_batch_with_no_position_that_counts_adds_nothing(model):
+    """Rows of a dataset are sorted by length within a window of batches: short ones may fill a batch."""
+    lengths = [24 if number % 3 else 9 + number % 7 for number in range(200)]
+    tokens = torch.randint(model.cfg.d_vocab, (200, 24), generator=torch.Generator().manual_seed(0))
+    rows = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
+    data = datasets.Dataset.from_dict({"input_ids": rows})
+    names = ["blocks.0.hook_resid_post", "blocks.2.attn.hook_z"]
+    options = {"positions": slice(20, None), "progress": False}
+    one, two = (wpca.collect(model, data, names, batch_size=size, **options) for size in (40, 2))
+    for name in names:
+        agree(two[name], one[name], 2e-5)
+
+
 def test_positions_drop_out_of_every_sum(model, tokens):
     name = "blocks.1.hook_resid_post"
     pairs = next(wpca.stream_pairs(model, tokens, name, batch_size=10))[name]
@@ -209,6 +222,8 @@ def test_rows_of_one_token_count_alike_in_every_batch(best_model, tokens):
         torch.testing.assert_close(
             m.gradient.second, found[0].gradient.second, rtol=1e-4, atol=1e-7
         )
+    with pytest.raises(ValueError, match="The sequences have no tokens"):
+        wpca.collect(best_model, torch.zeros(3, 0, dtype=torch.long), HOOK, progress=False)
     with pytest.raises(ValueError, match="sequences have length 1"):
         wpca.collect(best_model, rows.select(range(3)), HOOK, progress=False)
 

@@ -75,6 +75,12 @@ def test_what_a_module_changes_in_place_is_refused_where_it_is_read_later(tokens
     ):
         wpca.collect(model, tokens, points, **QUIET)
     assert wpca.collect(model, tokens, points, objective=None, **QUIET)
+    with pytest.raises(
+        ValueError, match=f"What follows hook point {HERE!r} changes its activations"
+    ):
+        wpca.collect(model, tokens, HERE, **QUIET)  # torch's own words: a leaf is edited in place
+    pairs = next(wpca.stream_pairs(model, tokens, points, objective=None))
+    assert float(pairs[HERE].activations[..., 0].abs().sum()) > 1
 
 
 def by_hand(model, tokens, basis, place, k):

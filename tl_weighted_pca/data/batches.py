@@ -16,6 +16,11 @@ from tl_weighted_pca.data.origin import Origin
 from tl_weighted_pca.data.sharding import Shard
 from tl_weighted_pca.support.whole_numbers import checked_count
 
+
+class EmptyDataError(ValueError):
+    """No sequence at all."""
+
+
 _WINDOW = 64
 """Sequences of mixed lengths are sorted within this many batches, so that little is padding."""
 
@@ -86,7 +91,7 @@ def batches(
         return
     if not is_share(data):
         again = "" if is_rereadable(data) else " (What can be read only once is empty afterwards.)"
-        raise ValueError(f"The data is empty: pass at least one sequence.{again}")
+        raise EmptyDataError(f"The data is empty: pass at least one sequence.{again}")
     if not may_be_empty:
         raise ValueError(
             "This process's share of the data is empty: use fewer processes, or more sequences."
@@ -254,9 +259,11 @@ def _n_real(row: _Row) -> int:
 
 def _from_rows(rows: Iterator[_Row], batch_size: int) -> Iterator[Batch]:
     """Batches of single sequences, those of a window sorted by length, padded on the right."""
+    lengths: set[int] = set()
     while window := list(itertools.islice(rows, batch_size * _WINDOW)):
         left = sum(map(_n_real, window)) if len(window) < batch_size * _WINDOW else None
-        mixed = len({len(tokens) for _, tokens, _ in window}) > 1
+        lengths.update(len(tokens) for _, tokens, _ in window)
+        mixed = len(lengths) > 1
         if mixed:
             window.sort(key=lambda row: len(row[1]))
         for start in range(0, len(window), batch_size):

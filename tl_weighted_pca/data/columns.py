@@ -197,6 +197,9 @@ def _check_ignored(columns: Mapping[str, Any], inputs: Tensor, mask: Tensor | No
         if columns[name] is None:
             continue
         value = columns[name]
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, str):  # the name of a class
+            continue
         value = torch.as_tensor(value, device=getattr(value, "device", "cpu"))
         if value.ndim < inputs.ndim:  # one a sequence, such as its class
             continue

@@ -27,7 +27,8 @@ from tl_weighted_pca.streaming.pairs import stream_pairs
 if TYPE_CHECKING:
     import pandas as pd
 
-_UNEDITED = ""
+_UNEDITED, _MEAN = 0, 1
+"""Keys that no name of a basis equals."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,15 @@ def evaluate_dictionary(
     cut = {name: basis.truncate(min(rank, basis.n_components)) for name, basis in bases.items()}
     if cut:
         sums |= summed(cut)
-    edits: dict[str, Edit] = {
-        "mean": lambda x: own.mean.to(x).view(x.shape[2:]).expand_as(x),
+    edits: dict[str | int, Edit] = {
+        _MEAN: lambda x: own.mean.to(x).view(x.shape[2:]).expand_as(x),
         "dictionary": lambda x: dictionary.hook()(x, None),
         **{name: basis.project for name, basis in cut.items()},
     }
     downstream = Downstream(model, here.hook_point, positions)
     with quiet(model, gradients=False):
         loss, kl = _effects(downstream, edits, batches(data, **options))
-    clean, ablated = loss[_UNEDITED], loss["mean"]
+    clean, ablated = loss[_UNEDITED], loss[_MEAN]
     scores = {
         name: one.scores(share(ablated - loss[name], ablated - clean), kl[name])
         for name, one in sums.items()
@@ -161,8 +162,8 @@ def _place(model: Any, dictionary: SparseAutoencoder, hook_point: str | None) ->
 
 
 def _effects(
-    downstream: Downstream, edits: Mapping[str, Edit], data: Iterable[Batch]
-) -> list[dict[str, float]]:
+    downstream: Downstream, edits: Mapping[str | int, Edit], data: Iterable[Batch]
+) -> list[dict[str | int, float]]:
     """The loss per predicted token and the KL divergence per position, of the model unedited and edited."""
     scorers = Scorer("loss"), Scorer("kl")
     sums = [

@@ -40,11 +40,11 @@ def plot_biases(
     from tl_weighted_pca.support.panel import Line, Panel
 
     biases = dictionary.biases if isinstance(dictionary, SparseAutoencoder) else dictionary
-    values = biases.detach().cpu()
+    values = biases.detach().cpu().double()
     title = f"{float((values < 0).double().mean()):.0%} of {values.numel()} biases are negative"
     unit = "encoder bias (unit of the activations)"
     if interactive:
-        counts, edges = torch.histogram(values.double(), bins)
+        counts, edges = torch.histogram(values, bins)
         middles = (edges[:-1] + edges[1:]) / 2
         look = {"color": "#4477aa", "drawstyle": "steps-mid"}
         line = Line(middles.tolist(), counts.tolist(), look=look)

@@ -213,7 +213,7 @@ def losses(
     f = dictionary.encode(x)
     attribution = unexplained = f.new_zeros(())
     if g is not None and recipe.attribution > 0:
-        attribution = _penalised((f * (g @ dictionary.W_dec.T)).abs(), recipe.penalty)
+        attribution = _penalised((f * (g.to(f) @ dictionary.W_dec.T)).abs(), recipe.penalty)
     error = x - dictionary.decode(f)
     if g is not None and recipe.unexplained > 0:
         unexplained = (g * error).sum(1).square().mean()

@@ -58,6 +58,7 @@ class CodeSums:
         x = x.float()
         f = self.code.encode(x)
         error = _wide(x - self.code.decode(f))
+        f = f.to(torch.promote_types(f.dtype, torch.float32))
         wide = _wide(x)
         directions = self.code.decoder.to(f)
         if not self.n_tokens:
@@ -73,7 +74,7 @@ class CodeSums:
         self.error += float(error.square().sum())
         on = f != 0
         self.fired += on.sum(0).to(self.fired.device)
-        for g in samples.float():
+        for g in samples.to(f):
             a = (f * (g @ directions.T)).abs()
             whole = a.sum(1)
             held = a.sort(1, descending=True).values.cumsum(1)

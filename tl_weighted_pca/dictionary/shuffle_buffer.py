@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_weighted_pca.data.batches import is_one_shot
+from tl_weighted_pca.data.batches import EmptyDataError, is_one_shot
 from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.objectives.losses import Objective
 from tl_weighted_pca.streaming.pairs import stream_pairs
@@ -44,7 +44,7 @@ class PairStream:
     batch_size: int
 
     def rows(self, place: Place) -> Iterator[tuple[Rows, Place]]:
-        """Rows of one batch after another, each with its own place; ends only with one-shot data.
+        """Rows of one batch after another, each with its place; ends with what can be read only once.
 
         Raises:
             ValueError: if a whole pass over the data gives no row.
@@ -60,16 +60,21 @@ class PairStream:
                 batch_size=self.batch_size,
                 skip=place.batch,
             )
-            for number, batch in enumerate(pairs, start=place.batch):
-                x, samples = batch[self.hook_point].rows()
-                g = None
-                if len(samples):
-                    token = torch.arange(len(x), device=x.device)
-                    g = samples[token % len(samples), token][place.row :]
-                x = x[place.row :]
-                found = found or len(x) > 0
-                yield (x, g), Place(place.epoch, number, place.row)
-                place = Place(place.epoch, number + 1)
+            try:
+                for number, batch in enumerate(pairs, start=place.batch):
+                    x, samples = batch[self.hook_point].rows()
+                    g = None
+                    if len(samples):
+                        token = torch.arange(len(x), device=x.device)
+                        g = samples[token % len(samples), token][place.row :]
+                    x = x[place.row :]
+                    found = found or len(x) > 0
+                    yield (x, g), Place(place.epoch, number, place.row)
+                    place = Place(place.epoch, number + 1)
+            except EmptyDataError:
+                if not place.epoch:
+                    raise
+                return  # a loader of what can be read only once
             if not found:
                 raise ValueError(
                     f"positions={self.positions!r} selects no token of the data: choose others, or leave "

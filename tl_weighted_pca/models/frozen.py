@@ -80,6 +80,8 @@ def check_tokens(model: Any, batch: Batch) -> None:
             "The data are tokens of another vocabulary than the model's: their numbers would stand for other "
             "words. Tokenise the text with model.tokenizer, or pass the model that the data are for."
         )
+    if inputs.ndim == 2 and len(inputs) and not inputs.shape[1]:
+        raise ValueError("The sequences have no tokens: pass sequences of one or more.")
     if inputs.is_floating_point() or inputs.numel() == 0 or size is None:
         return
     lowest, highest = (int(bound) for bound in torch.aminmax(inputs))

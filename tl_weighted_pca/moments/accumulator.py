@@ -76,11 +76,9 @@ class MomentAccumulator:
         budget: Budget | None = None,
     ) -> None:
         row_metric_name(row_metric)
-        for option, value, known in (
-            ("sums_dtype", sums_dtype, get_args(SumsDtype)),
-            ("precision", precision, get_args(Precision)),
-        ):
-            if value not in known:
+        given = {"sums_dtype": (sums_dtype, SumsDtype), "precision": (precision, Precision)}
+        for option, (value, kind) in given.items():
+            if value not in (known := get_args(kind)):
                 raise ValueError(f"{option} is {value!r}; expected {known[0]!r} or {known[1]!r}.")
         self.precision: Precision = precision
         self.sums_dtype: SumsDtype = sums_dtype
@@ -128,25 +126,24 @@ class MomentAccumulator:
         elif n_tokens is None:
             n_tokens = int(mask.sum())
         self._counts = (n_tokens, n_sequences)
+        if self.shift is not None and (*rows.shape[:-3], rows.shape[-1]) != self.shift.shape:
+            raise ValueError(
+                f"Activations of shape {tuple(activations.shape)} arrived at a hook point whose earlier "
+                f"ones had width {self.shift.shape[-1]}: collect models of one shape at a time."
+            )
+        if not n_tokens:
+            return
         if self.shift is None:
-            if n_tokens == 0:
-                return
             home = home_of(rows.device)
             if self._budget is not None:
                 n = len(self._kept) * rows.shape[:-3].numel() * packed_size(rows.shape[-1])
                 held = self.sums_device or home
                 self._budget.take(held, n * self._dtype.itemsize, rows.device, n * rows.itemsize)
             self._lay_out(rows.shape[:-3], rows.shape[-1], home)
-        assert self.shift is not None
         self.move(rows.device)
-        if rows.shape[-1] != self.shift.shape[-1] or rows.shape[:-3] != self.shift.shape[:-1]:
-            raise ValueError(
-                f"Activations of shape {tuple(activations.shape)} arrived at a hook point whose earlier "
-                f"ones had width {self.shift.shape[-1]}: collect models of one shape at a time."
-            )
         mean = rows.new_zeros((*rows.shape[:-3], rows.shape[-1]))
         with products_in(self.precision, rows.device.type):
-            if n_tokens and any(kind != "gradient" for kind, _ in self._sums):
+            if any(kind != "gradient" for kind, _ in self._sums):
                 rows, mean = about_their_mean(rows, mask, n_tokens)
                 self._mean = mean.to(self.shift)
             if ("activation", "") in self._sums:
@@ -216,14 +213,18 @@ class MomentAccumulator:
 
         Raises:
             TypeError: for what is no tensor.
-            ValueError: for a mask of another shape, or gradients that come with some batches alone.
+            ValueError: for shapes that do not fit, or gradients that come with some batches alone.
             NonFiniteError: on NaN or infinity at a position that counts; the batch is left out.
         """
         for name, given in (("activations", activations), ("gradients", gradients), ("mask", mask)):
             if given is not None and not isinstance(given, Tensor):
-                raise TypeError(
-                    f"The {name} are a {type(given).__name__}; expected a torch tensor."
-                )
+                raise TypeError(f"The {name} are a {type(given).__name__}; expected a tensor.")
+        shapes = [tuple(x.shape) for x in (activations, gradients) if x is not None]
+        if len({*shapes}) > 1 or activations.ndim not in (3, 4):
+            raise ValueError(
+                f"Activations and gradients have the shapes {', '.join(map(str, shapes))}; expected both "
+                "[batch, pos, d] or [batch, pos, head, d]."
+            )
         if self.n_sequences and (gradients is None) != self._ungraded:
             raise ValueError(
                 "Some batches came with gradients and some without, which are moments of different tokens: "
@@ -235,9 +236,7 @@ class MomentAccumulator:
             if gradients is not None:
                 self.gradient(gradients)
             if not all_finite(self.check()):
-                raise NonFiniteError(
-                    "The activations or gradients of this batch hold NaN or infinity."
-                )
+                raise NonFiniteError("The activations or gradients hold NaN or infinity.")
         except BaseException:
             self.discard()
             raise

@@ -82,6 +82,8 @@ class Checkpoint:
             OSError: if a file could not be written there.
         """
         remove_leftovers(self.path)
+        if self.path.is_dir():
+            raise ValueError(f"{str(self.path)!r} is a folder: pass the path of a file in it.")
         if not self.path.exists():
             check_writable(self.path)
             return

@@ -56,3 +56,11 @@ class Site:
         """The gradient as a hook gets it, given away; None where none has arrived."""
         gradient, self._gradient = self._gradient, None
         return None if gradient is None else self.shown(gradient)
+
+
+def edited_in_place(name: str) -> str:
+    """What to say where activations are gone before the pass is over."""
+    return (
+        f"What follows hook point {name!r} changes its activations in place, so that they are lost: let it "
+        "make a new tensor."
+    )

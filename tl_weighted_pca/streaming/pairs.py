@@ -126,7 +126,9 @@ class _PairSink:
         *,
         gradients_to_come: int = 0,
     ) -> None:
-        self.activations, self.mask, self.gradients = activations, mask, []
+        # Without a graph nothing keeps the model from writing over them in the rest of its pass.
+        self.activations = activations if gradients_to_come else activations.clone()
+        self.mask, self.gradients = mask, []
 
     def gradient(self, gradients: Tensor, objective: str = "", scale: float = 1.0) -> None:
         self.gradients.append(gradients)

@@ -31,7 +31,7 @@ from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.moments.running_sums import all_finite
 from tl_weighted_pca.objectives.losses import Objective, checked_values, objective_name
 from tl_weighted_pca.streaming.counted import CountedPositions
-from tl_weighted_pca.streaming.firing import Site
+from tl_weighted_pca.streaming.firing import Site, edited_in_place
 from tl_weighted_pca.streaming.graph import Graph, kept
 from tl_weighted_pca.streaming.sink import Sink
 from tl_weighted_pca.support.interrupts import uninterrupted
@@ -134,6 +134,10 @@ class Recorder:
                 output = run_model(model, inputs if fed is None else fed, mask)
         except _AllSeen:
             output = None
+        except RuntimeError as error:
+            if "leaf Variable" in str(error):  # of ours, which the model writes over
+                raise ValueError(edited_in_place(next(iter(self._sites), ""))) from error
+            raise
         for name in self._sinks:
             if name not in self._sites:
                 raise ValueError(never_fired(model, name))
@@ -141,10 +145,7 @@ class Recorder:
             return
         for name in self._graded:
             if self._sites[name].was_edited:
-                raise ValueError(
-                    f"What follows hook point {name!r} changes its activations in place, so that they are "
-                    "lost: let it make a new tensor."
-                )
+                raise ValueError(edited_in_place(name))
         activations = {name: site.activations for name, site in self._sites.items()}
         run = Run(output, inputs, mask, index, activations)
         values = {
