@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -233,6 +234,12 @@ def test_every_token_has_its_value(see, made):
     page.focus("#values")
     page.keyboard.press("Space")
     assert page.evaluate(label).strip('"') == tokens.nth(0).get_attribute("data-z")
+    # Of a component that never varies there are no deviations to count.
+    still = [replace(each, histogram=replace(each.histogram, std=0.0)) for each in made]
+    page = see(replace(made, cards=still))
+    page.click("#c0 summary >> nth=0")
+    page.locator("#c0 .contexts mark").first.hover()
+    assert re.fullmatch(r"z = \S+", page.inner_text("#tip"))
 
 
 def test_counts_have_a_logarithm_on_demand(see, made):

@@ -1,11 +1,14 @@
 """The page of feature cards: nothing of the data can break it, and a real browser shows it."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from tl_weighted_pca.feature_cards.page import prompt_page
 from tl_weighted_pca.feature_cards.token_text import TokenText, visible
 
 
@@ -61,6 +64,15 @@ def test_hostile_tokens_make_no_markup(made, nasty):
             assert visible(token) in shown
     assert '<b onmouseover="alert(1)">' in shown
     assert not set(shown) & {"\u202e", "\u200b", "\x07", "\u00a0"}
+
+
+def test_a_component_that_never_varies_has_no_deviations_to_count(made):
+    view = made.prompts[0]
+    some = replace(view, deviations=view.deviations * torch.tensor([1, 0, 1, 1]))
+    none = replace(view, deviations=torch.zeros_like(view.deviations))
+    for each, shown in ((view, 4), (some, 3), (none, 0)):
+        text = "".join(Page(prompt_page(each)).text)
+        assert text.count("σ") == shown * len(view.tokens)
 
 
 @pytest.mark.parametrize(

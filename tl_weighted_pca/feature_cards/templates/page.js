@@ -64,7 +64,8 @@
     if (!token) return;
     const deviation = Number(token.closest(".card").dataset.sd);
     const z = Number(token.dataset.z.replace("\u2212", "-"));
-    tip.textContent = `z = ${token.dataset.z} (${number((z / deviation).toFixed(1))}σ)`;
+    const times = deviation > 0 ? ` (${number((z / deviation).toFixed(1))}σ)` : "";
+    tip.textContent = `z = ${token.dataset.z}${times}`;
     const box = token.getBoundingClientRect();
     tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 4))}px`;
     tip.style.top = `${Math.max(4, box.top - tip.offsetHeight - 4)}px`;
