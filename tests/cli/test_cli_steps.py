@@ -3,12 +3,14 @@
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import datasets
 import pandas as pd
@@ -523,6 +525,21 @@ def test_info_tells_checkpoints_and_dictionaries(tmp_path, best_model, tokens):
         progress=False,
     )  # fmt: skip
     assert "a checkpoint of `dictionary`" in works("info", tmp_path / "t.safetensors")
+    stats = wpca.collect(best_model, tokens, POINT, progress=False)
+    wpca.optimize_basis(
+        best_model, tokens, wpca.pca(stats[POINT]), 8, steps=2, batch_size=8, progress=False,
+        checkpoint=tmp_path / "b.safetensors",
+    )  # fmt: skip
+    shown = works("info", tmp_path / "b.safetensors")
+    assert "a checkpoint of `optimize_basis`" in shown and "steps done │ 2" in shown
+
+
+def test_info_knows_every_kind_of_file():
+    from tl_weighted_pca.cli.info import _KINDS
+
+    sources = (path.read_text("utf-8") for path in Path(wpca.__file__).parent.rglob("*.py"))
+    marks = re.findall(r'^_FORMAT = "tl_weighted_pca\.(\S+)"', "\n".join(sources), re.MULTILINE)
+    assert len(marks) > 6 and set(marks) == set(_KINDS)
 
 
 # -- real processes -------------------------------------------------------------------------------

@@ -40,6 +40,13 @@ def test_it_is_what_the_package_gives(mapped, best_model):
         assert re.search(rf"{place} .*{rank:.0f} \[{rank.low:.0f}, {rank.high:.0f}\]", said)
 
 
+def test_info_tells_what_a_map_is(mapped):
+    shown = works("info", mapped[0] / "map.safetensors")
+    assert "a dimension map" in shown and "tolerance │ 0.1" in shown
+    table = re.search("Components within .*┘", mapped[1])  # that `map` printed
+    assert all(place in table[0] for place in PLACES) and table[0] in shown
+
+
 def test_the_page_needs_nothing_from_outside(mapped):
     page = (mapped[0] / "map.html").read_text()
     assert "Dimensions of gpt2-stories" in page and all(place in page for place in PLACES)
@@ -65,6 +72,9 @@ def test_a_run_that_was_cut_short_goes_on(mapped, tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "ScoreSums", Cut)
     cut = run("map", *OPTIONS, "--out", tmp_path / "again")
     assert cut.exit_code and "add --resume to go on" in plain(cut.output)
+    for name, what in {"moments": "`collect`", "scores": "`map`"}.items():
+        shown = works("info", tmp_path / "again.partial" / f"checkpoint.{name}.safetensors")
+        assert f"a checkpoint of {what}" in shown and all(place in shown for place in PLACES)
     works("map", *OPTIONS, "--out", tmp_path / "again", "--resume")
     whole, again = (pd.read_csv(folder / "map.csv") for folder in (mapped[0], tmp_path / "again"))
     pd.testing.assert_frame_equal(whole, again)

@@ -21,11 +21,11 @@ from tl_weighted_pca.cli.tables import table
 @command()
 def info(
     file: Annotated[
-        Path, typer.Argument(help="A file or a folder that any of the other commands wrote.")
+        Path, typer.Argument(help="The folder of a run, or one of its safetensors files.")
     ],
 ) -> None:
-    """Say what a file is: moments, a basis, a checkpoint, a dictionary, or the
-    folder of a run.
+    """Say what a file is: moments, a basis, a dimension map, a dictionary, a
+    checkpoint, or the folder of a run.
 
     \b
     Examples:
@@ -52,19 +52,15 @@ def _tensors(path: Path) -> list[RenderableType]:
             shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is no readable safetensors file ({error}): pass one that another command wrote."
+            f"{path} is no readable safetensors file ({error}): pass the folder of a run, or one of "
+            "its safetensors files."
         ) from error
     kind = metadata.get("format", "").removeprefix("tl_weighted_pca.")
-    tell = {
-        "Collection/1": _moments,
-        "Basis/1": _basis,
-        "Checkpoint/1": _checkpoint,
-        "SparseAutoencoder/1": _dictionary,
-        "DictionaryCheckpoint/1": _dictionary,
-    }.get(kind)
+    tell = _KINDS.get(kind)
     if tell is None:
         raise ValueError(
-            f"{path} is a safetensors file of {len(shapes)} tensors, but not one of this program's."
+            f"{path} is a safetensors file of {len(shapes)} tensors, but none that this version writes (its "
+            f"format mark is {metadata.get('format')!r}): pass the folder of a run, or one of its files."
         )
     try:
         return tell(path, metadata, shapes)
@@ -127,7 +123,30 @@ def _checkpoint(
         "tokens": n_tokens,
         "sequences": n_sequences,
     }
-    return [_facts(f"{path}: a checkpoint of `collect`", facts)]
+    command = "map" if "score" in settings else "collect"
+    return [_facts(f"{path}: a checkpoint of `{command}`", facts)]
+
+
+def _training(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> list[RenderableType]:
+    facts = json.loads(metadata["settings"])
+    facts |= {"steps done": json.loads(metadata["progress"])["step"]}
+    return [_facts(f"{path}: a checkpoint of `optimize_basis`", facts)]
+
+
+def _map(path: Path, metadata: dict[str, str], shapes: dict[str, Any]) -> list[RenderableType]:
+    from tl_weighted_pca.cli.map import ranks_table
+    from tl_weighted_pca.model_map.dimensions import DimensionMap
+
+    found = DimensionMap.load(path)
+    some = next(iter(found.values()))
+    facts = {
+        "bases": found.names,
+        "tolerance": found.tolerance,
+        "shares": ", ".join(f"{share:g}" for share in found.shares),
+        "unit": some.unit,
+        "sequences": len(some.counts),
+    }
+    return [_facts(f"{path}: a dimension map", facts), ranks_table(found)]
 
 
 def _dictionary(
@@ -140,6 +159,18 @@ def _dictionary(
     return [
         _facts(f"{path}: a {'checkpoint of `dictionary`' if unfinished else 'dictionary'}", facts)
     ]
+
+
+_KINDS = {
+    "Collection/1": _moments,
+    "Basis/1": _basis,
+    "Checkpoint/1": _checkpoint,
+    "Training/2": _training,
+    "DimensionMap/1": _map,
+    "SparseAutoencoder/1": _dictionary,
+    "DictionaryCheckpoint/1": _dictionary,
+}
+"""What tells of a file, by its format mark."""
 
 
 def _run(folder: Path) -> RenderableType:

@@ -19,6 +19,8 @@ from tl_weighted_pca.cli.tables import table
 from tl_weighted_pca.cli.text_options import DataOptions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tl_weighted_pca.model_map.dimensions import DimensionMap
     from tl_weighted_pca.runs.run_folder import RunFolder
 
@@ -129,12 +131,12 @@ def _read(
     return model, data, other.load(model, "heldout", source.slips, own=own)
 
 
-def _write(found: DimensionMap, run: RunFolder, model: str, pictures: PictureOptions) -> None:
-    """The table to the terminal first: a full disk must not cost what was found."""
+def ranks_table(found: DimensionMap) -> Table:
+    """The smallest rank of each basis at each hook point, with its interval."""
     import pandas as pd
 
     from tl_weighted_pca.bases.names import display_name
-    from tl_weighted_pca.model_map.page import page, whole
+    from tl_weighted_pca.model_map.page import whole
 
     ranks = {name: found.smallest_ranks(name) for name in found.names}
     rows = [
@@ -147,7 +149,14 @@ def _write(found: DimensionMap, run: RunFolder, model: str, pictures: PictureOpt
         }
         for place, curves in found.items()
     ]
-    show(table(pd.DataFrame(rows), f"Components within {found.tolerance:g} nats"))
+    return table(pd.DataFrame(rows), f"Components within {found.tolerance:g} nats")
+
+
+def _write(found: DimensionMap, run: RunFolder, model: str, pictures: PictureOptions) -> None:
+    """The table to the terminal first: a full disk must not cost what was found."""
+    from tl_weighted_pca.model_map.page import page
+
+    show(ranks_table(found))
     report_left_out({s: c.left_out[s] for s, c in found.items() if c.left_out}, run)
     found.save(run / "map.safetensors")
     found.to_pandas().to_csv(run / "map.csv", index=False)
