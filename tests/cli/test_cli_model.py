@@ -53,6 +53,10 @@ def test_what_is_given_counts_before_it(made, tmp_path):
     basis = made / "bases" / f"{POINT}.pca.safetensors"
     works("cards", basis, "-n", "2", "--dtype", "float32", *FEW, "--out", tmp_path / "a")
     assert model_of(tmp_path / "a") == (*SLIPS[:2], "float32")
+    # The input's model by its name is that model, of its class and dtype.
+    named = ["--model", "embedded-slips"]
+    works("cards", basis, "-n", "2", *named, *FEW, "--out", tmp_path / "named")
+    assert model_of(tmp_path / "named") == SLIPS
     # Another model is another model: of the input's class and dtype nothing is left.
     line = ["ablate", basis, "--model", "embedded", "--ranks", "8", "--anywhere"]
     works(*line, *FEW, "--out", tmp_path / "b")
@@ -94,7 +98,8 @@ def test_a_folder_is_found_from_elsewhere(tmp_path, monkeypatch):
     text = tmp_path / "notes.txt"
     text.write_text("\n\n".join(embedded.stories("heldout", 12)["text"]))
     monkeypatch.chdir(tmp_path / "here")
-    works("collect", "--model", "mine", "--dataset", text, *FEW, "--hook", POINT, "--out", "../run")
+    mine = ["--model", "mine", "--dtype", "float64", "--dataset", text]
+    works("collect", *mine, *FEW, "--hook", POINT, "--out", "../run")
     monkeypatch.chdir(tmp_path / "there")
     works("basis", "../run", "--method", "pca", "--out", "../bases")
     works("ablate", "../bases", "--dataset", text, *FEW, "--ranks", "8", "--out", "../ablation")
@@ -102,7 +107,9 @@ def test_a_folder_is_found_from_elsewhere(tmp_path, monkeypatch):
     assert manifest["model"]["name"] == "mine"
     assert manifest["settings"]["model"] == str(tmp_path / "here" / "mine")
     # And its text, of which a part was held out.
-    works("ablate", "../bases", *FEW, "--ranks", "8", "--out", "../own")
+    named = ["--model", "../here/mine"]
+    works("ablate", "../bases", *named, *FEW, "--ranks", "8", "--out", "../own")
+    assert read_manifest(tmp_path / "own")["settings"]["dtype"] == "float64"
     assert read_manifest(tmp_path / "own")["text"]["dataset"] == str(text)
     # The stories would be another model's text: they are not taken for its own.
     result = run("collect", "--model", tmp_path / "here" / "mine", *FEW, "--out", "../no")

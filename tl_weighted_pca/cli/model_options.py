@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,7 +113,10 @@ class SameModelOptions:
     model_class: _Class = None
     device: _Device = None
     dtype: Annotated[
-        _Dtype | None, typer.Option(help="Precision of the weights; by default that of the input.")
+        _Dtype | None,
+        typer.Option(
+            help="Precision of the weights; by default that of the input, if that is of the same model."
+        ),
     ] = None
 
     def of(self, run: RunFolder) -> ModelOptions:
@@ -123,11 +127,10 @@ class SameModelOptions:
         Raises:
             ValueError: if they name several models.
         """
-        found = (
-            {self.model: ModelOptions(self.model)}
-            if self.model
-            else _made_with(map(Path, run.manifest["inputs"]))
-        )
+        found = _made_with(map(Path, run.manifest["inputs"]))
+        if self.model:
+            same = [each for name, each in found.items() if _place(name) == _place(self.model)]
+            found = {self.model: replace(same[0] if same else ModelOptions(), model=self.model)}
         if len(found) > 1:
             raise ValueError(
                 f"The input was made with {' and '.join(found)}: pass one with --model."
@@ -144,6 +147,11 @@ class SameModelOptions:
             name: getattr(options, name) for name in ("model", "model_class", "dtype")
         }
         return options
+
+
+def _place(model: str) -> str:
+    """What a folder's names have in common; the same for the same name of anything else."""
+    return os.path.realpath(os.path.expanduser(model))
 
 
 def _made_with(files: Iterable[Path]) -> dict[str, ModelOptions]:
