@@ -310,6 +310,19 @@ def test_what_is_no_prompt_is_refused(best_model, made):
         made.prompt(best_model, "The", token=10**6)
 
 
+def test_a_prompt_longer_than_the_context_is_not_cut(model, heldout, moments, made):
+    """Nor is it found out after the passes over the data: there are none here."""
+    most = model.cfg.n_ctx
+    fits = " the" * (most - 1)  # and a BOS
+    assert len(made.prompt(model, fits).tokens) == most
+    for ask in (
+        lambda text: made.prompt(model, text),
+        lambda text: wpca.cards(model, [], wpca.pca(moments[HOOK]), prompts=["The", text], **QUIET),
+    ):
+        with pytest.raises(ValueError, match=f"{most + 1} tokens.* at most {most}: shorten it"):
+            ask(fits + " the")
+
+
 def test_json_holds_what_the_cards_hold(made):
     read = json.loads(made.to_json())
     assert read["schema"] == "tl_weighted_pca.FeatureCards/1"

@@ -80,7 +80,8 @@ class FeatureCards(Sequence[FeatureCard]):
             tokenizer: Hugging Face's; the model's own by default.
 
         Raises:
-            ValueError: for an empty text, or a `token` that is not one token.
+            ValueError: for an empty text, one longer than the model's context, or a `token` that is
+                not one token.
         """
         deviations = torch.tensor(
             [card.histogram.std for card in self.cards], dtype=torch.float64, device="cpu"

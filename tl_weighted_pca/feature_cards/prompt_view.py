@@ -100,7 +100,7 @@ def prompt_view(
 ) -> PromptView:
     """Run one text, then once more for each component ablated; see `FeatureCards.prompt`."""
     tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
-    ids = _token_ids(model, text)
+    ids = prompt_ids(model, text)
     batch = Batch(ids[None], None, torch.zeros(1, dtype=torch.long, device="cpu"))
     seen: list[Tensor] = []
 
@@ -128,12 +128,21 @@ def prompt_view(
     )  # fmt: skip
 
 
-def _token_ids(model: Any, text: str | Tensor) -> Int[Tensor, " pos"]:
-    """A text as the model's own tokens, or the ids that were given."""
-    ids = model.to_tokens(text) if isinstance(text, str) else torch.as_tensor(text)
+def prompt_ids(model: Any, text: str | Tensor) -> Int[Tensor, " pos"]:
+    """A text as the model's own tokens, or the ids that were given.
+
+    Raises:
+        ValueError: for neither, or a text longer than the model's context.
+    """
+    is_text = isinstance(text, str)
+    ids = model.to_tokens(text, truncate=False) if is_text else torch.as_tensor(text)
     ids = ids.detach().cpu().flatten()
     if not len(ids) or ids.is_floating_point():
         raise ValueError(f"The prompt is {text!r}; expected a text, or its token ids.")
+    if is_text and len(ids) > (most := model.cfg.n_ctx):
+        raise ValueError(
+            f"The prompt is {len(ids)} tokens, but the model takes at most {most}: shorten it."
+        )
     return ids.long()
 
 

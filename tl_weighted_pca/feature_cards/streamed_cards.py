@@ -21,6 +21,7 @@ from tl_weighted_pca.feature_cards.facts import FactScore, FactSums
 from tl_weighted_pca.feature_cards.histogram import HistogramSums
 from tl_weighted_pca.feature_cards.neighbours import SOUGHT
 from tl_weighted_pca.feature_cards.observation import Latest, Observation
+from tl_weighted_pca.feature_cards.prompt_view import prompt_ids
 from tl_weighted_pca.feature_cards.single_ablation import single_ablations
 from tl_weighted_pca.feature_cards.token_text import TokenText
 from tl_weighted_pca.models.fingerprint import made_at, model_name
@@ -98,7 +99,8 @@ def cards(
 
     Raises:
         ValueError: for a basis of another width, hook point or model, data that can be read only once
-            or are no tokens, unknown columns, numbers below one, or a basis without components.
+            or are no tokens, unknown columns, numbers below one, a basis without components, or a
+            prompt that is empty or longer than the model's context.
         NonFiniteError: on NaN or infinity in the activations, naming the batch.
     """
     place = _place_of(model, basis, hook_point, anywhere)
@@ -108,6 +110,7 @@ def cards(
     _check_counts(contexts, n_promoted, batch_size, window)
     check_rereadable(data, "cards read it twice")
     components = Components.leading(basis, n)
+    texts = [prompt_ids(model, one) for one in ([prompts] if isinstance(prompts, str) else prompts)]
     told = FactSums(data, facts) if facts else None
     text = TokenText(getattr(model, "tokenizer", None) if tokenizer is None else tokenizer)
     ablations = None  # first, so that a hook point that cannot be ablated is refused at once
@@ -155,7 +158,6 @@ def cards(
         n_sequences=seen.n_sequences, ablations=ablations, notes=notes, compared=compared,
         components=components, positions=positions, outliers=outliers,
     )  # fmt: skip
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
     return replace(made, prompts=[made.prompt(model, one, tokenizer=tokenizer) for one in texts])
 
 
