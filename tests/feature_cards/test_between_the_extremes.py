@@ -301,7 +301,7 @@ def test_a_prompt_is_that_of_hooks_by_hand(model, heldout, moments, token, outli
 
 
 def test_what_is_no_prompt_is_refused(best_model, made):
-    for text in (torch.zeros(0).long(), torch.rand(3)):
+    for text in (torch.zeros(0).long(), torch.rand(3), "", " \n"):
         with pytest.raises(ValueError, match="expected a text, or its token ids"):
             made.prompt(best_model, text)
     with pytest.raises(ValueError, match="is 2 tokens for this tokenizer; expected one"):

@@ -137,7 +137,7 @@ def prompt_ids(model: Any, text: str | Tensor) -> Int[Tensor, " pos"]:
     is_text = isinstance(text, str)
     ids = model.to_tokens(text, truncate=False) if is_text else torch.as_tensor(text)
     ids = ids.detach().cpu().flatten()
-    if not len(ids) or ids.is_floating_point():
+    if not len(ids) or ids.is_floating_point() or (is_text and not str(text).strip()):
         raise ValueError(f"The prompt is {text!r}; expected a text, or its token ids.")
     if is_text and len(ids) > (most := model.cfg.n_ctx):
         raise ValueError(
