@@ -281,6 +281,15 @@ def test_heads_add_up(best_model, tokens):
     torch.testing.assert_close(curves.predicted_per_sequence["pca"], total, rtol=1e-3, atol=1e-7)
 
 
+def test_the_second_form_is_of_any_objective_s_own_metric(best_model, tokens):
+    moments = wpca.collect(best_model, tokens, HOOK, **QUIET)[HOOK]  # of the next-token loss
+    bases = {"own": wpca.metric_pca(moments), "pca": wpca.pca(moments)}
+    curves = wpca.ablation_curves(
+        best_model, tokens, bases, ranks=[8], score="kl", predicted="loss", **QUIET
+    )
+    assert list(curves.eigenvalue_prediction) == ["own"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -294,6 +303,12 @@ def test_what_is_not_predicted(slips, change, message):
     bases, options = wpca.pca(moments), {"score": "kl"} | change
     with pytest.raises(ValueError, match=message):
         wpca.ablation_curves(model, heldout, bases, ranks=[8], predicted=True, **options, **QUIET)
+    once = iter(torch.tensor([row[:20] for row in heldout["input_ids"]]).split(2))
+    with pytest.raises(ValueError, match="a prediction goes through it once more"):
+        wpca.ablation_curves(
+            model, once, wpca.pca(moments), ranks=[8], score="kl", predicted=True, **QUIET
+        )
+    assert len(list(once)) == 3  # and none has been used up
     plain = wpca.ablation_curves(model, heldout, wpca.pca(moments), ranks=[8], **QUIET)
     with pytest.raises(ValueError, match="ask for it with ablation_curves"):
         plain.predicted("pca")

@@ -91,6 +91,8 @@ def test_the_model_keeps_what_is_allocated(best_model, tokens, heldout):
         ({"bases": {"a": basis_of([2.0, 1.0], "pca")}}, r"'a' \(pca\) are not in nats"),
         ({"bases": {"a": basis_of([1.0], "metric_pca(path)")}}, "are not in nats"),
         ({"bases": {"a": basis_of([1.0], "metric_pca(0.3*fisher)")}}, "are not in nats"),
+        ({"bases": {"a": basis_of([1.0], "metric_pca(fisher, weighted)")}}, "are not in nats"),
+        ({"bases": {"a": basis_of([1.0], "metric_pca(fisher, damping=0.1)")}}, "are not in nats"),
     ],
 )
 def test_what_is_refused(change, message):

@@ -169,6 +169,14 @@ def test_the_whole_triplet():
     assert torch.allclose(basis.encoder, wpca.weighted_pca(m).encoder, atol=1e-8)
 
 
+def test_the_method_says_what_makes_the_eigenvalues_other_numbers():
+    m, _, _ = moments()
+    assert wpca.metric_pca(m, weighted=True).method == "metric_pca(weighted)"
+    metric = wpca.Metric(torch.eye(6).double(), name="fisher")
+    basis = wpca.metric_pca(m, metric, weighted=True, damping=0.1)
+    assert basis.method == "metric_pca(fisher, weighted, damping=0.1)"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_basis_a_head(method):
     m, F, g = moments(heads=(3,), d=4)

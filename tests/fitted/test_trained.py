@@ -13,16 +13,20 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 import tl_weighted_pca as wpca
-from tl_weighted_pca.data.batches import batches
+from tl_weighted_pca.data.batches import Batch, batches
 from tl_weighted_pca.fitted.bottleneck import NestedBottleneck, bottlenecked
 from tl_weighted_pca.fitted.heldout import HeldOut, surely_lower
+from tl_weighted_pca.fitted.kept_runs import KeptRuns
 from tl_weighted_pca.fitted.rank_grid import drawn_ranks, eigenvalues, interpolated, measured_ranks
 from tl_weighted_pca.fitted.trained import _split
 from tl_weighted_pca.fitted.training import Training
+from tl_weighted_pca.models.downstream import Downstream
+from tl_weighted_pca.models.frozen import quiet, run_model
 from tl_weighted_pca.moments.second_moment import Provenance
 
 HOOK = "blocks.1.hook_resid_post"
 OPTIONS = {"steps": 30, "batch_size": 8, "progress": False}
+HEAD_1_IS_DEAD = torch.tensor([1.0, 0.0, 1.0, 1.0])[:, None]
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +361,26 @@ class TestEveryRank:
         eye = torch.eye(start.width).double().expand_as(start.encoder)
         torch.testing.assert_close(trained.encoder @ trained.decoder, eye, atol=1e-4, rtol=0)
 
+    def test_a_head_without_variance_stays_as_it_is(self, best_model, stories):
+        name, options = "blocks.2.attn.hook_z", {"objective": None, "per_head": True}
+        with best_model.hooks([("blocks.2.attn.hook_v", lambda v, hook: v * HEAD_1_IS_DEAD)]):
+            moments = wpca.collect(best_model, stories, name, progress=False, **options)[name]
+            start = wpca.pca(moments)
+            trained = wpca.optimize_basis(best_model, stories, start, **OPTIONS | {"steps": 90})
+        assert trained.method == "optimize_basis"
+        eye = torch.eye(start.width).double().expand_as(start.encoder)
+        torch.testing.assert_close(trained.encoder @ trained.decoder, eye, atol=1e-4, rtol=0)
+
+    def test_what_does_not_vary_is_said(self, best_model, stories, moments):
+        rows = torch.tensor([[7, *ids[:20]] for ids in stories["input_ids"] if len(ids) >= 20])
+        with pytest.raises(ValueError, match="There is nothing to train at"):
+            wpca.optimize_basis(best_model, rows, wpca.pca(moments), positions=[0], **OPTIONS)
+
+    def test_any_whole_number_is_a_seed(self, best_model, stories, moments):
+        options = OPTIONS | {"steps": 2, "seed": 2**62, "lr": 1e-12}
+        with pytest.warns(UserWarning, match="the start is returned"):
+            wpca.optimize_basis(best_model, stories, wpca.pca(moments), **options)
+
     def test_only_the_positions_asked_for_are_ablated(self, best_model, stories, moments):
         start = wpca.pca(moments)
         options = OPTIONS | {"steps": 2, "positions": slice(500, None)}
@@ -495,6 +519,7 @@ class TestOneRank:
         ("k", "options", "message"),
         [(0, {}, r"expected 1\.\.64"), (65, {}, r"expected 1\.\.64"),
          (8, {"loss": "mse"}, "'loss', 'kl' or a callable"),
+         (8, {"loss": lambda run: (run.output[:, :, 0] > 0).sum(1)}, "carries no gradient to"),
          (8, {"batch_size": 64}, "There is one batch")],
     )  # fmt: skip
     def test_wrong_input(self, best_model, stories, moments, k, options, message):
@@ -502,6 +527,30 @@ class TestOneRank:
             wpca.optimize_basis(
                 best_model, stories, wpca.pca(moments), k, progress=False, **options
             )
+
+    def test_a_dict_says_where(self, best_model, stories, moments):
+        bases = {HOOK: wpca.pca(moments)}
+        with pytest.raises(ValueError, match="the bases are by hook point already: leave it out"):
+            wpca.optimize_basis(best_model, stories, bases, hook_point=HOOK)
+        with pytest.raises(ValueError, match="No bases were given"):
+            wpca.optimize_basis(best_model, stories, {})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_batches_whose_outputs_are_not_kept_start_again_half_way(best_model, order):
+    rows = torch.arange(2 * 4 * 12).view(2, 4, 12) % best_model.cfg.d_vocab
+    padded = torch.ones(4, 12, dtype=torch.bool)
+    padded[:, 9:] = False
+    data = [Batch(x, mask, torch.arange(4)) for x, mask in zip(rows, (None, padded), strict=True)]
+    with quiet(best_model, gradients=False):
+        downstream = Downstream(best_model, [HOOK])
+        kept = KeptRuns(downstream, [HOOK], data[::order], most=2 * rows[0].numel() * 64 * 4)
+        for _ in range(2):
+            for number in range(2):
+                run = kept.start(number)
+                assert downstream.restarts(HOOK)
+                expected = run_model(best_model, run.inputs, run.mask)
+                torch.testing.assert_close(run.output, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_score_that_is_infinite_is_no_lack_of_gain(model, stories, moments):

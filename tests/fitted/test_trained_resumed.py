@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,7 +103,24 @@ def test_resumed_after_batches_that_were_no_steps(
     assert 0 < counted < 12  # some batches were steps, and some were not
 
 
+@pytest.mark.filterwarnings("ignore:No training")  # was better in such small steps
+def test_another_loss_of_the_same_name_is_refused(best_model, stories, start, tmp_path):
+    def trained(factor):
+        def loss(run):
+            return factor * wpca.next_token_loss(run)
+
+        options = OPTIONS | {"steps": 4, "lr": np.float32(1e-12), "k": np.int64(8)}
+        path = tmp_path / "training"
+        wpca.optimize_basis(best_model, stories, start, loss=loss, checkpoint=path, **options)
+
+    trained(1.0)
+    trained(1.0)
+    with pytest.raises(ValueError, match="with another loss of the same name"):
+        trained(2.0)
+
+
 def test_other_settings_or_data_are_refused(best_model, stories, start, tmp_path):
+    rows = torch.tensor([row[:24] for row in stories["input_ids"]])
     options = OPTIONS | {"steps": 4, "checkpoint": tmp_path / "training"}
     with pytest.warns(UserWarning, match="the start is returned"):
         wpca.optimize_basis(best_model, stories, start, lr=1e-12, **options)
@@ -110,23 +128,53 @@ def test_other_settings_or_data_are_refused(best_model, stories, start, tmp_path
         wpca.optimize_basis(best_model, stories, start, **options)
     with pytest.raises(ValueError, match="was made with data="):
         wpca.optimize_basis(best_model, stories.select(range(40)), start, lr=1e-12, **options)
+    masks = [{"input_ids": x, "attention_mask": x > 1} for x in rows.split(8)]
+    options["checkpoint"] = tmp_path / "masked"
+    with pytest.warns(UserWarning, match="the start is returned"):
+        wpca.optimize_basis(best_model, list(rows.split(8)), start, lr=1e-12, **options)
+    with pytest.raises(ValueError, match="was made with data="):
+        wpca.optimize_basis(best_model, masks, start, lr=1e-12, **options)
+    options["checkpoint"] = tmp_path / "training"
     (tmp_path / "training").write_bytes(b"something else")
     with pytest.raises(ValueError, match="is not readable as what optimize_basis"):
         wpca.optimize_basis(best_model, stories, start, lr=1e-12, **options)
 
 
 WORKER = """
-import sys
+import os, sys
 import torch, torch.distributed as dist
 import tl_weighted_pca as wpca
+from tl_weighted_pca.fitted.training import Training
 folder, rank = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 model = wpca.embedded.load_model(device="cpu").double()
 rows = torch.load(f"{folder}/rows")
 start = wpca.Basis.load(f"{folder}/start")
-trained = wpca.optimize_basis(model, wpca.shard(list(rows.split(4))), start, steps=12, progress=False)
-trained.save(f"{folder}/trained{rank}")
+mine, file = f"{folder}/trained{rank}", f"{folder}/checkpoint{rank}"
+
+def train(**options):
+    data = wpca.shard(list(rows.split(4)))
+    return wpca.optimize_basis(model, data, start, steps=12, progress=False, **options)
+
+train().save(mine)
+# Process 1 is killed before it writes step 4 that process 0 has written, then loses its file.
+real = Training.step
+for stop, is_lost in ((3, False), (5, True), (8, False)):
+    before = open(file, "rb").read() if os.path.exists(file) else None
+    def step(self, run, number):
+        if number == stop:
+            raise InterruptedError
+        real(self, run, number)
+    Training.step = step
+    try:
+        train(checkpoint=file, checkpoint_every=2)
+    except InterruptedError:
+        pass
+    if rank == 1 and before is not None:
+        os.unlink(file) if is_lost else open(file, "wb").write(before)
+Training.step = real
+train(checkpoint=file, checkpoint_every=2).save(mine + "resumed")
 dist.destroy_process_group()
 """
 
@@ -168,6 +216,10 @@ def test_two_processes_train_what_one_trains_on_the_same_batches(stories, tmp_pa
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     first, second = (wpca.Basis.load(tmp_path / f"trained{rank}") for rank in range(2))
+    for rank in range(2):
+        resumed = wpca.Basis.load(tmp_path / f"trained{rank}resumed")
+        for name in ("encoder", "decoder", "center", "eigenvalues"):
+            assert torch.equal(getattr(resumed, name), getattr(first, name))
     assert torch.equal(first.encoder, second.encoder)
     scale = float(alone.encoder.abs().max())
     torch.testing.assert_close(first.encoder, alone.encoder, rtol=0, atol=1e-5 * scale)

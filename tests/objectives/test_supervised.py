@@ -1,5 +1,7 @@
 """Objectives with known targets: of the row they belong to, of real positions, and known by their values."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -49,6 +51,26 @@ def test_losses_are_their_formulas():
     y = torch.randn(3, 4, 8, dtype=torch.float64)
     squares = (output - y[[2, 0, 1]]).square() * mask[..., None]
     torch.testing.assert_close(squared_error(y)(run), squares.sum((1, 2)) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(dtype):
+    output, y = 500 * torch.randn(2, 9), torch.randn(2, 9)
+    run = Run(output.to(dtype), torch.zeros(2, 3), None, torch.tensor([1, 0]), {})
+    for objective in (squared_error(y), classification_loss(LABELS)):
+        wide = objective(replace(run, output=run.output.float()))
+        assert torch.equal(objective(run), wide) and wide.dtype == torch.float32
+
+
+def test_targets_at_padding_change_no_gradient():
+    output = torch.randn(2, 4, 3, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()
+    run = Run(output, torch.zeros(2, 4).long(), mask, torch.tensor([0, 1]), {})
+    y = torch.randn(2, 4, 3)
+    y[0, 2:] = torch.nan
+    (gradient,) = torch.autograd.grad(squared_error(y)(run).sum(), output)
+    expected = torch.where(mask[..., None], output.detach() - y.nan_to_num(), 0.0)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_a_row_without_a_label_has_nothing_to_learn():

@@ -11,6 +11,7 @@ from tl_weighted_pca.ablation.placed_bases import Bases, Rank, kept_components, 
 from tl_weighted_pca.ablation.prediction import Prediction
 from tl_weighted_pca.ablation.scored_pass import scores_of_edits, warn_where_nothing_changes
 from tl_weighted_pca.ablation.scores import Score
+from tl_weighted_pca.data.batches import check_rereadable
 from tl_weighted_pca.data.positions import Positions
 from tl_weighted_pca.objectives.losses import Objective, ObjectiveName
 
@@ -79,6 +80,8 @@ def ablation_curves(
     n, places = len(kept), list(kept[0])
     filling = Filling(fill, seed)
     asked = None if predicted is False else Prediction(predicted, score, fill)
+    if asked is not None:
+        check_rereadable(data, "a prediction goes through it once more")
     edits = [
         {place: filling.edit(basis, step[place]) for place, basis in at.items()}
         for at in named.values()

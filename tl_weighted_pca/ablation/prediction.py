@@ -17,7 +17,7 @@ from tl_weighted_pca.ablation.fill import Fill
 from tl_weighted_pca.ablation.scores import Score
 from tl_weighted_pca.bases.allocation import has_metric
 from tl_weighted_pca.bases.basis import Basis
-from tl_weighted_pca.data.batches import batches, check_rereadable
+from tl_weighted_pca.data.batches import batches
 from tl_weighted_pca.data.positions import Outliers, Positions
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.frozen import quiet
@@ -78,7 +78,6 @@ class Prediction:
 
         At several hook points each basis and rank also runs the ablated model once more.
         """
-        check_rereadable(data, "a prediction goes through it once more")
         places = list(curves.kept[0])
         all_pairs = stream_pairs(model, data, places, objective=self._objective, **options)
         moved = _alone if len(places) == 1 else _Together(model, data, places, **options)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from tl_weighted_pca.bases.basis import Basis, check_bases
+from tl_weighted_pca.bases.metric import METRIC_NAMES
 from tl_weighted_pca.support.whole_numbers import checked_count
 
 
@@ -67,7 +68,7 @@ def allocate_ranks(
 def has_metric(basis: Basis, objective: str) -> bool:
     """Whether a basis is PCA in the gradient second moment of an objective, so that ½Λ are losses of it."""
     objective = objective.partition("(")[0]
-    name = "fisher" if objective == "sampled_token_loss" else objective
+    name = METRIC_NAMES.get(objective, objective)
     return basis.method == f"metric_pca({name})"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_weighted_pca.moments.second_moment import Moments, Provenance
 
-_NAMES = {"sampled_token_loss": "fisher", "next_token_loss": "empirical"}
+METRIC_NAMES = {"sampled_token_loss": "fisher", "next_token_loss": "empirical"}
 """Of the metrics that gradients make, by what the gradients are of; others have their objective's name."""
 
 
@@ -115,7 +115,7 @@ def fisher_metric(moments: Moments) -> Metric:
     return Metric(
         gradient.second / moments.n_tokens,
         dataclasses.replace(moments.provenance, row_metric=""),
-        _NAMES.get(objective, objective),
+        METRIC_NAMES.get(objective, objective),
     )
 
 

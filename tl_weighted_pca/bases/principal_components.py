@@ -152,7 +152,9 @@ def metric_pca(
     else:
         found = [*_in_metric(covariance, matrix)]
     encoder, decoder, eigenvalues, total = (part.cpu() for part in found)
-    method = f"metric_pca({metric.name})" if metric.name else "metric_pca"
+    told = [metric.name, "weighted" * weighted, f"damping={damping:g}" if damping else ""]
+    named = ", ".join(part for part in told if part)
+    method = f"metric_pca({named})" if named else "metric_pca"
     differentiated = metric.provenance if metric.provenance.objective else moments.provenance
     made = replace(
         moments.provenance,

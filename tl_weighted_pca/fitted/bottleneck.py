@@ -83,12 +83,15 @@ class NestedBottleneck(Bottleneck):
     def __init__(self, start: Basis, variances: Float[Tensor, "*head k"], like: Tensor) -> None:
         super().__init__(start)
         used = (variances > _NULL * variances.amax(-1, keepdim=True)) & (start.eigenvalues != 0)
-        self.used = int(used.sum(-1).min())
+        counts = used.sum(-1)
+        self.used = int(counts[counts > 0].min()) if bool(counts.any()) else 0
+        # A head that never varies is no part of it: a step of any size would be too large.
+        self._trained = (counts > 0).to(like)[..., None]
         # Stable: the start's order, but for what is not used.
         order = (~used).to(torch.uint8).argsort(stable=True, dim=-1)
         encoder = start.encoder.gather(-1, order[..., None, :].expand_as(start.encoder))
         decoder = start.decoder.gather(-2, order[..., None].expand_as(start.decoder))
-        spread = variances.gather(-1, order).sqrt()
+        spread = torch.where(used, variances, 1.0).gather(-1, order).sqrt()
         spread[..., self.used :] = 1.0
         self._encoder = (encoder / spread[..., None, :]).to(like)
         self._decoder = (decoder * spread[..., None]).to(like)
@@ -128,8 +131,9 @@ class NestedBottleneck(Bottleneck):
         return left
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        inner = self._eye + self._scale * self.parameters["moves"]
-        shift = self.parameters["shift"]
+        moves, shift = (self.parameters[name] for name in ("moves", "shift"))
+        inner = self._eye + self._scale * (self._trained[..., None] * moves)
+        shift = self._trained * shift
         trained, rest = self._encoder[..., : self.used], self._encoder[..., self.used :]
         written, kept = self._decoder[..., : self.used, :], self._decoder[..., self.used :, :]
         encoder = torch.cat([trained @ inner, rest], -1)

@@ -56,6 +56,8 @@ class KeptRuns:
                 return self._downstream.state.run
             state = self._downstream.state
             if not self._keeps_outputs:
+                for name in self._hook_points:  # which the downstream can tell by the output alone
+                    self._downstream.restarts(name)
                 self._downstream.restore(state._replace(run=replace(state.run, output=None)))
             self._kept[number] = self._downstream.state
         state = self._downstream.state

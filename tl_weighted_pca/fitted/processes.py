@@ -44,3 +44,9 @@ class Processes:
         every: list[Any] = [None] * self.count
         dist.all_gather_object(every, mine)
         return torch.cat(every, -1)
+
+    def of_one(self, mine: Any, rank: int) -> Any:
+        """What one of the processes has."""
+        every = [mine]
+        dist.broadcast_object_list(every, src=rank)
+        return every[0]

@@ -14,6 +14,11 @@ def measured_ranks(width: int) -> list[int]:
     return sorted({0, width // 32, width // 16, *(i * width // 8 for i in range(1, 8))})
 
 
+def seeded(seed: int, number: int) -> torch.Generator:
+    """The random numbers of one step, or of one pass over the data."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+
+
 def drawn_ranks(width: int, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
     """n ranks in 0..d−1 in random order, half of them uniform and half log-uniform, one a stratum.
 

@@ -25,6 +25,7 @@ from tl_weighted_pca.data.positions import Outliers, Positions, checked_position
 from tl_weighted_pca.data.progress import progress_bar
 from tl_weighted_pca.fitted.kept_runs import KeptRuns
 from tl_weighted_pca.fitted.processes import Processes
+from tl_weighted_pca.fitted.rank_grid import seeded
 from tl_weighted_pca.fitted.training import Training, evaluated
 from tl_weighted_pca.fitted.training_checkpoint import TrainingCheckpoint
 from tl_weighted_pca.models.downstream import Downstream
@@ -33,6 +34,7 @@ from tl_weighted_pca.models.frozen import quiet
 from tl_weighted_pca.models.hook_points import resolve_one
 from tl_weighted_pca.moments.accumulator import NonFiniteError
 from tl_weighted_pca.objectives.losses import objective_name
+from tl_weighted_pca.support.callables import codes_of
 from tl_weighted_pca.support.digest import digest_of
 from tl_weighted_pca.support.whole_numbers import checked_count
 
@@ -120,6 +122,8 @@ def optimize_basis(
         NonFiniteError: where the score of the start is NaN or infinite.
     """
     starts = _starts(model, basis, k, hook_point)
+    k = None if k is None else checked_count("k", k)
+    lr = None if lr is None else float(lr)
     steps = checked_count("steps", steps)
     seed = checked_count("seed", seed, least=0)
     scorer, left_out = Scorer(loss), Outliers.checked(outliers)
@@ -140,14 +144,16 @@ def optimize_basis(
         first, file = 0, None
         if checkpoint is not None:
             asked = {
-                "model": made_at(model, "").weights, "data": digest_of(*(b.inputs for b in every)),
+                "model": made_at(model, "").weights,
+                "data": digest_of(*(x for b in every for x in (b.inputs, b.mask) if x is not None)),
                 "starts": {place: start.digest for place, start in starts.items()}, "k": k,
                 "loss": objective_name(loss) if callable(loss) else loss, "steps": steps, "lr": lr,
+                "code": codes_of({"loss": loss} if callable(loss) else {}),
                 "positions": str(checked_positions(positions)), "outliers": outliers, "seed": seed,
                 "process": [processes.rank, processes.count],
             }  # fmt: skip
             file = TrainingCheckpoint(checkpoint, checkpoint_every, asked)
-            first = file.resume(trainings)
+            first = file.resume(trainings, processes)
         judged = {steps * i // _EVALUATIONS for i in range(1, _EVALUATIONS + 1)}
         with progress_bar("Training", "step", steps, progress) as bar:
             bar.update(first)
@@ -182,6 +188,12 @@ def _starts(
     else:
         check_bases(basis, "by hook point, or one Basis")
         starts = dict(basis)
+        if hook_point is not None:
+            raise ValueError(
+                f"hook_point is {hook_point!r}, but the bases are by hook point already: leave it out."
+            )
+        if not starts:
+            raise ValueError("No bases were given; pass one, or a dict of them by hook point.")
     for place, start in starts.items():
         resolve_one(model, place)
         start.check_place(made_at(model, place))
@@ -266,5 +278,5 @@ def _judge(
 def _order(n: int, seed: int) -> Any:
     """Batch numbers again and again, each time in another order."""
     for epoch in itertools.count():
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = seeded(seed, epoch)
         yield from torch.randperm(n, generator=generator, device="cpu").tolist()

@@ -20,7 +20,13 @@ from tl_weighted_pca.fitted.bottleneck import Bottleneck, FreeBottleneck, Nested
 from tl_weighted_pca.fitted.heldout import HeldOut
 from tl_weighted_pca.fitted.kept_runs import KeptRuns
 from tl_weighted_pca.fitted.processes import Processes
-from tl_weighted_pca.fitted.rank_grid import drawn_ranks, eigenvalues, interpolated, measured_ranks
+from tl_weighted_pca.fitted.rank_grid import (
+    drawn_ranks,
+    eigenvalues,
+    interpolated,
+    measured_ranks,
+    seeded,
+)
 from tl_weighted_pca.models.downstream import Downstream
 from tl_weighted_pca.models.run import Run
 
@@ -97,7 +103,7 @@ class Training:
         """Make the bottleneck, of the coordinates that were watched.
 
         Raises:
-            ValueError: if they were none.
+            ValueError: if they were none, or do not vary.
         """
         n, first, second = self._processes.added_up(self._sums)
         if not bool(n.any()):
@@ -111,6 +117,11 @@ class Training:
         else:
             self.bottleneck = nested = NestedBottleneck(self.start, variances, self._like)
             self._used, width = nested.used, self.start.width
+            if not self._used:
+                raise ValueError(
+                    f"There is nothing to train at {self.hook_point!r}: on the held-out batches no component "
+                    "of the start varies and has an eigenvalue above zero. Pass other positions or data."
+                )
             known = measured_ranks(width if 8 * self._used > 7 * width else self._used)
             self.ranks = known
         self._lr = self.bottleneck.rate if self._asked is None else self._asked
@@ -146,6 +157,11 @@ class Training:
         try:
             output = self._resumed(ranks)
             values, terms = self._scorer(run, output)
+            if not values.requires_grad:
+                raise ValueError(
+                    f"The {self._scorer.unit} carries no gradient to {self.hook_point!r}: it does not "
+                    "depend on what is there, or was rounded or detached; pass a loss that can be trained."
+                )
             loss = (values * self._weights[ranks]).sum()
             gradients = torch.autograd.grad(loss, parameters)
         except torch.linalg.LinAlgError:
@@ -174,8 +190,7 @@ class Training:
         """The ranks of a batch's sequences at a step: this process's, of all that the processes draw."""
         if self.k is not None:
             return torch.full((n,), self.k, device="cpu")
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
-        every = drawn_ranks(self._used, n * self._processes.count, generator)
+        every = drawn_ranks(self._used, n * self._processes.count, seeded(self._seed, number))
         return every[self._processes.rank * n :][:n]
 
     def _diverged(self, number: int, how: str) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tl_weighted_pca.fitted.processes import Processes
 from tl_weighted_pca.fitted.training import State, Training
+from tl_weighted_pca.support.callables import check_code
 from tl_weighted_pca.support.files import (
     check_writable,
     reading,
@@ -40,8 +43,11 @@ class TrainingCheckpoint:
         self._every = checked_count("checkpoint_every", every)
         self._settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
 
-    def resume(self, trainings: Sequence[Training]) -> int:
+    def resume(self, trainings: Sequence[Training], processes: Processes) -> int:
         """Take up what the file holds, if there is one: the number of the next step.
+
+        All processes hold the same state. Where they wrote last at different steps, since one was killed
+        before the other, they go on from the newest.
 
         Raises:
             ValueError: if the file is no checkpoint, is damaged, or is one of other settings.
@@ -49,23 +55,30 @@ class TrainingCheckpoint:
         """
         remove_leftovers(self.path)
         check_writable(self.path)
-        if not self.path.exists():
-            return 0
+        step, tensors, told = self._read() if self.path.exists() else (0, {}, [])
+        steps = processes.gathered(torch.tensor([step], device="cpu")).tolist()
+        if len({*steps}) > 1:
+            newest = steps.index(max(steps))
+            step, tensors, told = processes.of_one((step, tensors, told), newest)
+        for number, (training, theirs) in enumerate(zip(trainings, told, strict=False)):
+            _restore(training, _of(tensors, f"{number}//"), theirs)
+        return step
+
+    def _read(self) -> tuple[int, dict[str, Tensor], list[dict[str, Any]]]:
+        """The step, the tensors, and what else is told of each training."""
         with reading(self.path, _FORMAT, "optimize_basis(checkpoint=…)") as (tensors, metadata):
-            found = json.loads(metadata["settings"])
-            for key in sorted({*found, *self._settings}):
-                if found.get(key) != self._settings.get(key):
+            found, mine = json.loads(metadata["settings"]), dict(self._settings)
+            codes = found.pop("code", None), mine.pop("code")
+            for key in sorted({*found, *mine}):
+                if found.get(key) != mine.get(key):
                     raise ValueError(
                         f"The checkpoint {str(self.path)!r} was made with {key}={found.get(key)!r}, but "
-                        f"this run has {key}={self._settings.get(key)!r}: use the same settings and data "
+                        f"this run has {key}={mine.get(key)!r}: use the same settings and data "
                         "to go on, or another path to start anew."
                     )
+            check_code(self.path, *codes)
             progress = json.loads(metadata["progress"])
-            for number, (training, theirs) in enumerate(
-                zip(trainings, progress["trainings"], strict=True)
-            ):
-                _restore(training, _of(tensors, f"{number}//"), theirs)
-            return int(progress["step"])
+            return int(progress["step"]), tensors, progress["trainings"]
 
     def advance(self, trainings: Sequence[Training], step: int, last: bool) -> None:
         """So many steps are done: write, if it is time to.

@@ -39,16 +39,17 @@ class squared_error:
 
     def __call__(self, run: Run) -> Float[Tensor, " batch"]:
         """Raises ValueError where outputs and targets differ in shape."""
-        y = _of(self.targets, run).to(run.output)
-        if y.shape != run.output.shape:
+        output = _wide(run.output)
+        y = _of(self.targets, run).to(output)
+        if y.shape != output.shape:
             raise ValueError(
                 f"The model gave {tuple(run.output.shape)}, but the targets of this batch have shape "
                 f"{tuple(y.shape)}: pass targets [n, outputs], one row for each input."
             )
-        squares = (run.output - y).square()
-        if run.mask is not None and squares.ndim > 2 and squares.shape[:2] == run.mask.shape:
-            squares = squares.flatten(2).masked_fill(~run.mask[..., None].to(squares.device), 0.0)
-        return 0.5 * squares.flatten(1).sum(1)
+        residual = output - y
+        if run.mask is not None and y.ndim > 2 and y.shape[:2] == run.mask.shape:
+            residual = residual.flatten(2).masked_fill(~run.mask[..., None].to(y.device), 0.0)
+        return 0.5 * residual.flatten(1).square().sum(1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +75,7 @@ class classification_loss:
 
     def __call__(self, run: Run) -> Float[Tensor, " batch"]:
         """Raises ValueError for a label that is none of the model's classes."""
-        logits = run.output if run.output.ndim == 2 else _at_last(run)
+        logits = _wide(run.output if run.output.ndim == 2 else _at_last(run))
         y = _of(self.labels, run).to(logits.device).long()
         wrong = ((y < 0) & (y != _NO_LABEL)) | (y >= logits.shape[-1])
         if bool(wrong.any()):
@@ -83,6 +84,11 @@ class classification_loss:
                 f"0..{logits.shape[-1] - 1}."
             )
         return F.cross_entropy(logits, y, reduction="none", ignore_index=_NO_LABEL)
+
+
+def _wide(output: Tensor) -> Tensor:
+    """In float32 or wider: half precision has three digits, or overflows."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _at_last(run: Run) -> Float[Tensor, "batch classes"]:
