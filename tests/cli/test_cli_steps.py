@@ -151,8 +151,6 @@ def test_a_second_round_goes_along_the_first_rounds_basis(steps, tmp_path, best_
     expected = wpca.metric_pca(moments, first + second, damping=0.1).eigenvalues
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
     assert (found - once.eigenvalues).abs().max() > 0.01 * found.max()
-    result = run("basis", file, "--rounds", "2", "--out", tmp_path / "no")
-    assert result.exit_code == 1 and "--rounds 2 is of --method path" in plain(result.output)
 
 
 def test_the_joint_basis_is_of_each_objective(steps, tmp_path, best_model):
@@ -200,12 +198,29 @@ def test_a_joint_basis_needs_gradients_that_can_be_had_again(tmp_path):
     assert result.exit_code == 1 and "of the same objective" in plain(result.output)
 
 
-def test_what_a_basis_does_not_read_is_not_taken(steps, tmp_path):
-    for option, value in (("--max-tokens", "5"), ("--positions", "1:")):
-        line = ["basis", steps / "run", "--method", "metric", option, value]
-        result = run(*line, "--out", tmp_path / "no")
-        assert result.exit_code == 1
-        assert f"{option} is for --method path, joint or trained" in plain(result.output)
+@pytest.mark.parametrize(
+    ("method", "option", "value", "of"),
+    [
+        ("metric", "--max-tokens", "5", "path, joint or trained"),
+        ("metric", "--positions", "1:", "path, joint or trained"),
+        ("metric", "--batch-size", "5", "path, joint or trained"),
+        ("metric", "--device", "cpu", "path, joint or trained"),
+        ("metric", "--steps", "5", "trained"),
+        ("path", "--steps", "5", "trained"),
+        ("metric", "--rounds", "2", "path"),
+        ("trained", "--rounds", "2", "path"),
+        ("pca", "--damping", "0.1", "metric or path"),
+        ("trained", "--damping", "0.1", "metric or path"),
+    ],
+)
+def test_an_option_of_no_basis_that_is_made_is_refused(steps, tmp_path, method, option, value, of):
+    line = ["basis", steps / "run", "--method", method, option, value]
+    result = run(*line, "--out", tmp_path / "no")
+    assert result.exit_code == 1
+    assert f"{option} has no effect without --method {of}: leave it out" in plain(result.output)
+
+
+def test_moments_are_not_ablated(steps, tmp_path):
     result = run("ablate", steps / "run", *FEW, "--out", tmp_path / "no")
     assert result.exit_code == 1 and "make bases of them first" in plain(result.output)
     result = run("collect", "--model", "embedded_slips", "--out", tmp_path / "no")

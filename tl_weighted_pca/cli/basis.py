@@ -73,7 +73,10 @@ def basis(
     ] = "mean",
     damping: Annotated[
         float,
-        typer.Option(min=0, help="Add this share of the metric's mean eigenvalue to its diagonal."),
+        typer.Option(
+            min=0,
+            help="Of 'metric' and 'path': add this share of the metric's mean eigenvalue to its diagonal.",
+        ),
     ] = 0.0,
     rounds: Annotated[
         int,
@@ -117,10 +120,7 @@ def basis(
         first = next(iter(found.values()))
         names = _chosen(first, hook, moments)
         asked = list(dict.fromkeys(method or _possible(first[names[0]])))
-        if rounds > 1 and Method.path not in asked:
-            raise ValueError(
-                f"--rounds {rounds} is of --method path, which is not asked for: add it."
-            )
+        _refuse_unused(output, asked, text)
         makers = _makers(about, damping, seed)
         if set(asked) & set(_OF_A_FURTHER_PASS):
             again = FurtherPass.of(source, text, run, first, how)
@@ -129,9 +129,6 @@ def basis(
                 Method.joint: partial(again.joint, center=about, seed=seed),
                 Method.trained: partial(again.trained, center=about, steps=steps, seed=seed),
             }
-        else:
-            reason = "is for --method path, joint or trained, and none is asked for: leave it out."
-            output.refuse([*vars(text), "positions", "outliers"], reason)
         made = {name: job() for name, job in _jobs(asked, makers, found, names).items()}
         for name, one in made.items():
             one.save(run / f"{name}.safetensors")
@@ -141,6 +138,21 @@ def basis(
             }
             pictures.draw(run / f"{name}.png", partial(_spectra, here))
         show(table(_summary(made)))
+
+
+def _refuse_unused(output: OutputOptions, asked: list[Method], text: DataOptions) -> None:
+    """Refuse options of methods that are not asked for."""
+    passes = [*vars(text), "positions", "outliers", "batch_size", "device"]
+    for options, methods in (
+        (["damping"], (Method.metric, Method.path)),
+        (["rounds"], (Method.path,)),
+        (["steps"], (Method.trained,)),
+        (passes, _OF_A_FURTHER_PASS),
+    ):
+        if not set(methods) & set(asked):
+            *first, last = (method.value for method in methods)
+            words = f"{', '.join(first)} or {last}" if first else last
+            output.refuse(options, f"has no effect without --method {words}: leave it out.")
 
 
 def _spectra(bases: dict[str, Basis], *, interactive: bool = False) -> Any:
