@@ -229,6 +229,25 @@ def test_any_map_has_a_picture(found, change):
     assert len(dims.plot(interactive=True).layout.shapes) == 2 * len(PLACES)
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 1e-9])
+def test_the_whole_width_is_enough_for_any_tolerance(found, tolerance):
+    """There the basis is the identity, up to the rounding of float32, which is no excess."""
+    curves = {}
+    for place, of in found.items():
+        base = of.baseline_per_sequence
+        rows = torch.stack([base + 3, base + 2, base + 1, base * (1 + 1e-7)])
+        curves[place] = dataclasses.replace(of, per_sequence=dict.fromkeys(found.names, rows))
+    dims = dataclasses.replace(found, curves=curves, tolerance=tolerance)
+    for place, rank in dims.smallest_ranks("pca").items():
+        assert rank == rank.low == rank.high == dims[place].width
+    for ax in dims.plot().axes[:2]:
+        assert all(
+            x < 4 for line in ax.lines for x in line.get_xdata()
+        )  # where the last column ends
+    least = dataclasses.replace(dims[PLACES[0]], ranks=[0, 1, 2, 3])
+    assert least.smallest_rank("pca", tolerance) == float("inf")
+
+
 @pytest.mark.parametrize("interactive", [False, True])
 def test_its_page_opens_offline_and_fits(found, visit, tmp_path, interactive):
     hostile = "<script>alert(1)</script>"

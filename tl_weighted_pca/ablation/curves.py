@@ -129,12 +129,15 @@ class AblationCurves:
     ) -> Estimate:
         """min {k : score_b(k) − baseline ≤ tolerance}, over the ranks that were evaluated.
 
-        Infinite where no rank has so small an excess. The interval is that of the same minimum in
-        resampled sequences.
+        Infinite where no rank has so small an excess; that of rank d, where a basis is the identity, is
+        0. The interval is that of the same minimum in resampled sequences.
         """
         at = torch.tensor([*self.ranks, torch.inf], dtype=torch.float64, device="cpu")
 
         def smallest(excess: Tensor) -> Tensor:
+            excess = excess.masked_fill(
+                at[:-1, None] == self.width, 0
+            )  # not what rounding left of it
             enough = torch.cat([excess <= tolerance, torch.ones_like(excess[:1], dtype=torch.bool)])
             return at[enough.byte().argmax(0)]
 

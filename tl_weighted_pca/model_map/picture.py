@@ -95,8 +95,9 @@ def _excess(dimensions: DimensionMap, name: str, rows: Sequence[str]) -> np.ndar
     for s in rows:
         curves = dimensions[s]
         ranks = [round(share * curves.width) for share in dimensions.shares]
-        excess = [score - curves.baseline for score in curves.scores[name]]
-        found.append([excess[curves.ranks.index(k)] for k in ranks])
+        excess = dict(zip(curves.ranks, curves.scores[name], strict=True))
+        # At the whole width there is but rounding.
+        found.append([excess[k] - curves.baseline if k < curves.width else 0.0 for k in ranks])
     return np.array(found)
 
 
