@@ -27,20 +27,23 @@ SEQUENCE = "viridis"
 
 
 METHODS = {
-    "random": ("#8c8c8c", "x", "--"),
     "trained": ("#D55E00", "P", "-"),
     "optimize": ("#D55E00", "P", "-"),
+    "random": ("#8c8c8c", "x", "--"),
     "joint": ("#56B4E9", "X", "-"),
     "path": ("#009E73", "v", "-"),
-    "fisher": ("#0072B2", "^", "-"),
-    "metric": ("#0072B2", "^", "-"),
     "weighted": ("#E69F00", "s", "-"),
     "gradient": ("#CC79A7", "D", "-"),
     "interaction": ("#6A3D9A", "<", "-"),
     "lib": ("#6A3D9A", "<", "-"),
+    "metric": ("#0072B2", "^", "-"),
+    "fisher": ("#0072B2", "^", "-"),
     "pca": ("#000000", "o", "-"),
 }
-"""Colour, marker and dash of a method, by the first of these words that its name has."""
+"""Colour, marker and dash of a method, by the first of these words that its name has.
+
+What a name may also say, such as whose gradients a method is of ("weighted fisher"), comes later.
+"""
 
 
 class Picture(Figure):
