@@ -383,5 +383,7 @@ class TestNumbersThatAreNone:
         name = "blocks.1.hook_resid_post"
         m = wpca.collect(best_model, tokens, name, objective=None, progress=False)[name]
         for use in (wpca.pca(m).encode, wpca.pca(m).project):
-            with pytest.raises(TypeError, match=f"The activations are {what}; expected a tensor"):
+            with pytest.raises(
+                TypeError, match=f"The activations are {what}; expected a torch tensor"
+            ):
                 use(given)
