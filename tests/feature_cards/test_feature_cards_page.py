@@ -81,6 +81,13 @@ def test_a_component_that_never_varies_has_no_deviations_to_count(made):
         (" the", "␣the"), ("\n", "⏎"), ("\t\r", "⇥␍"), ("\u202e", "⟨U+202E⟩"), ("", ""),
         ("\u200b", "⟨U+200B⟩"), ("\u00a0", "⟨U+00A0⟩"), ("é", "é"), ("שלום", "שלום"), ("\ud800", "⟨U+D800⟩"),
         ("\U000e0041", "⟨U+E0041⟩"), ("🙂", "🙂"), ("\x00", "⟨U+0000⟩"),
+        # Of other categories, but drawn as nothing: joiners, fillers, selectors, the blank of Braille.
+        ("\u034f", "⟨U+034F⟩"), ("\u115f\u1160", "⟨U+115F⟩⟨U+1160⟩"), ("\u17b4", "⟨U+17B4⟩"),
+        ("\u180b", "⟨U+180B⟩"), ("\u180f", "⟨U+180F⟩"), ("\u2800", "⟨U+2800⟩"), ("\u3164", "⟨U+3164⟩"),
+        ("\uffa0", "⟨U+FFA0⟩"), ("\ufe00", "⟨U+FE00⟩"), ("a\ufe0f", "a⟨U+FE0F⟩"),
+        ("\U000e0100", "⟨U+E0100⟩"), ("\U000e01ef", "⟨U+E01EF⟩"), (" \ufe0f", "␣⟨U+FE0F⟩"),
+        # A symbol's selector says how it looks; accents show.
+        ("❤\ufe0f", "❤\ufe0f"), ("❤\ufe0f\ufe0f", "❤\ufe0f⟨U+FE0F⟩"), ("e\u0301", "e\u0301"),
     ],
 )  # fmt: skip
 def test_every_character_shows(token, shown):

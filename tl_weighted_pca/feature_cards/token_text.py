@@ -8,6 +8,12 @@ from typing import Any
 
 _SIGNS = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
 
+_DRAWN_AS_NOTHING = {
+    *map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F)),
+    *map(chr, (0x2800, 0x3164, *range(0xFE00, 0xFE10), 0xFFA0, *range(0xE0100, 0xE01F0))),
+}
+"""Unicode's Default_Ignorable letters and marks, and the blank of Braille: no category tells them."""
+
 
 class TokenText:
     """Token ids as strings, each asked of the tokenizer once.
@@ -51,13 +57,18 @@ class TokenText:
 def visible(text: str) -> str:
     """Text in which every character shows: spaces as ␣, line ends as ⏎, what has no shape by its number.
 
-    Marks that change the direction of writing are such, so that a token cannot rearrange a page.
+    Marks that change the direction of writing are such, so that a token cannot rearrange a page. The
+    selector after a symbol, as in ❤️, stays: it says how the symbol looks.
     """
-    return "".join(_SIGNS.get(c) or (_number(c) if _hidden(c) else c) for c in text)
+    pairs = zip(" " + text, text, strict=False)
+    return "".join(_SIGNS.get(c) or (_number(c) if _hidden(c, last) else c) for last, c in pairs)
 
 
-def _hidden(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
+def _hidden(character: str, last: str) -> bool:
+    if character in "\ufe0e\ufe0f" and unicodedata.category(last) == "So":
+        return False
+    without_shape = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
+    return character in _DRAWN_AS_NOTHING or unicodedata.category(character) in without_shape
 
 
 def _number(character: str) -> str:
