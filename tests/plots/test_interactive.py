@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -155,6 +156,15 @@ def test_a_map_is_of_the_excess(curves):
     excess = [float(e) for e in curves.excess("pca")]
     assert list(heats[NAMES.index("pca")].customdata[0]) == pytest.approx(excess)
     assert list(heats[0].x) == ["0", "1/8", "1/2", "1"]
+
+
+def test_columns_that_read_alike_are_not_one(bases):
+    """A category axis merges columns of one name."""
+    dims = replace(mapped(), shares=[0, 0.121, 0.122, 1])
+    assert dims.plot(interactive=True).data[0].x == ("0", "0.121", "0.122", "1")
+    two = {"fisher": bases["metric"], "metric fisher": bases["weighted"]}
+    (heat,) = basis_overlap(two, interactive=True).data
+    assert heat.x == heat.y == tuple(two)
 
 
 def test_a_map_has_the_contour_of_the_png():

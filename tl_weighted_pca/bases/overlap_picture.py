@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from tl_weighted_pca.bases.basis import Basis
-from tl_weighted_pca.bases.names import display_name
+from tl_weighted_pca.bases.names import display_name, display_names
 from tl_weighted_pca.bases.overlap import Side, component_cosines, subspace_overlap
 from tl_weighted_pca.support.figure import (
     MARKERS,
@@ -91,21 +91,15 @@ def _grid(
     )
     width = bases[0].width
     name = f"overlap φ of the top {k} of {width}"
+    names = [[*display_names(named).values()] for named in (rows, columns)]
     if interactive:
-        names = [[*map(display_name, named)] for named in (rows, columns)]
         shown = Grid(grid, names[0], names[1], f"{name} (chance {k / width:.2g})", 0, 1)
         return explorable([Panel("", "", grid=shown)], title=title or "")
     size = max(4.2, 2.6 + 0.55 * len(columns)), max(3.0, 1.6 + 0.45 * len(rows))
     figure, ax = canvas(ax, size)
     _heat(ax, grid, name, chance=k / width)
-    ax.set_xticks(
-        range(len(columns)),
-        [*map(display_name, columns)],
-        rotation=40,
-        ha="right",
-        rotation_mode="anchor",
-    )
-    ax.set_yticks(range(len(rows)), [*map(display_name, rows)])
+    ax.set_xticks(range(len(columns)), names[1], rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), names[0])
     if max(grid.shape) <= _WRITTEN:
         for i, row in enumerate(grid.tolist()):
             for j, value in enumerate(row):

@@ -49,7 +49,7 @@ def plot_dimension_map(
     # No excess, and a tolerance of none, have no logarithm.
     highest = max(1e-6, *(float(v.max()) for v in values.values()))
     lowest = min(max(dimensions.tolerance, highest / 10) / 100, highest / 10)
-    shares = [_share(share) for share in dimensions.shares]
+    shares = _labels(dimensions.shares)
     unit = next(iter(dimensions.values())).unit
     if interactive:
         across = "share of the width kept"
@@ -154,6 +154,16 @@ def _legend(figure: Figure, rows: Sequence[str], tolerance: float) -> None:
     legend.get_title().set_color("white")
 
 
-def _share(share: float) -> str:
+def _labels(shares: Sequence[float]) -> list[str]:
+    """Fractions where they are simple, else two digits, or as many as tell them apart."""
+    for digits in range(2, 18):  # as many as a float has
+        labels = [_share(share, digits) for share in shares]
+        if len(set(labels)) == len(set(shares)):
+            break
+    return labels
+
+
+def _share(share: float, digits: int) -> str:
     fraction = Fraction(share).limit_denominator(64)
-    return str(fraction) if abs(float(fraction) - share) < 1e-9 else f"{share:.2g}"
+    simple = abs(float(fraction) - share) < 1e-9
+    return str(fraction) if simple else f"{share:.{digits}g}"
