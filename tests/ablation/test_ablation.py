@@ -268,6 +268,23 @@ def test_restarts_are_right_with_left_padding(model, tokens, moments):
     assert padded.scores["p"] == pytest.approx(alone.scores["p"], abs=1e-4)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_pads_that_the_model_finds_itself_are_found_in_ablated_passes_too(
+    model, tokens, moments, monkeypatch, turned
+):
+    """HookedTransformer masks pads on the left, but not in a pass that starts half-way."""
+    monkeypatch.setattr(model.tokenizer, "padding_side", "left")
+    padded = tokens[:2].clone()
+    padded[0, :5] = model.tokenizer.pad_token_id
+    data = torch.cat([padded, tokens[2:4]] if turned else [tokens[2:4], padded])
+    bases, options = {"p": wpca.pca(moments)}, {"ranks": [64], "batch_size": 2, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pads without a mask, which the model knows of
+        curves = wpca.ablation_curves(model, data, bases, HOOK, anywhere=True, **options)
+    difference = curves.per_sequence["p"][0] - curves.baseline_per_sequence
+    assert float(difference.abs().max()) < 1e-3  # rank d is the identity
+
+
 class TestCurves:
     @staticmethod
     def curves(n=200, seed=0, gap=0.5):

@@ -12,6 +12,7 @@ from formulas import cosine, next_token_losses, outer_products
 from tl_weighted_pca import logit_probe, next_token_loss, sampled_token_loss, shard
 from tl_weighted_pca.ansatz import feature_ansatz
 from tl_weighted_pca.ansatz.alignment import replaced_cosine
+from tl_weighted_pca.ansatz.weight_ansatz import WeightAnsatz
 from tl_weighted_pca.models.weights import Weight, model_weights
 from tl_weighted_pca.objectives import classification_loss, squared_error
 from tl_weighted_pca.toy import HookedMLP
@@ -366,6 +367,14 @@ def test_each_column_of_the_table_is_its_definition():
         torch.testing.assert_close(row.agop, agop)
     # No other weight has the width of the first's input or the second's; the last has no K after it.
     assert table["other_layers"].isna().all() and math.isnan(table.loc["layers.2.W", "tight_after"])
+
+
+def test_an_unembedding_of_any_vocabulary_has_a_row():
+    """What is squared is as wide as the model, never as the vocabulary: 8 TB here."""
+    matrix = torch.randn(2, 1_000_000, dtype=torch.float64)
+    wide = WeightAnsatz("U", "W_U", 1, "logits", matrix, torch.eye(2).double(), None, None, 5)
+    row = wide.row([], 1.0)
+    assert row["tight_weight"] == pytest.approx(1.0, abs=0.01) and math.isnan(row["left"])
 
 
 def test_other_layers_are_those_of_one_kind_width_and_objective():

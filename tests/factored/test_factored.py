@@ -303,6 +303,8 @@ class TestAsAContainer:
         for convert in (np.asarray, np.array, np.abs, np.sum, lambda x: np.stack([x, x])):
             np.testing.assert_allclose(convert(M), convert(dense.numpy()), rtol=1e-12)
         assert np.asarray(M, dtype=np.float32).dtype == np.float32
+        with_graph = type(M)(M.A.detach().requires_grad_(), M.B)
+        np.testing.assert_array_equal(np.asarray(with_graph), np.asarray(M))
         is_ours(np.float64(2) * M, 2 * dense)
         is_ours(M * np.array(2.0), 2 * dense)
         is_ours(np.array(2.0) * M, 2 * dense)

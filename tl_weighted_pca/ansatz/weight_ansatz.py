@@ -72,8 +72,9 @@ class WeightAnsatz:
         d_in, d_out = self.matrix.shape
         same = [other.gram for other in others if other.gram.shape == gram.shape]
         k = max(1, min(d_in, d_out) // 8)
-        kept = self.matrix.mT @ self.matrix
         before, after = self.before, self.after
+        # Not for an unembedding, which is as wide as the vocabulary.
+        kept = self.matrix.mT @ self.matrix if before is not None or d_out < d_in else gram
         nan = math.nan
 
         def of(gradients: Tensor | None, measure: Callable[[Tensor], float]) -> float:

@@ -53,7 +53,7 @@ def demo(
     progress: Progress = True,
 ) -> None:
     """Compare bases of the embedded model by node ablation, with no network, in
-    under a minute.
+    about a minute.
 
     At one hook point it keeps the top k components of each basis, ablates the
     rest, and measures the model's loss on stories that neither the model nor the

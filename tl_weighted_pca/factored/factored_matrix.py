@@ -203,7 +203,7 @@ class FactoredMatrix(transformer_lens.FactoredMatrix):
             raise ValueError(
                 "The dense product of a FactoredMatrix is a copy: leave out copy=False."
             )
-        return np.asarray(self.AB, dtype)
+        return np.asarray(self.A.detach() @ self.B.detach(), dtype)
 
     # An array to its left asks its __rmatmul__ and __rmul__, and not numpy's.
     __array_priority__ = Tensor.__array_priority__

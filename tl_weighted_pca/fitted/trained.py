@@ -3,7 +3,7 @@
 For a hook point with activations f let f̂_k = μ + (f − μ)E_kD_k, the first k columns of E and rows of
 D = E⁻¹. Training takes Adam to the mean over ranks of
 
-    KL(model ‖ model with f̂_k) / that of the start at k,
+    KL(model ‖ model with f̂_k) / the same at the last evaluation,
 
 one basis for every rank: E = E₀A and D = A⁻¹D₀ in whitened coordinates of a start E₀, D₀, so that rank
 d is the identity at every step.
@@ -77,9 +77,10 @@ def optimize_basis(
     checkpoint_every: int = 50,
     progress: bool = True,
 ) -> Basis | dict[str, Basis]:
-    """argmin over E, D, μ of Σ_k KL(model ‖ model with f ↦ μ + (f − μ)E_kD_k) / that of the start.
+    """argmin over E, D, μ of Σ_k KL(model ‖ model with f ↦ μ + (f − μ)E_kD_k) / that before.
 
-    One basis for every rank, trained through the model: D = E⁻¹, so that rank d is the identity. Only
+    One basis for every rank, trained through the model: D = E⁻¹, so that rank d is the identity. Every
+    rank counts by its ratio to the excess at the last of four evaluations (the start's at first). Only
     what lies downstream of the hook point runs again; the model's parameters stay as they are. The
     best state by the excess on held-out batches is returned, if it is significantly better than the
     start there and at no rank significantly worse. Where the last state is worse, that rank is reset to the

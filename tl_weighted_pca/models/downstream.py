@@ -212,11 +212,24 @@ class Downstream:
 
     def _can_restart(self, name: str, entry: _Entry) -> bool:
         """Whether the model can start again for this hook point: asked once, with and without padding."""
+        if self._masks_itself():
+            return False
         key = (entry, self._run.mask is not None)
         if key not in self._restarts:
             with torch.no_grad():
                 self._restarts[key] = self._restarts_alike(name, entry)
         return self._restarts[key]
+
+    def _masks_itself(self) -> bool:
+        """Whether the model may leave out pads before a sequence that no mask tells of.
+
+        HookedTransformer does, where its tokenizer pads on the left, but not in a pass from a layer on.
+        """
+        inputs, tokenizer = self._run.inputs, getattr(self._model, "tokenizer", None)
+        if self._run.mask is not None or getattr(tokenizer, "padding_side", "right") != "left":
+            return False
+        pad = getattr(tokenizer, "pad_token_id", None)
+        return pad is not None and inputs.ndim == 2 and bool((inputs[:, 0] == pad).any())
 
     def _restarts_alike(self, name: str, entry: _Entry) -> bool:
         """Whether starting at the layer, unedited, gives what the whole model gave: asked of the
