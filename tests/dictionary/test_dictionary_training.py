@@ -15,6 +15,7 @@ from tl_weighted_pca.dictionary import (
     plot_biases,
     train_dictionary,
 )
+from tl_weighted_pca.dictionary.recipe import losses
 from tl_weighted_pca.dictionary.scores import _wide
 from tl_weighted_pca.dictionary.shuffle_buffer import PairStream, Place, shuffled_blocks
 from tl_weighted_pca.moments.second_moment import Provenance
@@ -271,6 +272,14 @@ def test_dictionaries_of_other_dtypes_are_evaluated(best_model, heldout, dtype):
     assert found.l0 == pytest.approx(expected.l0, rel=0.05)
     assert found.attribution_l0 == pytest.approx(expected.attribution_l0, rel=0.05)
     assert plot_biases(dictionary)
+
+
+def test_a_dictionary_of_another_dtype_than_the_gradients_is_trained():
+    dictionary = SparseAutoencoder(6, 9).double()
+    x, g = torch.randn(2, 5, 6)
+    recipe = Recipe(attribution=0.1)
+    found = losses(dictionary, x.double(), g, recipe)[0].total(recipe)
+    assert found == losses(dictionary, x.double(), g.double(), recipe)[0].total(recipe)
 
 
 def test_evaluation_against_the_slow_way(best_model, heldout, moments):

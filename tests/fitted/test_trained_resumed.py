@@ -180,15 +180,16 @@ dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:No training")  # was better in two steps
-def test_a_checkpoint_whose_steps_were_scaled_otherwise_is_refused(
-    best_model, stories, start, tmp_path, monkeypatch
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_checkpoint_of_an_earlier_format_is_refused(
+    best_model, stories, start, tmp_path, monkeypatch, version
 ):
     path, options = tmp_path / "run", {"steps": 2, "batch_size": 8, "progress": False}
     with monkeypatch.context() as before:
         module = "tl_weighted_pca.fitted.training_checkpoint"
-        before.setattr(f"{module}._FORMAT", "tl_weighted_pca.Training/1")
+        before.setattr(f"{module}._FORMAT", f"tl_weighted_pca.Training/{version}")
         wpca.optimize_basis(best_model, stories, start, checkpoint=path, **options)
-    with pytest.raises(ValueError, match="Training/1', expected 'tl_weighted_pca.Training/2'"):
+    with pytest.raises(ValueError, match=f"/{version}', expected 'tl_weighted_pca.Training/3'"):
         wpca.optimize_basis(best_model, stories, start, checkpoint=path, **options)
 
 

@@ -133,11 +133,10 @@ class AblationCurves:
         0. The interval is that of the same minimum in resampled sequences.
         """
         at = torch.tensor([*self.ranks, torch.inf], dtype=torch.float64, device="cpu")
+        whole = at[:-1, None] == self.width  # where all excess is rounding
 
         def smallest(excess: Tensor) -> Tensor:
-            excess = excess.masked_fill(
-                at[:-1, None] == self.width, 0
-            )  # not what rounding left of it
+            excess = excess.masked_fill(whole, 0)
             enough = torch.cat([excess <= tolerance, torch.ones_like(excess[:1], dtype=torch.bool)])
             return at[enough.byte().argmax(0)]
 

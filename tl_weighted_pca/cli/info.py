@@ -165,7 +165,7 @@ _KINDS = {
     "Collection/1": _moments,
     "Basis/1": _basis,
     "Checkpoint/1": _checkpoint,
-    "Training/2": _training,
+    "Training/3": _training,
     "DimensionMap/1": _map,
     "SparseAutoencoder/1": _dictionary,
     "DictionaryCheckpoint/1": _dictionary,

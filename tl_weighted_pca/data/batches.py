@@ -16,13 +16,12 @@ from tl_weighted_pca.data.origin import Origin
 from tl_weighted_pca.data.sharding import Shard
 from tl_weighted_pca.support.whole_numbers import checked_count
 
+_WINDOW = 64
+"""Sequences of mixed lengths are sorted within this many batches, so that little is padding."""
+
 
 class EmptyDataError(ValueError):
     """No sequence at all."""
-
-
-_WINDOW = 64
-"""Sequences of mixed lengths are sorted within this many batches, so that little is padding."""
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,10 @@ def optimize_basis(
     checkpoint_every: int = 50,
     progress: bool = True,
 ) -> Basis | dict[str, Basis]:
-    """argmin over E, D, μ of Σ_k KL(model ‖ model with f ↦ μ + (f − μ)E_kD_k) / that before.
+    """argmin over E, D, μ of Σ_k w_k KL(model ‖ model with f ↦ μ + (f − μ)E_kD_k).
 
-    One basis for every rank, trained through the model: D = E⁻¹, so that rank d is the identity. Every
-    rank counts by its ratio to the excess at the last of four evaluations (the start's at first). Only
+    One basis for every rank, trained through the model: D = E⁻¹, so that rank d is the identity. 1/w_k is
+    the held-out excess at rank k, first the start's, then that of the last of four evaluations. Only
     what lies downstream of the hook point runs again; the model's parameters stay as they are. The
     best state by the excess on held-out batches is returned, if it is significantly better than the
     start there and at no rank significantly worse. Where the last state is worse, that rank is reset to the

@@ -23,8 +23,9 @@ from tl_weighted_pca.support.files import (
 from tl_weighted_pca.support.interrupts import uninterrupted
 from tl_weighted_pca.support.whole_numbers import checked_count
 
-_FORMAT = "tl_weighted_pca.Training/2"
-"""Parameters of the first format mean other bases: its steps were scaled differently."""
+_FORMAT = "tl_weighted_pca.Training/3"
+"""Parameters of the first format mean other bases, with steps scaled differently; the second has no count of
+Adam's steps."""
 
 
 class TrainingCheckpoint:
